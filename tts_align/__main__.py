@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m tts_align``."""
+
+from tts_align.cli import main
+
+if __name__ == "__main__":
+    main()

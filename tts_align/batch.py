@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed, self-checking records that travel from the data to the objectives.
+
+Axis letters, the same in the whole package:
+
+====== =====================================================================
+letter meaning
+====== =====================================================================
+``r``  scored rows (an utterance under a text; a pair is two rows)
+``p``  pairs
+``n``  text tokens of a row, padded
+``s``  speech codes of a row, padded; the end-of-speech token is not one
+``t``  targets of a row, padded: speech codes, fill tokens, end-of-speech
+``m``  real targets of all rows, flat, without padding
+``b``  bins: sequences given to the backbone (padded: one row each; packed: several)
+``l``  positions of a bin
+``v``  speech vocabulary, codes and special tokens
+====== =====================================================================
+
+Masks are Booleans and ``True`` counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+# Not `typing.Self`: the checker of shapes decorates methods one by one and does not know their class.
+RecordT = TypeVar("RecordT", bound="Record")
+
+
+class Record:
+    """A frozen dataclass of tensors that moves as one."""
+
+    def to(self: RecordT, device: torch.device | str, non_blocking: bool = False) -> RecordT:
+        """Return a copy with every tensor on ``device``; everything else is kept as it is."""
+        moved = {
+            field.name: _to(getattr(self, field.name), device, non_blocking)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+    def pin_memory(self: RecordT) -> RecordT:
+        """Return a copy in page-locked memory, so that the copy to a GPU does not wait."""
+        pinned = {
+            field.name: _pin(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+        return dataclasses.replace(self, **pinned)  # type: ignore[type-var]
+
+
+def _to(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, (Tensor, Record)):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, tuple) and value and isinstance(value[0], Record):
+        return tuple(item.to(device, non_blocking) for item in value)
+    return value
+
+
+def _pin(value: Any) -> Any:
+    if isinstance(value, (Tensor, Record)):
+        return value.pin_memory()
+    if isinstance(value, tuple) and value and isinstance(value[0], Record):
+        return tuple(item.pin_memory() for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class Rows(Record):
+    """Rows as the backbone reads them: inputs in bins, and where each target is predicted.
+
+    Padded or packed, unistream or bistream is decided once, when the rows are collated, so that policy, reference and
+    contrast see the same layout. Only real targets are listed, so the speech head runs on nothing else.
+
+    Args:
+        token: ids, each in the embedding table that ``table`` names.
+        table: 0 text, 1 speech, 2 special; see :mod:`tts_align.models.layout`.
+        position: rotary position of each input inside its row.
+        segment: number of the row inside its bin, counted from 1, 0 for padding; ``None`` when every bin is one
+            right-padded row, where a causal mask alone is enough.
+        hidden_index: for each real target the flat index (bin * l + position) of the input that predicts it.
+        target_index: for each real target its flat index (row * t + target) in the padded target matrix.
+        target: speech-vocabulary id of each real target, in the order of ``target_index``.
+        mask: which entries of the target matrix are real.
+        end: which of them are end-of-speech.
+        keys: digest of each row's content and layout: what caches are indexed by.
+    """
+
+    token: Int[Tensor, "b l"]
+    table: Int[Tensor, "b l"]
+    position: Int[Tensor, "b l"]
+    segment: Int[Tensor, "b l"] | None
+    hidden_index: Int[Tensor, " m"]
+    target_index: Int[Tensor, " m"]
+    target: Int[Tensor, " m"]
+    mask: Bool[Tensor, "r t"]
+    end: Bool[Tensor, "r t"]
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without waiting for a device."""
+        if len(self.keys) != self.mask.shape[0]:
+            raise ValueError(f"expected one key for each of the {self.mask.shape[0]} rows, got {len(self.keys)}")
+
+    @property
+    def count(self) -> int:
+        """Number of rows r."""
+        return self.mask.shape[0]
+
+    def scatter(self, values: Float[Tensor, " m"]) -> Float[Tensor, "r t"]:
+        """Put one number per real target into the padded target matrix; padding gets 0."""
+        flat = values.new_zeros(self.mask.numel())
+        return flat.index_put((self.target_index,), values).view(self.mask.shape)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the rows of one optimiser step count up to, over all micro-batches and ranks.
+
+    Known from the plan of the epoch before any of them is scored. Dividing by them, instead of by what a micro-batch
+    happens to hold, makes the gradient independent of how the rows are cut.
+
+    Args:
+        rows: scored rows; a pair counts two.
+        tokens: real targets of all rows.
+        desirable_rows: rows labelled desirable, or chosen.
+        desirable_tokens: real targets of those rows.
+    """
+
+    rows: int
+    tokens: int
+    desirable_rows: int
+    desirable_tokens: int
+
+
+@dataclass(frozen=True)
+class Batch(Record):
+    """One micro-batch of an optimiser step.
+
+    Args:
+        rows: what is scored. For pairs the chosen rows come first, then the rejected ones in the same order.
+        desirable: label of each row; chosen rows are desirable.
+        totals: counts of the whole optimiser step.
+        mismatched: rows whose text belongs to another sentence than their speech, for KTO's reference point: all of
+            this rank's for the whole step on its first micro-batch (one entry per micro-batch), none on the others.
+        first: whether this is the first micro-batch of its optimiser step.
+    """
+
+    rows: Rows
+    desirable: Bool[Tensor, " r"]
+    totals: Totals
+    mismatched: tuple[Rows, ...] = ()
+    first: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that rows and labels belong together."""
+        if self.desirable.shape[0] != self.rows.count:
+            raise ValueError(f"expected one label for each of the {self.rows.count} rows, got {self.desirable.shape[0]}")
+
+
+@dataclass(frozen=True)
+class Scored(Record):
+    """What a model says about rows.
+
+    Args:
+        logp: log-probability of each target given what precedes it; 0 where ``mask`` is ``False``.
+        mask: which targets are real.
+        logits: unnormalised scores at the real targets, when the objective wants distributions.
+    """
+
+    logp: Float[Tensor, "r t"]
+    mask: Bool[Tensor, "r t"]
+    logits: Float[Tensor, "m v"] | None = None
+
+    def sums(self) -> Float[Tensor, " r"]:
+        """Log-probability of each whole row: the sum over its real targets."""
+        return self.logp.sum(-1)
+
+
+@dataclass(frozen=True)
+class Mean(Record):
+    """A mean kept as its parts, so that means over micro-batches and ranks are never means of means.
+
+    Args:
+        total: sum of the values, detached.
+        count: how many values, or the sum of their weights.
+    """
+
+    total: Float[Tensor, ""]
+    count: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, values: Tensor, mask: Tensor | None = None) -> Mean:
+        """Mean of ``values``, where ``mask`` (same shape) is ``True`` or everywhere.
+
+        >>> Mean.of(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False])).value.item()
+        1.5
+        """
+        values = values.detach().float()
+        if mask is None:
+            return cls(values.sum(), values.new_tensor(values.numel()))
+        return cls(torch.where(mask, values, 0.0).sum(), mask.sum().to(values))
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        """Total over count; 0 when nothing was counted."""
+        return self.total / self.count.clamp(min=torch.finfo(self.count.dtype).tiny)

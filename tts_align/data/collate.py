@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From selected utterances to micro-batches: token rows, their mismatched twins, and what a step counts up to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from tts_align.batch import Batch, Totals
+from tts_align.data.mismatch import partners
+from tts_align.data.plan import Indices, Plan
+from tts_align.data.select import Item, Utterance
+from tts_align.models.base import CodecLM
+from tts_align.models.layout import Layout, TokenRow, collate
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All rows of a data set, ready to be put into batches.
+
+    Args:
+        rows: one for each scored utterance.
+        sources: where each comes from.
+        desirable: their labels.
+        items: indices of the rows that stay together, (items, 1) or (items, 2) with the chosen one first.
+        mismatched: for each row its text with the speech of another sentence; empty if not wanted.
+    """
+
+    rows: tuple[TokenRow, ...]
+    sources: tuple[Utterance, ...]
+    desirable: NDArray[np.bool_]
+    items: Indices
+    mismatched: tuple[TokenRow, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        items: Sequence[Item],
+        policy: CodecLM,
+        mismatched: bool = False,
+        bistream_share: float = 0.0,
+        seed: int = 0,
+    ) -> Examples:
+        """Tokenise the texts, and draw once for all what is random: layout and partners.
+
+        Args:
+            items: what :func:`tts_align.data.select.select` gave; all of them with speech codes.
+            policy: knows how text becomes tokens.
+            mismatched: also make the mismatched rows.
+            bistream_share: probability that a row long enough for it is arranged bistream.
+            seed: of the draws.
+        """
+        sources = tuple(utterance for item in items for utterance in item)
+        known: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
+        rows = []
+        for source in sources:
+            key = (source.row.text, source.row.speaker)
+            if key not in known:
+                known[key] = policy.encode_text(*key)
+            text, prefix = known[key]
+            rows.append(_arranged(TokenRow(text, source.sound.speech, prefix), policy.layout, bistream_share, seed))
+        if bistream_share > 0 and not any(policy.layout.can_bistream(row) for row in rows):
+            raise ValueError("bistream_share has no effect: no row has enough speech for its text; set it to 0")
+        return cls(
+            rows=tuple(rows),
+            sources=sources,
+            desirable=np.asarray([source.desirable for source in sources], bool),
+            items=np.arange(len(sources)).reshape(len(items), -1),
+            mismatched=_mismatched(rows, policy.layout, bistream_share, seed) if mismatched else (),
+        )
+
+    def tokens(self, layout: Layout) -> Indices:
+        """Backbone positions of each item."""
+        count = np.asarray([layout.input_count(row) for row in self.rows])
+        return count[self.items].sum(1)
+
+
+def _arranged(row: TokenRow, layout: Layout, share: float, seed: int) -> TokenRow:
+    """Decide between unistream and bistream by the row's content, so that every model and every run agrees."""
+    if share <= 0 or not layout.can_bistream(row):
+        return row
+    digest = hashlib.blake2b(f"{seed} {layout.key(row)}".encode(), digest_size=8).digest()
+    return replace(row, bistream=int.from_bytes(digest, "big") < share * 2**64)
+
+
+def _mismatched(rows: Sequence[TokenRow], layout: Layout, share: float, seed: int) -> tuple[TokenRow, ...]:
+    # The voice is left out of the comparison: one sentence in two voices is still one sentence.
+    texts = [row.text[row.prefix :] for row in rows]
+    partner = partners(texts, [len(row.speech) for row in rows], seed)
+    return tuple(
+        _arranged(TokenRow(row.text, rows[other].speech, row.prefix), layout, share, seed)
+        for row, other in zip(rows, partner.tolist(), strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank scores at once, as row indices.
+
+    Args:
+        rows: the rows, chosen before rejected.
+        totals: counts of the whole optimiser step.
+        first: whether it is the first of its step on this rank.
+        mismatched: on the first one, the rows of each of the step's micro-batches whose mismatched twins are scored.
+    """
+
+    rows: tuple[int, ...]
+    totals: Totals
+    first: bool = True
+    mismatched: tuple[tuple[int, ...], ...] = ()
+
+
+class MicroBatches(Dataset[Batch]):
+    """Collates micro-batches; the index is the plan's, so workers need no state."""
+
+    def __init__(self, examples: Examples, layout: Layout, packed: bool) -> None:
+        self.examples, self.layout, self.packed = examples, layout, packed
+
+    def __len__(self) -> int:
+        return len(self.examples.items)
+
+    def __getitem__(self, micro: MicroBatch) -> Batch:
+        """Collate the rows of one micro-batch."""
+        examples = self.examples
+        return Batch(
+            rows=collate([examples.rows[i] for i in micro.rows], self.layout, self.packed),
+            desirable=torch.from_numpy(examples.desirable[list(micro.rows)]),
+            totals=micro.totals,
+            mismatched=tuple(
+                collate([examples.mismatched[i] for i in rows], self.layout, self.packed) for rows in micro.mismatched
+            ),
+            first=micro.first,
+        )
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Where training stands."""
+
+    @property
+    def done(self) -> int:
+        """Micro-batches this rank has trained on since the beginning, over all epochs."""
+
+    def resume(self) -> None:
+        """Make sure that training can go on from here."""
+
+
+class PlanSampler(DistributedSampler[MicroBatch]):
+    """This rank's micro-batches, from where training stands.
+
+    It is a ``DistributedSampler`` so that Lightning leaves it alone: the plan already knows the ranks.
+
+    Args:
+        plan: cuts the epochs.
+        examples: what is cut.
+        targets: predicted tokens of each row.
+        rank: this process.
+        world: number of processes.
+        accumulate: micro-batches of a step on one rank.
+        steps: optimiser steps after which the next epoch begins; by default all of the plan's.
+        progress: where training stands; by default at the beginning of the epoch that ``set_epoch`` names.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        examples: Examples,
+        targets: Indices,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        steps: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(range(len(examples.items)), num_replicas=world, rank=rank)  # type: ignore[arg-type]
+        self.plan, self.examples, self.targets = plan, examples, targets
+        self.world, self.accumulate = world, accumulate
+        self.steps = plan.steps_per_epoch if steps is None else steps
+        self.progress = progress
+
+    def __len__(self) -> int:
+        """Micro-batches of a whole epoch of the plan on this rank; Lightning's limits are applied to this number."""
+        return self.plan.steps_per_epoch * self.accumulate
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch, a resumed one too."""
+        super().set_epoch(epoch)
+        if self.progress is not None:
+            self.progress.resume()
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        length = self.steps * self.accumulate
+        epoch, position = divmod(self.epoch * length if self.progress is None else self.progress.done, length)
+        step, inside = divmod(position, self.accumulate)
+        for items in self.plan.steps(epoch)[step : self.steps]:
+            yield from self.step(items)[inside:]
+            inside = 0
+
+    def step(self, items: Indices) -> list[MicroBatch]:
+        """This rank's micro-batches of one optimiser step."""
+        dealt = self.plan.deal(items, self.world, self.accumulate)
+        mine = tuple(tuple(self.examples.items[ranks[self.rank]].T.ravel().tolist()) for ranks in dealt)
+        totals = self._totals(items)
+        twins = mine if self.examples.mismatched else ()
+        return [MicroBatch(rows, totals, i == 0, twins if i == 0 else ()) for i, rows in enumerate(mine)]
+
+    def _totals(self, items: Indices) -> Totals:
+        rows = self.examples.items[items].ravel()
+        targets, desirable = self.targets[rows], self.examples.desirable[rows]
+        return Totals(len(rows), int(targets.sum()), int(desirable.sum()), int(targets[desirable].sum()))

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Lightning data module: a manifest in, micro-batches out, the same ones however often training is interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+
+from tts_align.data.collate import Examples, PlanSampler
+from tts_align.data.encode import encode_audio
+from tts_align.data.manifest import read_manifest
+from tts_align.data.plan import Plan
+from tts_align.data.select import Utterance, select, usable
+from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
+from tts_align.models.base import CodecLM, SpeechTokenizer
+from tts_align.models.layout import TokenRow
+from tts_align.objectives.base import Reads
+
+
+class AlignData(LightningDataModule):
+    """Utterances marked good or bad, as the objective reads them.
+
+    Exactly one of ``rows_per_step`` and ``tokens_per_step`` is given; both count one optimiser step over all devices
+    and accumulated micro-batches together, so the result does not depend on how many there are.
+
+    Args:
+        manifest: training rows: a .jsonl or .parquet file, a directory of Parquet shards, or a demo: name.
+        validation: rows the loss is watched on, likewise.
+        reads: which rows the objective can use; follows the objective.
+        wants_mismatched: whether the objective compares with speech of another sentence; follows the objective.
+        rows_per_step: rows in one optimiser step; a pair is two rows.
+        tokens_per_step: instead, about so many text and speech tokens.
+        bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
+            padding; 1 turns it off.
+        seed: of shuffling, pairing and every other draw.
+        on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
+        paired_only: of labelled rows use only those that stand in pairs.
+        bistream_share: share of long enough rows whose text and speech are interleaved.
+        flip_labels: train on the opposite labels.
+        max_rows: use so many manifest rows, drawn by the seed; for trials.
+        tokenizer: makes speech tokens of recordings, for rows that have no speech tokens.
+        num_workers: processes that prepare batches; 0 for the training process itself.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        validation: str | None = None,
+        reads: Reads = Reads.SPEECH,
+        wants_mismatched: bool = False,
+        rows_per_step: int | None = None,
+        tokens_per_step: int | None = None,
+        bucket_steps: int = 8,
+        seed: int = 0,
+        on_bad_row: Literal["stop", "drop"] = "stop",
+        paired_only: bool = False,
+        bistream_share: float = 0.0,
+        flip_labels: bool = False,
+        max_rows: int | None = None,
+        tokenizer: SpeechTokenizer | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        faults = []
+        if (rows_per_step is None) == (tokens_per_step is None):
+            faults.append("give exactly one of data.rows_per_step and data.tokens_per_step")
+        if not 0 <= bistream_share <= 1:
+            faults.append(f"data.bistream_share must lie in 0..1, got {bistream_share}")
+        if max_rows is not None and max_rows < 1:
+            faults.append(f"data.max_rows must be at least 1, got {max_rows}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        self.manifest, self.validation = manifest, validation
+        self.reads, self.wants_mismatched = reads, wants_mismatched
+        self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
+        self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
+        self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
+        self.tokenizer, self.num_workers = tokenizer, num_workers
+        self._splits: dict[str, Split] = {}
+        self._restored: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the manifests for the policy being trained."""
+        if stage in ("fit", "validate"):
+            assert self.trainer is not None
+            self.prepare(self.trainer.lightning_module.policy)  # type: ignore[arg-type]
+
+    def prepare(self, policy: CodecLM) -> None:
+        """Read, check, select and tokenise; does nothing the second time.
+
+        Args:
+            policy: knows how text becomes tokens, and how rows are arranged.
+        """
+        if "train" not in self._splits:
+            self._splits["train"] = self._split(self.manifest, policy, training=True)
+        if self.validation is not None and "validation" not in self._splits:
+            self._splits["validation"] = self._split(self.validation, policy, training=False)
+
+    def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
+        manifest = read_manifest(path, self.on_bad_row, codes=policy.layout.codes)
+        rows = encode_audio(manifest, self.tokenizer)
+        if training and self.max_rows is not None:
+            kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
+            rows = tuple(rows[i] for i in np.sort(kept))
+        try:
+            items = select(rows, self.reads, self.paired_only, self.flip_labels, self.seed)
+            examples = Examples.of(items, policy, self.wants_mismatched, self.bistream_share, self.seed)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        plan = Plan(
+            tokens=examples.tokens(policy.layout),
+            rows_per_item=examples.items.shape[1],
+            rows_per_step=self.rows_per_step,
+            tokens_per_step=self.tokens_per_step,
+            bucket_steps=self.bucket_steps,
+            seed=self.seed,
+            shuffle=training,
+        )
+        targets = np.asarray([policy.layout.target_count(row) for row in examples.rows])
+        rank_zero_info(f"{path}\n{usable(rows, self.seed)}\nused here: {len(examples.rows)} rows as {self.reads}")
+        keys = tuple(map(policy.layout.key, examples.rows))
+        return Split(examples, plan, targets, policy.layout, policy.packed, keys)
+
+    def train_dataloader(self) -> AlignLoader:
+        """This rank's micro-batches, from where training stands."""
+        split = self._splits["train"]
+        assert self.trainer is not None
+        world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        split.plan.check(world, accumulate)
+        steps = limited_steps(split.plan.steps_per_epoch, accumulate, self.trainer.limit_train_batches)
+        rank_zero_info(
+            f"{steps} optimiser steps per epoch; "
+            f"padding to the longest row would cost {split.padding(world, accumulate):.2f} times the useful tokens"
+            + ("; rows are packed instead" if split.packed else "")
+        )
+        sampler = PlanSampler(
+            plan=split.plan,
+            examples=split.examples,
+            targets=split.targets,
+            rank=self.trainer.global_rank,
+            world=world,
+            accumulate=accumulate,
+            steps=steps,
+            progress=TrainerProgress(self.trainer, self._check_restored),
+        )
+        return split.loader(sampler, self.num_workers, self._pin_memory)
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Every validation row once, in an order that never changes."""
+        split = self._splits.get("validation")
+        if split is None:
+            # Lightning asks whether this was the intention: it was.
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+            return []
+        assert self.trainer is not None
+        split.plan.check(self.trainer.world_size, 1)
+        sampler = PlanSampler(
+            split.plan, split.examples, split.targets, self.trainer.global_rank, self.trainer.world_size
+        )
+        return split.loader(sampler, self.num_workers, self._pin_memory)
+
+    def test_dataloader(self) -> EVAL_DATALOADERS:
+        """Test sentences are the module's: what is spoken does not come from the manifest."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module.test_dataloader()
+
+    @property
+    def _pin_memory(self) -> bool:
+        assert self.trainer is not None
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """Labels of the training rows, as they are used: flipped if they are to be flipped."""
+        return self._splits["train"].examples.desirable
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of a whole training epoch."""
+        return self._splits["train"].plan.steps_per_epoch
+
+    def rows(self, split: Literal["train", "validation", "all"] = "all") -> dict[str, TokenRow]:
+        """Every distinct row that will be scored, mismatched ones included, by its key: what a cache must hold."""
+        found: dict[str, TokenRow] = {}
+        for one in self._chosen(split):
+            for row in (*one.examples.rows, *one.examples.mismatched):
+                found.setdefault(one.layout.key(row), row)
+        return found
+
+    def sources(self, split: Literal["train", "validation", "all"] = "all") -> dict[str, Utterance]:
+        """By key, the utterance and manifest row (spans, scores) behind each row; mismatched ones have none."""
+        return {
+            key: source
+            for one in self._chosen(split)
+            for key, source in zip(one.keys, one.examples.sources, strict=True)
+        }
+
+    def _chosen(self, split: str) -> list[Split]:
+        return [one for name, one in self._splits.items() if split in (name, "all")]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the position in the data depends on; the number of devices is not part of it."""
+        split = self._splits.get("train")
+        if split is None or self.trainer is None:
+            return {}
+        knobs = ("rows_per_step", "tokens_per_step", "bucket_steps", "seed", "flip_labels")
+        return {f"data.{name}": getattr(self, name) for name in knobs} | {
+            "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "trainer.limit_train_batches": self.trainer.limit_train_batches,
+            "data.reads": str(self.reads),
+            "rows and their layout": hashlib.blake2b("".join(split.keys).encode(), digest_size=16).hexdigest(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember it until training goes on."""
+        self._restored = dict(state_dict)
+
+    def _check_restored(self) -> None:
+        now = self.state_dict()
+        changed = [f"{name} was {old}, is {now[name]}" for name, old in self._restored.items() if old != now.get(name)]
+        if changed:
+            raise ValueError(
+                "the checkpoint was made with other data, training cannot continue where it was: "
+                f"{'; '.join(changed)}. Set it back, or begin anew from the saved weights (model.policy)"
+            )

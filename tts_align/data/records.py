@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a manifest holds: typed rows, and the faults found in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One utterance, as codes, as a recording, or both.
+
+    Args:
+        speech: speech codes without end-of-speech; empty when there is only a recording.
+        audio: path of a recording, relative to the manifest; empty when there are only codes.
+    """
+
+    speech: tuple[int, ...] = ()
+    audio: str = ""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A marked place in the text and how it may be read.
+
+    Args:
+        start: first character.
+        end: character after the last.
+        right: readings that are right here, in kana.
+        wrong: readings that the same characters have elsewhere.
+    """
+
+    start: int
+    end: int
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two utterances of one sentence, the better one first."""
+
+    chosen: Sound
+    rejected: Sound
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a manifest: an utterance, labelled or not, or a pair of them.
+
+    Args:
+        id: unique in the manifest.
+        text: what is said.
+        language: code of the language, may be empty.
+        speaker: name of the voice, may be empty.
+        speech: codes of the utterance; empty in a pair or when there is only a recording.
+        audio: path of the recording, relative to the manifest; may be empty.
+        desirable: the label, ``None`` without one.
+        pair: two utterances instead of one.
+        spans: marked places in the text.
+        scores: numbers that judges gave.
+        notes: words that judges gave, such as what was heard.
+    """
+
+    id: str
+    text: str
+    language: str = ""
+    speaker: str = ""
+    speech: tuple[int, ...] = ()
+    audio: str = ""
+    desirable: bool | None = None
+    pair: Pair | None = None
+    spans: tuple[Span, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> tuple[str, str, str]:
+        """Text, language and speaker: rows that share all three are utterances of one sentence."""
+        return self.text, self.language, self.speaker
+
+    @property
+    def sounds(self) -> tuple[Sound, ...]:
+        """The utterance, or chosen and rejected."""
+        return (Sound(self.speech, self.audio),) if self.pair is None else (self.pair.chosen, self.pair.rejected)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a manifest.
+
+    Args:
+        where: file and line (JSONL) or file and row (Parquet), counted from 1.
+        what: what was expected, what came, what to change.
+    """
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class ManifestError(ValueError):
+    """A manifest cannot be used; ``faults`` holds all reasons, the message the first of them."""
+
+    def __init__(self, path: Path | str, faults: Sequence[Fault], shown: int = 20) -> None:
+        self.faults = tuple(faults)
+        lines = [f"  {fault}" for fault in self.faults[:shown]]
+        if len(self.faults) > shown:
+            lines.append(f"  ... and {len(self.faults) - shown} more")
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        hint = "mend these rows, or leave them out with on_bad_row: drop"
+        super().__init__("\n".join([f"{path}: {count}; {hint}", *lines]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows that were read, and what was wrong with the others.
+
+    Args:
+        path: the file or directory.
+        rows: the rows without fault.
+        dropped: faults of the rows left out; a row may have several.
+        dropped_rows: how many rows were left out.
+        ignored: columns that are not known and not looked at.
+    """
+
+    path: Path
+    rows: tuple[Row, ...]
+    dropped: tuple[Fault, ...] = ()
+    dropped_rows: int = 0
+    ignored: tuple[str, ...] = ()
+
+    def find(self, audio: str) -> Path:
+        """Where a recording lies."""
+        return folder(self.path) / audio
+
+
+def folder(path: Path) -> Path:
+    """The directory that the paths in a manifest start from."""
+    return path if path.is_dir() else path.parent

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One manifest, read, selected and planned: training or validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from tts_align.batch import Batch
+from tts_align.data.collate import Examples, MicroBatches, PlanSampler
+from tts_align.data.plan import Indices, Plan
+from tts_align.models.layout import Layout
+
+
+class AlignLoader(DataLoader[Batch]):
+    """Begins to read when the first batch is asked for, and says that it is resumable.
+
+    Lightning makes the iterator of an interrupted epoch before it has restored where training stood; reading the
+    position that early would start the epoch from its beginning.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches from where training stands."""
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the trainer's own progress is enough."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class TrainerProgress:
+    """Where a trainer stands.
+
+    Args:
+        trainer: whose fit loop counts.
+        check: raises when training cannot go on with these data.
+    """
+
+    def __init__(self, trainer: Trainer, check: Callable[[], None]) -> None:
+        self.batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+        self.accumulate, self.check = trainer.accumulate_grad_batches, check
+
+    @property
+    def done(self) -> int:
+        """Micro-batches trained on since the beginning, over all epochs."""
+        return self.batches.total.processed
+
+    def resume(self) -> None:
+        """Go back to the beginning of the optimiser step.
+
+        A checkpoint from inside a step has lost the gradients of its first micro-batches: they are computed again.
+        """
+        if self.done:
+            self.check()
+        inside = self.done % self.accumulate
+        for counts in (self.batches.total, self.batches.current):
+            counts.increment_by(-inside)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one manifest and their plan.
+
+    Args:
+        examples: the rows.
+        plan: which of them meet.
+        targets: predicted tokens of each row.
+        layout: of the policy.
+        packed: whether the policy wants several rows in a bin.
+        keys: digest of each row.
+    """
+
+    examples: Examples
+    plan: Plan
+    targets: Indices
+    layout: Layout
+    packed: bool
+    keys: tuple[str, ...]
+
+    def loader(self, sampler: PlanSampler, workers: int, pin_memory: bool) -> AlignLoader:
+        """Batches in the order of ``sampler``."""
+        data = MicroBatches(self.examples, self.layout, self.packed)
+        return AlignLoader(
+            data,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=pin_memory,
+        )
+
+    def padding(self, world: int, accumulate: int, steps: int = 50) -> float:
+        """Backbone positions over useful ones when each row is padded to the longest of its micro-batch."""
+        lengths = np.asarray([self.layout.input_count(row) for row in self.examples.rows])
+        padded = useful = 0
+        for items in self.plan.steps(0)[:steps]:
+            for ranks in self.plan.deal(items, world, accumulate):
+                for dealt in ranks:
+                    rows = lengths[self.examples.items[dealt].ravel()]
+                    padded, useful = padded + rows.max() * len(rows), useful + rows.sum()
+        return float(padded / useful)
+
+
+def limited_steps(steps: int, accumulate: int, limit: int | float) -> int:
+    """Optimiser steps of an epoch under ``trainer.limit_train_batches``, which counts micro-batches."""
+    batches = steps * accumulate
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if batches % accumulate:
+        raise ValueError(
+            f"an epoch of {batches} micro-batches (trainer.limit_train_batches or fast_dev_run) ends inside an "
+            f"optimiser step: make it a multiple of trainer.accumulate_grad_batches, {accumulate}"
+        )
+    return max(batches // accumulate, 1)

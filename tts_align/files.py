@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all, and lines of JSON that say where they are wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A scratch file beside ``path`` that takes its place when the block ends well, and is removed when it does not.
+
+    The scratch file keeps the suffix of ``path``, for writers that go by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, indented, atomically."""
+    with written_atomically(path) as scratch:
+        scratch.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def json_line(row: Any) -> str:
+    """One row as a line of JSON, with its line end."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> int:
+    """Write one JSON document per line, atomically; return how many."""
+    count = 0
+    with written_atomically(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json_line(row))
+            count += 1
+    return count
+
+
+def read_json_lines(path: Path, cut_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (from 1) and object of each line that is not blank.
+
+    Args:
+        path: the file.
+        cut_tail: silently leave out a last line without a line end: its writer was killed.
+
+    Raises:
+        ValueError: a line is not a JSON object; the message names file and line.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip() or (cut_tail and not line.endswith("\n")):
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected an object with columns, got {type(row).__name__}")
+            yield number, row

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a judge is given and what it answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Reading(StrEnum):
+    """Which reading of the marked word was heard."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    NEITHER = "neither"
+    UNMARKED = "unmarked"
+    """The sentence marks no word."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What should have been said.
+
+    Args:
+        text: the sentence as written.
+        transcripts: reading of the marked word -> transcript of the whole sentence in the judge's script; a sentence
+            without a marked word has one entry, under the empty reading.
+        right: the readings that are right here.
+    """
+
+    text: str
+    transcripts: Mapping[str, str] = field(default_factory=dict)
+    right: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One utterance to judge; a judge uses the sound or the tokens.
+
+    Args:
+        speech: speech codes.
+        waveform: sound in [-1, 1], or ``None`` when the judge reads codes.
+        sample_rate: of the waveform in Hz, 0 without one.
+        speaker: name of the voice.
+    """
+
+    speech: Int[Tensor, " s"]
+    waveform: Float[Tensor, " time"] | None
+    sample_rate: int
+    speaker: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one utterance.
+
+    Args:
+        transcript: what it heard.
+        reading: which reading of the marked word.
+        cer: character error rate against the transcript with the right reading (the nearest of them, if several).
+        nearest_cer: against the nearest of all readings: intelligibility apart from the reading.
+        margin: log-likelihood of the best right reading minus that of the best wrong one, in nats; NaN if the judge
+            gives none.
+        target_share: where the marked word begins and ends, as shares of the utterance's length; ``None`` if unknown.
+    """
+
+    transcript: str
+    reading: Reading
+    cer: float
+    nearest_cer: float
+    margin: float = float("nan")
+    target_share: tuple[float, float] | None = None
+
+
+class Judge(nn.Module, ABC):
+    """Listens to utterances and compares them with what should have been said."""
+
+    hears: ClassVar[bool] = True
+    """Whether it needs waveforms; ``False`` for a judge that reads codes."""
+
+    @abstractmethod
+    def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:
+        """One verdict per utterance; an utterance's verdict does not depend on its neighbours."""

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How text and speech tokens stand in one sequence, and where each speech token is predicted.
+
+Unistream: ``[sos, text.., task, speech..]`` predicts ``[speech.., end]`` from the task token on. Bistream: blocks of
+``text_block`` text and ``speech_block`` speech tokens interleaved, each block closed by a predicted fill token, the rest
+as in unistream. Special ids follow the two published families of checkpoints (CosyVoice2, arXiv 2412.10117, and
+CosyVoice 3, arXiv 2505.17589).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tts_align.batch import Rows
+
+TEXT, SPEECH, SPECIAL = 0, 1, 2
+Family = Literal["cosyvoice2", "cosyvoice3"]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row before it is arranged.
+
+    Args:
+        text: ids of the text tokens, the prefix included.
+        speech: codes without end-of-speech.
+        prefix: how many leading text tokens (voice, instruction) always stay in front of the speech.
+        bistream: whether text and speech are interleaved; drawn once per row by the data.
+    """
+
+    text: tuple[int, ...]
+    speech: tuple[int, ...]
+    prefix: int = 0
+    bistream: bool = False
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """One arranged row: parallel inputs and tables, and (position, target id) of what is predicted."""
+
+    token: list[int]
+    table: list[int]
+    predicted_at: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ids and block sizes of one family of models.
+
+    Args:
+        family: which published arrangement of special ids is followed.
+        codes: number of speech codes V.
+        text_block: text tokens in a bistream block.
+        speech_block: speech tokens in a bistream block.
+    """
+
+    family: Family
+    codes: int
+    text_block: int = 5
+    speech_block: int = 15
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the speech embedding and outputs of the head."""
+        return self.codes + (3 if self.family == "cosyvoice2" else 200)
+
+    @property
+    def end(self) -> int:
+        """End-of-speech, a target only."""
+        return self.codes + (0 if self.family == "cosyvoice2" else 1)
+
+    @property
+    def fill(self) -> int:
+        """What closes a bistream block, a target only."""
+        return self.codes + (2 if self.family == "cosyvoice2" else 3)
+
+    @property
+    def sos(self) -> tuple[int, int]:
+        """Start of sequence as (id, table)."""
+        return (0, SPECIAL) if self.family == "cosyvoice2" else (self.codes, SPEECH)
+
+    @property
+    def task(self) -> tuple[int, int]:
+        """Turn from text to speech as (id, table)."""
+        return (1, SPECIAL) if self.family == "cosyvoice2" else (self.codes + 2, SPEECH)
+
+    def can_bistream(self, row: TokenRow) -> bool:
+        """Whether there is enough speech for the text to interleave them (strictly more than 15 : 5)."""
+        words = len(row.text) - row.prefix
+        return words > 0 and len(row.speech) * self.text_block > words * self.speech_block
+
+    def prompt(self, text: Sequence[int], speech: Sequence[int] = ()) -> tuple[list[int], list[int]]:
+        """Ids and tables of what precedes the speech to be generated."""
+        (sos, sos_table), (task, task_table) = self.sos, self.task
+        token = [sos, *text, task, *speech]
+        return token, [sos_table, *[TEXT] * len(text), task_table, *[SPEECH] * len(speech)]
+
+    def arrange(self, row: TokenRow) -> Arranged:
+        """Arrange one row.
+
+        Raises:
+            ValueError: a code is outside the codebook, or bistream was asked of a row too short for it.
+        """
+        if row.speech and not 0 <= min(row.speech) <= max(row.speech) < self.codes:
+            raise ValueError(
+                f"speech codes must lie in 0..{self.codes - 1}, got {min(row.speech)}..{max(row.speech)}: "
+                "were they made by another tokenizer?"
+            )
+        if row.bistream and not self.can_bistream(row):
+            raise ValueError(
+                f"a bistream row needs more than {self.speech_block} speech tokens per {self.text_block} text tokens, "
+                f"got {len(row.speech)} for {len(row.text) - row.prefix}"
+            )
+        return self._bistream(row) if row.bistream else self._unistream(row)
+
+    def _unistream(self, row: TokenRow) -> Arranged:
+        token, table = self.prompt(row.text, row.speech)
+        first = 1 + len(row.text)  # the task token predicts the first code
+        target = [*row.speech, self.end]
+        return Arranged(token, table, list(range(first, first + len(target))), target)
+
+    def _bistream(self, row: TokenRow) -> Arranged:
+        prefix, words = row.text[: row.prefix], row.text[row.prefix :]
+        blocks = len(words) // self.text_block
+        token, table = [self.sos[0], *prefix], [self.sos[1], *[TEXT] * len(prefix)]
+        at: list[int] = []
+        target: list[int] = []
+        for block in range(blocks):
+            text = words[block * self.text_block : (block + 1) * self.text_block]
+            speech = row.speech[block * self.speech_block : (block + 1) * self.speech_block]
+            token += [*text, *speech]
+            table += [TEXT] * len(text) + [SPEECH] * len(speech)
+            target += [*speech, self.fill]  # the block's last text token predicts its first code
+            at += range(len(token) - len(speech) - 1, len(token))
+        tail = row.speech[blocks * self.speech_block :]
+        token += [*words[blocks * self.text_block :], self.task[0], *tail]
+        table += [TEXT] * (len(words) % self.text_block) + [self.task[1]] + [SPEECH] * len(tail)
+        at += range(len(token) - len(tail) - 1, len(token))
+        target += [*tail, self.end]
+        return Arranged(token, table, at, target)
+
+    def target_count(self, row: TokenRow) -> int:
+        """How many targets the row has: codes, fills and end-of-speech."""
+        words = len(row.text) - row.prefix
+        return len(row.speech) + 1 + (words // self.text_block if row.bistream else 0)
+
+    def input_count(self, row: TokenRow) -> int:
+        """How many positions the row takes in the backbone: sos, text, task and speech."""
+        return len(row.text) + len(row.speech) + 2
+
+    def key(self, row: TokenRow) -> str:
+        """Digest of everything in the row and its layout that changes a model's numbers."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self, row)).encode())
+        return digest.hexdigest()
+
+
+def collate(token_rows: Sequence[TokenRow], layout: Layout, packed: bool = False) -> Rows:
+    """Arrange rows and put them into bins: one right-padded row each, or as many as fit.
+
+    A packed bin is as long as the longest row needs, so that attention stays short; rows keep their own positions and
+    never see each other.
+
+    Args:
+        token_rows: the rows, at least one.
+        layout: ids and blocks of the model.
+        packed: several rows in a bin instead of padding.
+
+    Returns:
+        The rows, on the CPU.
+    """
+    if not token_rows:
+        raise ValueError("expected at least one row to collate, got none")
+    arranged = [layout.arrange(row) for row in token_rows]
+    bins = _pack([len(row.token) for row in arranged]) if packed else [[i] for i in range(len(arranged))]
+    length = max(sum(len(arranged[i].token) for i in members) for members in bins)
+    width = max(len(row.target) for row in arranged)
+    token, table, position, segment = (np.zeros((len(bins), length), np.int64) for _ in range(4))
+    mask = np.zeros((len(arranged), width), bool)
+    target = np.zeros((len(arranged), width), np.int64)
+    hidden = np.zeros((len(arranged), width), np.int64)
+    for bin_index, members in enumerate(bins):
+        start = 0
+        for number, row_index in enumerate(members, start=1):
+            row = arranged[row_index]
+            inside = slice(start, start + len(row.token))
+            token[bin_index, inside], table[bin_index, inside] = row.token, row.table
+            position[bin_index, inside], segment[bin_index, inside] = np.arange(len(row.token)), number
+            mask[row_index, : len(row.target)] = True
+            target[row_index, : len(row.target)] = row.target
+            hidden[row_index, : len(row.target)] = bin_index * length + start + np.asarray(row.predicted_at)
+            start += len(row.token)
+    return Rows(
+        token=torch.from_numpy(token),
+        table=torch.from_numpy(table),
+        position=torch.from_numpy(position),
+        segment=torch.from_numpy(segment) if packed else None,
+        hidden_index=torch.from_numpy(hidden[mask]),
+        target_index=torch.from_numpy(np.flatnonzero(mask)),
+        target=torch.from_numpy(target[mask]),
+        mask=torch.from_numpy(mask),
+        end=torch.from_numpy(mask & (target == layout.end)),
+        keys=tuple(layout.key(row) for row in token_rows),
+    )
+
+
+def _pack(lengths: Sequence[int]) -> list[list[int]]:
+    """First-fit decreasing into bins as long as the longest row."""
+    capacity = max(lengths)
+    bins: list[list[int]] = []
+    room: NDArray[np.int64] = np.zeros(0, np.int64)
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = np.flatnonzero(room >= lengths[row])
+        if len(fits):
+            bins[fits[0]].append(row)
+            room[fits[0]] -= lengths[row]
+        else:
+            bins.append([row])
+            room = np.append(room, capacity - lengths[row])
+    return bins

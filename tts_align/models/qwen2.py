@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A codec language model on a Qwen2 backbone: the shape of CosyVoice2 and CosyVoice 3, at any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import DynamicCache, Qwen2Config, Qwen2Model
+
+from tts_align.assets import resolve
+from tts_align.batch import Rows, Scored
+from tts_align.logprobs import chosen_logp
+from tts_align.models.base import CodecLM, Prompt, Sampling, Spoken
+from tts_align.models.layout import SPEECH, TEXT, Family, Layout
+from tts_align.models.sampling import draw, uniforms
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model; what ``config.json`` in its directory holds.
+
+    Args:
+        codes: speech codes of the tokenizer.
+        text_vocabulary: ids of the text tokenizer.
+        family: whose special ids are used.
+        hidden_size: width.
+        layers: number of blocks.
+        heads: attention heads.
+        key_value_heads: heads of keys and values (grouped-query attention).
+        intermediate_size: width inside the feed-forward layers.
+        rope_theta: base of the rotary positions.
+        attention_dropout: of attention weights, in training of the policy only.
+        prefix_format: how a voice enters the text; ``{speaker}`` is replaced by its name. Empty: it does not.
+    """
+
+    codes: int
+    text_vocabulary: int
+    family: Family = "cosyvoice2"
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    intermediate_size: int = 384
+    rope_theta: float = 1e6
+    attention_dropout: float = 0.0
+    prefix_format: str = ""
+
+    def backbone(self) -> Qwen2Config:
+        """The same sizes in the words of transformers."""
+        return Qwen2Config(
+            vocab_size=self.text_vocabulary,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            intermediate_size=self.intermediate_size,
+            attention_dropout=self.attention_dropout,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            use_sliding_window=False,
+            tie_word_embeddings=False,
+            attn_implementation="sdpa",
+        )
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685) on the backbone; everything else is frozen.
+
+    Args:
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: before the update, in training only.
+        targets: names of the linear layers that get an adapter.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Qwen2CodecLM(CodecLM):
+    """A codec language model on a Qwen2 backbone.
+
+    Args:
+        directory: holds ``config.json``, ``model.safetensors`` and ``tokenizer.json``; ``demo:audio/base`` and
+            ``demo:symbolic/base`` name the embedded ones. Without it a model of random weights is made from ``sizes``.
+        sizes: sizes of a new model; not together with ``directory``.
+        tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
+        lora: train adapters instead of all weights; the frozen base is then the reference.
+        packed: score several rows in one sequence instead of padding them.
+        bistream: blocks of text and speech tokens, for rows that interleave them.
+    """
+
+    def __init__(
+        self,
+        directory: str | None = None,
+        sizes: Sizes | None = None,
+        tokenizer: str | None = None,
+        lora: LoRA | None = None,
+        packed: bool = False,
+        bistream: tuple[int, int] = (5, 15),
+    ) -> None:
+        super().__init__()
+        if (directory is None) == (sizes is None):
+            raise ValueError("model.policy needs exactly one of `directory` (a trained model) and `sizes` (a new one)")
+        path = None if directory is None else resolve(directory)
+        if path is not None and not (path / CONFIG).is_file():
+            raise ValueError(f"expected a model directory with {CONFIG}, got {directory!r}: check model.policy.directory")
+        if path is not None:
+            tokenizer = str(path / TOKENIZER)
+            sizes = Sizes(**json.loads((path / CONFIG).read_text()))
+        assert sizes is not None
+        self.directory, self.sizes, self.packed, self.bistream = path, sizes, packed, bistream
+        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        self.layout = Layout(sizes.family, sizes.codes, *bistream)
+        self.backbone = Qwen2Model(sizes.backbone())
+        vocabulary = self.layout.vocabulary
+        if sizes.family == "cosyvoice2":
+            self.llm_embedding = nn.Embedding(2, sizes.hidden_size)
+        self.speech_embedding = nn.Embedding(vocabulary, sizes.hidden_size)
+        self.llm_decoder = nn.Linear(sizes.hidden_size, vocabulary, bias=sizes.family == "cosyvoice2")
+        for table in self.children():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.02)
+        if path is not None:
+            self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
+        self.lora = lora
+        self._adapter_on = lora is not None
+        if lora is not None:
+            self._add_adapters(lora)
+
+    def _add_adapters(self, lora: LoRA) -> None:
+        from peft import LoraConfig
+
+        self.requires_grad_(False)
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+        )
+        self.backbone.add_adapter(config, adapter_name="policy")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+
+    def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
+        """Input vectors: every id from the table it belongs to."""
+        is_text, is_speech = table == TEXT, table == SPEECH
+        # Three small look-ups instead of Boolean indexing: nothing here waits for a GPU.
+        text = self.backbone.embed_tokens(token.where(is_text, 0))
+        speech = self.speech_embedding(token.where(is_speech, 0))
+        vectors = torch.where(is_text[..., None], text, speech)
+        if self.sizes.family == "cosyvoice2":
+            special = self.llm_embedding(token.where(~(is_text | is_speech), 0))
+            vectors = torch.where((is_text | is_speech)[..., None], vectors, special)
+        return vectors
+
+    def forward(self, rows: Rows, logits: bool = False) -> Scored:
+        """Score every target of ``rows``; the head runs on real targets only."""
+        mask = None if rows.segment is None else _same_row(rows.segment)
+        hidden = self.backbone(
+            inputs_embeds=self.embed(rows.token, rows.table),
+            position_ids=rows.position,
+            # Rows padded on the right need no mask beyond the causal one.
+            attention_mask={"full_attention": mask},
+            use_cache=False,
+        ).last_hidden_state
+        scores = self.llm_decoder(hidden.flatten(0, 1).index_select(0, rows.hidden_index))
+        logp = rows.scatter(chosen_logp(scores, rows.target))
+        return Scored(logp, rows.mask, scores if logits else None)
+
+    def encode_text(self, text: str, speaker: str = "") -> tuple[tuple[int, ...], int]:
+        """Token ids of the voice's prefix and the text, and the length of the prefix."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no text tokenizer: give `tokenizer`, or a directory that holds one")
+        prefix: list[int] = []
+        if self.sizes.prefix_format:
+            voice = self.sizes.prefix_format.format(speaker=speaker)
+            token = self.tokenizer.token_to_id(voice)
+            prefix = [token] if token is not None else self.tokenizer.encode(voice).ids
+        return (*prefix, *self.tokenizer.encode(text).ids), len(prefix)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Spoken]:
+        """Speak all prompts in one batch with a key-value cache; finished utterances leave the batch."""
+        if not prompts:
+            return []
+        was_training = self.training
+        self.eval()
+        try:
+            return _Decoding(self, prompts, sampling).run(progress)
+        finally:
+            self.train(was_training)
+
+    def rebuild(self) -> Qwen2CodecLM:
+        """The model as its directory holds it, without adapters."""
+        if self.directory is None:
+            raise ValueError(
+                "a policy made from `sizes` cannot be rebuilt as its own reference: save it and name its directory"
+            )
+        return Qwen2CodecLM(str(self.directory), packed=self.packed, bistream=self.bistream)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether only adapters train."""
+        return self.lora is not None
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within the block the model is its frozen base."""
+        if self.lora is None:
+            raise RuntimeError("there is no adapter to take off: the policy trains all its weights")
+        loose = [name for name, value in self.named_parameters() if value.requires_grad and ".lora_" not in name]
+        if loose:
+            raise RuntimeError(
+                f"with the adapter off the policy is not its base, because {loose[0]} and {len(loose) - 1} more train"
+            )
+        was_on = self._adapter_on
+        if was_on:
+            self.backbone.disable_adapters()
+        self._adapter_on = False
+        try:
+            yield
+        finally:
+            if was_on:
+                self.backbone.enable_adapters()
+            self._adapter_on = was_on
+
+    def _weights(self) -> dict[str, Tensor]:
+        """State with adapters merged into it while they are on, left out while they are off, under plain names."""
+        state = {
+            key.replace(".base_layer", ""): value for key, value in self.state_dict().items() if ".lora_" not in key
+        }
+        if self.lora is None or not self._adapter_on:
+            return state
+        for name, module in self.backbone.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                key = f"backbone.{name}.weight"
+                state[key] = state[key] + module.get_delta_weight("policy").to(state[key])
+        return state
+
+    def digest(self) -> str:
+        """Digest of all weights as they are now."""
+        digest = hashlib.blake2b(digest_size=16)
+        for key, value in sorted(self._weights().items()):
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            raw = value.detach().contiguous().cpu().flatten()
+            digest.update(raw.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""
+        directory = Path(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        (scratch / CONFIG).write_text(json.dumps(dataclasses.asdict(self.sizes), indent=2) + "\n")
+        save_file({key: value.detach().cpu().contiguous() for key, value in self._weights().items()}, scratch / WEIGHTS)
+        if self.tokenizer is not None:
+            self.tokenizer.save(str(scratch / TOKENIZER))
+        os.chmod(scratch, 0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(scratch, directory)
+
+
+def _same_row(segment: Int[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:
+    """Causal attention inside a row of a bin; a padding position sees itself, so that no softmax is empty."""
+    length = segment.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
+    same = segment[:, :, None] == segment[:, None, :]
+    return (same & causal)[:, None]
+
+
+class _Decoding:
+    """One batch on its way: prefill, then a token at a time."""
+
+    def __init__(self, model: Qwen2CodecLM, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        self.model, self.sampling, self.layout = model, sampling, model.layout
+        self.device = model.llm_decoder.weight.device
+        words = [len(prompt.text) - prompt.prefix for prompt in prompts]
+        self.shortest = torch.tensor([int(sampling.min_ratio * n) for n in words], device=self.device)
+        longest = [max(int(sampling.max_ratio * n), 1) for n in words]
+        self.longest = torch.tensor(longest, device=self.device)
+        self.uniform = uniforms([prompt.seed for prompt in prompts], max(longest)).to(self.device)
+        self.speech: list[list[int]] = [[] for _ in prompts]
+        self.finished = [False] * len(prompts)
+        self.row = torch.arange(len(prompts), device=self.device)  # which utterance each row of the cache is
+        window = sampling.repetition_window
+        recent = [[-1] * window + list(prompt.speech) for prompt in prompts]
+        self.recent = torch.tensor([ids[len(ids) - window :] for ids in recent], dtype=torch.long, device=self.device)
+        self.prefill(prompts)
+
+    def prefill(self, prompts: Sequence[Prompt]) -> None:
+        """Read all prompts, padded on the left so that they end together."""
+        pairs = [self.layout.prompt(prompt.text, prompt.speech) for prompt in prompts]
+        length = max(len(token) for token, _ in pairs)
+        token, table = (np.zeros((len(pairs), length), np.int64) for _ in range(2))
+        real = np.zeros((len(pairs), length), bool)
+        for i, (ids, tables) in enumerate(pairs):
+            start = length - len(ids)
+            token[i, start:], table[i, start:], real[i, start:] = ids, tables, True
+        self.real = torch.from_numpy(real).to(self.device)
+        self.position = self.real.long().cumsum(-1) - 1
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        eye = torch.eye(length, dtype=torch.bool, device=self.device)
+        mask = (causal & self.real[:, None, :] | eye)[:, None]
+        self.cache = DynamicCache(config=self.model.backbone.config)
+        vectors = self.model.embed(torch.from_numpy(token).to(self.device), torch.from_numpy(table).to(self.device))
+        self.hidden = self.advance(vectors, self.position.clamp(min=0), mask)
+        self.position = self.position[:, -1:]
+
+    def advance(
+        self, vectors: Float[Tensor, "b l h"], position: Int[Tensor, "b l"], mask: Bool[Tensor, "b 1 l k"]
+    ) -> Float[Tensor, "b h"]:
+        """Feed vectors and return the state of the last position."""
+        out: Any = self.model.backbone(
+            inputs_embeds=vectors,
+            position_ids=position,
+            attention_mask={"full_attention": mask},
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1]
+
+    def run(self, progress: Callable[[int], None] | None) -> list[Spoken]:
+        """Decode until every utterance has ended."""
+        step = 0
+        while len(self.row):
+            token = self.next_token(step)
+            ended = token == self.layout.end
+            for row, code, end in zip(self.row.tolist(), token.tolist(), ended.tolist(), strict=True):
+                if end:
+                    self.finished[row] = True
+                else:
+                    self.speech[row].append(code)
+            step += 1
+            alive = ~ended & (self.longest[self.row] > step)
+            if progress is not None and not alive.all():
+                progress(int((~alive).sum()))
+            if not alive.any():
+                break
+            self.keep(alive)
+            self.feed(token[alive])
+        return [
+            Spoken(torch.tensor(codes, dtype=torch.long), end)
+            for codes, end in zip(self.speech, self.finished, strict=True)
+        ]
+
+    def next_token(self, step: int) -> Int[Tensor, " b"]:
+        """Draw a code, or end-of-speech once the utterance is long enough."""
+        logits = self.model.llm_decoder(self.hidden).float()
+        end = logits[:, self.layout.end].masked_fill(self.shortest[self.row] > step, -torch.inf)
+        logits[:, self.layout.codes :] = -torch.inf
+        logits[:, self.layout.end] = end
+        return draw(logits, self.recent, self.uniform[self.row, step], self.sampling)
+
+    def keep(self, alive: Bool[Tensor, " b"]) -> None:
+        """Drop the utterances that have ended from the batch and from the cache."""
+        if alive.all():
+            return
+        self.cache.batch_select_indices(alive.nonzero()[:, 0])
+        self.row, self.real, self.position = self.row[alive], self.real[alive], self.position[alive]
+        self.recent = self.recent[alive]
+
+    def feed(self, token: Int[Tensor, " b"]) -> None:
+        """Append the drawn codes to the sequences."""
+        if self.sampling.repetition_window:
+            self.recent = torch.cat([self.recent[:, 1:], token[:, None]], 1)
+        self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], 1)
+        self.position = self.position + 1
+        vectors = self.model.speech_embedding(token)[:, None]
+        self.hidden = self.advance(vectors, self.position, self.real[:, None, None, :])

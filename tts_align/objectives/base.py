@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an objective is: a name, what it needs, and a loss over one scored step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tts_align.batch import Batch, Mean, Scored
+
+
+class Part(StrEnum):
+    """A model besides the policy; the value is its key under ``model:`` in a recipe."""
+
+    REFERENCE = "reference"
+    CONTRAST = "contrast"
+    REWARD = "reward"
+    FLOW = "flow"
+    TOKENIZER = "tokenizer"
+
+
+class Reads(StrEnum):
+    """Which rows an objective can use."""
+
+    SPEECH = "speech"
+    """Good speech: rows labelled desirable or chosen, and rows without a label."""
+    PAIR = "pair"
+    """Chosen and rejected speech of one sentence."""
+    LABELLED = "labelled"
+    """Rows labelled desirable or undesirable; a pair is two of them."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything an objective may look at in one step.
+
+    Args:
+        batch: the rows, their labels, and the counts of the whole optimiser step.
+        policy: what the policy says, with gradient.
+        reference: what the frozen reference says, if the objective needs it.
+        contrast: log π⁺ − log π⁻ of each target, shape (r, t), if the objective needs it.
+        mismatched: mean over all ranks of the log-ratio log π − log π_ref of speech under another sentence's text, if
+            the objective asks for mismatched rows.
+        parts: further models the objective needs.
+    """
+
+    batch: Batch
+    policy: Scored
+    reference: Scored | None = None
+    contrast: Float[Tensor, "r t"] | None = None
+    mismatched: Mean | None = None
+    parts: Mapping[Part, nn.Module] = field(default_factory=dict)
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "r t"]:
+        """Token reward log π − log π_ref; 0 at padding."""
+        if self.reference is None:
+            raise ValueError("the log-ratio needs the reference: add Part.REFERENCE to the objective's `needs`")
+        return self.policy.logp - self.reference.logp
+
+    def mean(self, values: Tensor, count: int | None = None) -> Float[Tensor, ""]:
+        """This micro-batch's share of a mean over the whole optimiser step.
+
+        The shares of all micro-batches and ranks add up to the mean, so the gradient does not depend on the cut.
+
+        Args:
+            values: one number per item that this micro-batch holds; with 0 at what does not count.
+            count: how many items the whole step holds, from ``step.batch.totals``; by default its rows, or its pairs
+                when ``values`` has one number for each two rows.
+        """
+        if count is None:
+            rows = self.batch.rows.count
+            paired = values.numel() != rows and 2 * values.numel() == rows
+            count = self.batch.totals.rows // (2 if paired else 1)
+        return values.sum() / max(count, 1)
+
+    def cross_entropy(self) -> Float[Tensor, ""]:
+        """This micro-batch's share of the mean token cross-entropy on desirable rows: the SFT anchor."""
+        good = self.policy.logp * self.batch.desirable[:, None]
+        return -self.mean(good, self.batch.totals.desirable_tokens)
+
+    def sides(self, name: str, values: Float[Tensor, "r t"]) -> dict[str, Mean]:
+        """Means over the desirable and over the undesirable tokens, to be logged under ``<side>_<name>``."""
+        mask, desirable = self.policy.mask, self.batch.desirable[:, None]
+        return {
+            f"desirable_{name}": Mean.of(values, mask & desirable),
+            f"undesirable_{name}": Mean.of(values, mask & ~desirable),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective returns.
+
+    Args:
+        loss: this micro-batch's share of the step's loss, made with :meth:`Step.mean`.
+        metrics: numbers to log as sums and counts, reduced once per log.
+    """
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Mean] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """Base of every alignment objective; ``class Mine(Objective, name="mine")`` registers it.
+
+    Class attributes state facts, constructor arguments are knobs and become flags:
+
+    ``needs``
+        parts that must be there besides the policy.
+    ``trains``
+        those of them that receive gradients.
+    ``reads``
+        which rows it can use.
+    ``wants_logits``
+        whether policy and reference keep their full distributions.
+    ``wants_mismatched``
+        whether the step brings :attr:`Step.mismatched`, at the price of one more forward without gradient.
+    """
+
+    registry: ClassVar[dict[str, type[Objective]]] = {}
+    needs: ClassVar[frozenset[Part]] = frozenset()
+    trains: ClassVar[frozenset[Part]] = frozenset()
+    reads: ClassVar[Reads] = Reads.SPEECH
+    wants_logits: ClassVar[bool] = False
+    wants_mismatched: ClassVar[bool] = False
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        """Check the class facts and register the class under ``name``."""
+        super().__init_subclass__(**kwargs)
+        if not cls.trains <= cls.needs:
+            extra = ", ".join(sorted(cls.trains - cls.needs))
+            raise TypeError(f"{cls.__name__} trains {extra}, which it does not list in `needs`")
+        if name is None:
+            return
+        holder = Objective.registry.get(name)
+        if holder is not None and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"objective name {name!r} is taken by {holder.__module__}.{holder.__qualname__}")
+        Objective.registry[name] = cls
+
+    @abstractmethod
+    def forward(self, step: Step) -> Outcome:
+        """Turn one scored step into a loss; pure arithmetic."""
+
+
+def check_positive(**knobs: float) -> None:
+    """Raise ``ValueError`` for the knobs that are not above zero, all in one message."""
+    wrong = [f"{name} must be above 0, got {value}" for name, value in knobs.items() if not value > 0]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def check_not_negative(**knobs: float) -> None:
+    """Raise ``ValueError`` for the knobs below zero, all in one message."""
+    wrong = [f"{name} must not be negative, got {value}" for name, value in knobs.items() if not value >= 0]
+    if wrong:
+        raise ValueError("; ".join(wrong))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token-level KTO (arXiv 2510.05799): single labelled rows, and a weight for every token from a contrastive pair."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tts_align.batch import Mean
+from tts_align.logprobs import across_ranks, full_kl, masked_sum
+from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
+
+ReferencePoint = Literal["token", "batch_position", "batch"]
+
+
+def token_weights(
+    log_ratio: Float[Tensor, "r t"],
+    desirable: Bool[Tensor, " r"],
+    mu: float = 1.0,
+    lower: float = -2.0,
+    upper: float = 2.0,
+) -> Float[Tensor, "r t"]:
+    """w = exp(±μ · clamp(log π⁺ − log π⁻, L, U)); arXiv 2510.05799, eq. 2, with + for desirable rows.
+
+    Args:
+        log_ratio: log π⁺ − log π⁻ of each token.
+        desirable: label of each row.
+        mu: μ.
+        lower: L.
+        upper: U.
+
+    Example:
+        >>> token_weights(torch.tensor([[0.0, 9.0]]), torch.tensor([True]))
+        tensor([[1.0000, 7.3891]])
+    """
+    sign = torch.where(desirable, mu, -mu)[:, None]
+    return torch.exp(sign * log_ratio.clamp(lower, upper))
+
+
+def token_values(
+    reward: Float[Tensor, "r t"],
+    reference_point: Float[Tensor, "r t"],
+    desirable: Bool[Tensor, " r"],
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Float[Tensor, "r t"]:
+    """v = λ_D σ(β(r − z₀)) or λ_U σ(β(z₀ − r)) of each token; arXiv 2510.05799, eq. 5."""
+    sign = torch.where(desirable, beta, -beta)[:, None]
+    weight = torch.where(desirable, desirable_weight, undesirable_weight)[:, None]
+    return weight * torch.sigmoid(sign * (reward - reference_point))
+
+
+class TKTO(Objective, name="tkto"):
+    """Token-level KTO: every token gains or loses on its own, weighted by what a contrastive pair says of it.
+
+    The loss is −Σ w v over the tokens of a row (eq. 6), averaged over rows. Without ``model.contrast`` in the recipe
+    ``fit`` first fits the pair: KTO on the labels gives π⁺, KTO on the flipped labels π⁻.
+
+    Args:
+        beta: how quickly a token's gain or loss saturates (eq. 5).
+        desirable_weight: λ_D (eq. 5).
+        undesirable_weight: λ_U (eq. 5).
+        mu: μ, the power of the contrastive ratio in the weight (eq. 2). The paper uses 1. With 0 every weight is 1 and
+            no pair is needed.
+        lower: L, where the log-ratio of the pair is clamped below (eq. 2).
+        upper: U, where it is clamped above.
+        reference_point: z₀ (eq. 4), the exact KL over the whole vocabulary: of each token itself, its mean over the
+            micro-batch at the same position, or one mean over all tokens of the micro-batch and ranks. With the last
+            two the gradient depends on how rows are cut into micro-batches.
+        weigh_end: weigh the end-of-speech token like any other; otherwise its weight is 1.
+        normalise_weights: divide the weights of a row by their mean.
+        reduction: sum over the tokens of a row, as the paper does, or mean.
+        sft_weight: adds so many times the mean token cross-entropy of the desirable rows.
+    """
+
+    needs: ClassVar[frozenset[Part]] = frozenset({Part.REFERENCE, Part.CONTRAST})
+    reads = Reads.LABELLED
+    wants_logits = True
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        desirable_weight: float = 1.0,
+        undesirable_weight: float = 1.0,
+        mu: float = 1.0,
+        lower: float = -2.0,
+        upper: float = 2.0,
+        reference_point: ReferencePoint = "token",
+        weigh_end: bool = True,
+        normalise_weights: bool = False,
+        reduction: Literal["sum", "mean"] = "sum",
+        sft_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_positive(beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+        check_not_negative(mu=mu, sft_weight=sft_weight)
+        if not lower <= 0 <= upper or lower == upper:
+            raise ValueError(f"expected lower <= 0 <= upper, not both 0, got {lower} and {upper}")
+        if mu == 0:
+            idle = [name for name, on in (("normalise_weights", normalise_weights), ("weigh_end", not weigh_end)) if on]
+            if idle:
+                raise ValueError(f"{idle[0]} has no effect with mu: 0, where every weight is 1; leave it out")
+            self.needs = frozenset({Part.REFERENCE})  # type: ignore[misc]  # a fact of this instance alone
+        self.beta, self.mu, self.lower, self.upper = beta, mu, lower, upper
+        self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
+        self.reference_point, self.weigh_end, self.normalise_weights = reference_point, weigh_end, normalise_weights
+        self.reduction, self.sft_weight = reduction, sft_weight
+
+    def forward(self, step: Step) -> Outcome:
+        """Share of the mean over all rows of the step."""
+        mask = step.policy.mask
+        weights, kl = self.weights(step), self.kl(step)
+        values = token_values(
+            step.log_ratio, kl, step.batch.desirable, self.beta, self.desirable_weight, self.undesirable_weight
+        )
+        losses = -masked_sum(weights * values, mask)
+        if self.reduction == "mean":
+            losses = losses / mask.sum(-1)
+        loss = step.mean(losses)
+        if self.sft_weight:
+            loss = loss + self.sft_weight * step.cross_entropy()
+        metrics = {"kl": Mean.of(kl, mask)} | step.sides("weight", weights)
+        if step.contrast is not None:
+            outside = (step.contrast <= self.lower) | (step.contrast >= self.upper)
+            metrics["clamped"] = Mean.of(outside.float(), mask)
+        return Outcome(loss, metrics | step.sides("logp", step.policy.logp) | step.sides("reward", step.log_ratio))
+
+    def weights(self, step: Step) -> Float[Tensor, "r t"]:
+        """Weight of each token, a constant; what stands at padding does not matter."""
+        if self.mu == 0:
+            return torch.ones_like(step.policy.logp)
+        assert step.contrast is not None
+        mask = step.policy.mask
+        weights = token_weights(step.contrast, step.batch.desirable, self.mu, self.lower, self.upper)
+        if not self.weigh_end:
+            weights = torch.where(step.batch.rows.end, 1.0, weights)
+        if self.normalise_weights:
+            weights = weights * mask.sum(-1, keepdim=True) / masked_sum(weights, mask)[:, None]
+        return weights.detach()
+
+    def kl(self, step: Step) -> Float[Tensor, "r t"]:
+        """Reference point of each token, without gradient."""
+        assert step.policy.logits is not None
+        assert step.reference is not None
+        assert step.reference.logits is not None
+        with torch.no_grad():
+            exact = step.batch.rows.scatter(full_kl(step.policy.logits, step.reference.logits))
+            mask = step.policy.mask
+            if self.reference_point == "batch":
+                return across_ranks(Mean.of(exact, mask)).value.expand_as(exact)
+            if self.reference_point == "batch_position":
+                return (exact.sum(0) / mask.sum(0).clamp(min=1)).expand_as(exact)
+            return exact

@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that work with a recipe's models: Lightning's own, ``sample`` and ``judge``."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader, TensorDataset
+
+from tts_align.callbacks.progress import progress_bar
+from tts_align.data.datamodule import AlignData
+from tts_align.module import AlignModule
+from tts_align.objectives import Objective, Part, Reads
+from tts_align.recipe import MODE, PlainParser, RecipeError, expand_flags, root_cause
+from tts_align.run import KeepLast, Run, RunSettings, finished, where
+
+TALKERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.fabric.utilities.seed",
+)
+SMALL_TALK = (
+    "GPU available:",
+    "TPU available:",
+    "\N{ELECTRIC LIGHT BULB} Tip:",
+    "Seed set to",
+    "`weights_only` was not set",
+    "Initializing distributed:",
+    "Restoring states from",
+    "Restored all states from",
+    "Loaded model weights from",
+    "`Trainer.fit` stopped:",
+)
+"""What Lightning's messages say that help nobody here."""
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the data module cuts the rows over ranks itself, exactly
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the one of those that speaks and writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print once, however many processes there are."""
+    print(text, flush=True)
+
+
+def objective_class(objective: Namespace | None) -> type[Objective]:
+    """Class that a recipe names; without one, the base."""
+    if objective is None:
+        return Objective
+    module, _, name = objective.class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def reads(objective: Namespace | None) -> Reads:
+    """Which rows the chosen objective uses; the data module follows it."""
+    return objective_class(objective).reads
+
+
+def wants_mismatched(objective: Namespace | None) -> bool:
+    """Whether the chosen objective wants speech under another sentence's text; the data module follows it."""
+    return objective_class(objective).wants_mismatched
+
+
+def quiet() -> None:
+    """Keep Lightning's small talk away from what a run has to say; its warnings, and our messages, stay."""
+    for name in TALKERS:
+        logging.getLogger(name).addFilter(_worth_saying)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, as they should be
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
+    ours = logging.getLogger("tts_align")
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO if first_process() else logging.WARNING)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return record.levelno > logging.INFO or not any(phrase in message for phrase in SMALL_TALK)
+
+
+class _Work(LightningModule):
+    """Carries a function into the processes and onto the devices of a trainer, as one step of a prediction.
+
+    Args:
+        module: what the function works with.
+        function: called with ``module``, ``rank``, ``world`` and ``barrier``.
+    """
+
+    def __init__(self, module: LightningModule, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """One batch, of nothing."""
+        return DataLoader(TensorDataset(torch.zeros(1)))
+
+    def predict_step(self, batch: Any, *_: Any) -> Any:
+        """Do this process's share."""
+        trainer = self.trainer
+        barrier = trainer.strategy.barrier if trainer.world_size > 1 else None
+        self.function(self.module, rank=trainer.global_rank, world=trainer.world_size, barrier=barrier)
+        return batch
+
+
+class AlignTrainer(Trainer):
+    """Lightning's trainer, which also samples and judges, on whatever devices it trains on."""
+
+    def sample(
+        self,
+        model: AlignModule,
+        prompts: Path,
+        out: Path,
+        samples: int = 5,
+        speakers: Sequence[str] = (),
+        batch_rows: int = 64,
+        seed: int = 0,
+        overwrite: bool = False,
+        ckpt_path: Path | None = None,
+    ) -> None:
+        """Speak every sentence several times in every voice with the recipe's policy; goes on where it stopped.
+
+        Args:
+            model: its policy speaks, as its sampling says.
+            prompts: JSONL file of sentences.
+            out: JSONL file of candidates, written when all are there.
+            samples: utterances per sentence and voice.
+            speakers: voices; a sentence that names its own is spoken in that one only.
+            batch_rows: utterances at a time on each device; does not change them.
+            seed: of all utterances.
+            overwrite: replace a file made with other settings.
+            ckpt_path: a run's checkpoint; without one the policy speaks as its directory holds it.
+        """
+        if ckpt_path is not None:
+            saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+            model.on_load_checkpoint(saved)
+            model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
+        from tts_align.verbs.sample import sample
+
+        self.work(
+            model,
+            partial(
+                sample,
+                prompts=prompts,
+                out=out,
+                samples=samples,
+                speakers=speakers,
+                batch_rows=batch_rows,
+                seed=seed,
+                overwrite=overwrite,
+            ),
+        )
+        say(f"candidates:   {out}")
+
+    def judge(
+        self, model: AlignModule, candidates: Path, out: Path, batch_rows: int = 64, overwrite: bool = False
+    ) -> None:
+        """Listen to every candidate with the recipe's judge, and write what was heard; goes on where it stopped.
+
+        Args:
+            model: its judge listens; its vocoder speaks, if the judge hears sound.
+            candidates: what ``sample`` wrote.
+            out: JSONL file of judged candidates, written when all are there.
+            batch_rows: candidates at a time on each device; does not change the verdicts.
+            overwrite: replace a file made from other candidates or with another judge.
+        """
+        from tts_align.verbs.judge import judge
+
+        self.work(model, partial(judge, candidates=candidates, out=out, batch_rows=batch_rows, overwrite=overwrite))
+        say(f"judged:       {out}")
+
+    def work(
+        self, model: AlignModule, function: Callable[..., object], datamodule: LightningDataModule | None = None
+    ) -> None:
+        """Call a function in every process, with the model on its device and in the trainer's precision.
+
+        Args:
+            model: what the function works with; knows this trainer while it works.
+            function: called with the model, and ``rank``, ``world`` and ``barrier`` by name.
+            datamodule: attached to the trainer meanwhile.
+        """
+        self.predict(_Work(model, function), datamodule=datamodule, return_predictions=False)
+
+
+DESCRIPTIONS = {
+    "fit": (
+        "Train the policy with an objective, then test it. Everything is kept in run.directory: started again on the "
+        "same recipe it continues from the last checkpoint, on another recipe it refuses. --ckpt_path continues from "
+        "another checkpoint of the same recipe; to start from another run's weights name them in model.policy."
+    ),
+    "validate": "Loss and metrics of the run's last checkpoint, or of --ckpt_path, on the held-out rows.",
+    "test": (
+        "Test the run's last checkpoint, or --ckpt_path: speak the test sentences before and after, judge them, and "
+        "write table, figures and audio to run.directory. A saved recipe will do: --config runs/NAME/config.yaml"
+    ),
+    "predict": "Score rows with the run's last checkpoint, or --ckpt_path.",
+    "sample": "Speak every sentence several times in every voice with model.policy; the first of sample, judge, label.",
+    "judge": "Listen to candidates with model.judge and write what was heard; the second of sample, judge, label.",
+}
+"""What the help of each verb says first."""
+
+
+class AlignParser(PlainParser, LightningArgumentParser):
+    """Lightning's parser with short errors."""
+
+
+class AlignCLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict``, ``sample`` and ``judge`` for an :class:`AlignModule`.
+
+    Args:
+        args: command line, without the name of the program.
+    """
+
+    settings: RunSettings
+    run: Run
+    trainer: AlignTrainer
+
+    def __init__(self, args: list[str]) -> None:
+        quiet()
+        self.verb = args[0] if args else ""
+        common = {"parser_mode": MODE, "allow_abbrev": False}
+        own = {
+            verb: {"usage": f"tts-align {verb} --config RECIPE [options]", "description": text, **common}
+            for verb, text in DESCRIPTIONS.items()
+        }
+        super().__init__(
+            AlignModule,
+            AlignData,
+            args=args,
+            trainer_class=AlignTrainer,
+            parser_class=AlignParser,
+            parser_kwargs={**common, **own},
+            seed_everything_default=0,
+            save_config_callback=None,  # the run's directory keeps the recipe
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the recipe rebuilds the module, not its checkpoint
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs and ours, with the arguments that do not come from the command line."""
+        lightning = {verb: {*given, "weights_only"} for verb, given in LightningCLI.subcommands().items()}
+        return {**lightning, "sample": {"model"}, "judge": {"model"}}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Put what a recipe begins with first, and the trainer's many options last."""
+        parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=True)
+        parser.add_class_arguments(RunSettings, "run")
+        parser.add_lightning_class_args(AlignModule, "model")
+        parser.add_lightning_class_args(AlignData, "data")
+        parser.add_lightning_class_args(AlignTrainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Build the parser of the chosen verb only, its own options before the recipe's."""
+        if subcommand != self.verb:
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        groups = cast("list[Any]", parser._action_groups)
+        groups.insert(2, groups.pop())
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let model and data follow the objective."""
+        parser.link_arguments("objective", "model.objective")
+        parser.link_arguments("objective", "data.reads", compute_fn=reads)
+        parser.link_arguments("objective", "data.wants_mismatched", compute_fn=wants_mismatched)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line and name the run."""
+        self.config = parser.parse_args(expand_flags(args))
+        chosen = self.config[self.config.subcommand]
+        recipes = chosen.get("config") or []
+        if chosen.run.directory is None:
+            stem = Path(str(recipes[0])).stem if recipes else objective_class(chosen.objective).__name__.lower()
+            chosen.run.directory = str(Path("runs", stem))
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would set the checkpoint's hyper-parameters over recipe and flags."""
+
+    def instantiate_classes(self) -> None:
+        """Build everything the recipe names; what is wrong then is the recipe's fault."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, FileNotFoundError, MisconfigurationException) as error:
+            raise RecipeError(str(root_cause(error))) from error
+
+    def instantiate_trainer(self, **_: Any) -> Trainer:
+        """Build the trainer; logs and checkpoints go to the run's directory."""
+        self.settings = self._get(self.config_init, "run")
+        self.run = Run(str(self.settings.directory))
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        return self.make_trainer(self._get(self.config_init, "trainer"), self.run)
+
+    def make_trainer(self, recipe: Namespace, run: Run) -> AlignTrainer:
+        """Build a trainer that logs and saves in a run's directory, unless the recipe says otherwise.
+
+        Args:
+            recipe: its ``trainer:``.
+            run: where it works.
+        """
+        if recipe.default_root_dir is not None:
+            raise ValueError("trainer.default_root_dir has no effect: set run.directory instead")
+        callbacks = recipe.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        if self.subcommand == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
+            callbacks.append(KeepLast(run.checkpoint, self.settings.checkpoint_every))
+        shows_bar = recipe.enable_progress_bar is not False and self.subcommand not in ("sample", "judge")
+        if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(progress_bar())
+        logger = recipe.logger
+        if logger is None or logger is True:
+            logger = self.subcommand in ("fit", "test") and TensorBoardLogger(run.directory, "", run.logs.name)
+        ours = {
+            "default_root_dir": run.directory,
+            "logger": logger,
+            "callbacks": callbacks,
+            "enable_progress_bar": shows_bar,
+        }
+        return AlignTrainer(**{**recipe, **ours})
+
+    def saved_recipe(self) -> str:
+        """The recipe of this run in full: what its directory keeps, and what can be run again."""
+        chosen = self.config[self.subcommand].clone()
+        for key in ("config", *self._subcommand_method_arguments[str(self.subcommand)]):
+            chosen.pop(key, None)
+        chosen.run.overwrite = False
+        return self._parser(self.subcommand).dump(chosen, skip_none=False)
+
+    def fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train, from where an earlier call stopped; then test."""
+        ckpt_path = ckpt_path or self._begin()
+        try:
+            if Part.CONTRAST in model.objective.needs:
+                from tts_align.stages import prepare_contrast
+
+                prepare_contrast(self)
+            self.trainer.fit(model, ckpt_path=ckpt_path, weights_only=True, **kwargs)
+        except SystemExit as end:  # Ctrl-C, or a SIGTERM, after which Lightning would end as if all were well
+            say(f"\ninterrupted; the same command continues in {self.run.directory}")
+            raise SystemExit(end.code or 1) from None
+        if self._get(self.config_init, "trainer").fast_dev_run:
+            return
+        if self.settings.test_after_fit and model.test_settings is not None:
+            self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
+        where(self.run, say)
+
+    def work(self, model: AlignModule, function: Callable[..., object], datamodule: AlignData) -> None:
+        """Call a function in every process of this run's trainer; see :meth:`AlignTrainer.work`."""
+        self.trainer.work(model, function, datamodule)
+
+    def fit_variant(self, directory: Path, changes: Mapping[str, Any]) -> Path:
+        """Fit this recipe with some keys changed, in a directory of its own; goes on where it stopped.
+
+        Args:
+            directory: of the variant's run.
+            changes: dotted keys and their values. Links do not follow: a new objective needs ``objective``,
+                ``model.objective`` and what of ``data`` depends on it.
+
+        Returns:
+            Its last checkpoint.
+        """
+        config = self.config.clone()
+        for key, value in changes.items():
+            config[f"{self.subcommand}.{key}"] = value
+        seed_everything(config[f"{self.subcommand}.seed_everything"], workers=True, verbose=False)
+        built = self.parser.instantiate_classes(config)[self.subcommand]
+        run = Run(directory)
+        trainer = self.make_trainer(built.trainer, run)
+        checkpoint = run.checkpoint if run.checkpoint.exists() else None
+        if checkpoint is None or not finished(trainer, *run.progress()):
+            trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+        return run.checkpoint
+
+    def _begin(self) -> str | None:
+        """Claim the run's directory, and say from which checkpoint to continue."""
+        if self._get(self.config_init, "trainer").fast_dev_run:
+            return None
+        recipe = self.saved_recipe()
+        anew = self.settings.overwrite
+        if not anew:
+            self.run.check(recipe)
+        if first_process():
+            if anew:
+                self.run.clear()
+            self.run.save_recipe(recipe)
+        if anew or not self.run.checkpoint.exists():
+            return None
+        epoch, step = self.run.progress()
+        if finished(self.trainer, epoch, step):
+            say(f"{self.run.directory} is finished: {step} steps; nothing left to train")
+        else:
+            say(f"continuing {self.run.directory} from step {step}")
+        return str(self.run.checkpoint)
+
+    def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Validate the run's last checkpoint, or another."""
+        self.trainer.validate(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
+
+    def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Test the run's last checkpoint, or another."""
+        self.trainer.test(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
+        where(self.run, say)
+
+    def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Predict with the run's last checkpoint, or another."""
+        self.trainer.predict(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
+
+    def sample(self, datamodule: AlignData, **kwargs: Any) -> None:
+        """Speak with the recipe's policy."""
+        self.trainer.sample(**kwargs)
+
+    def judge(self, datamodule: AlignData, **kwargs: Any) -> None:
+        """Listen with the recipe's judge."""
+        self.trainer.judge(**kwargs)
+
+    def _trained(self, given: str | None) -> str:
+        """The checkpoint to look at."""
+        path = Path(given) if given else self.run.checkpoint
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no checkpoint at {path}: "
+                + ("check --ckpt_path" if given else "train first with `tts-align fit`, or pass --ckpt_path")
+            )
+        return str(path)
