@@ -397,6 +397,21 @@ def test_validate_takes_the_runs_last_checkpoint(recipe: Recipe, models: Path) -
     assert later.trainer.callback_metrics
 
 
+def test_predict_hands_scores_of_the_held_out_rows_to_a_callback(here: Path, recipe: Recipe, models: Path) -> None:
+    (here / "writer.py").write_text(
+        "from lightning.pytorch import Callback\n\n\n"
+        "class Writer(Callback):\n"
+        "    def on_predict_batch_end(self, trainer, module, outputs, batch, number, loader=0):\n"
+        "        with open('scores.txt', 'a') as file:\n"
+        "            file.writelines(f'{value}\\n' for value in outputs.sums().tolist())\n"
+    )
+    path = recipe()
+    run(["fit", "--config", path])
+    flags = ["--data.validation", str(models / "rows.jsonl"), "--trainer.callbacks+", "writer.Writer"]
+    run(["predict", "--config", path, *flags])
+    assert len(Path("scores.txt").read_text().splitlines()) == 8
+
+
 def test_a_checkpoint_gives_weights_and_never_options(recipe: Recipe) -> None:
     """Lightning sets a checkpoint's hyper-parameters over recipe and flags; here what is written is what is run."""
     run(["fit", "--config", recipe()])
@@ -477,8 +492,8 @@ def test_sample_is_resumable_and_needs_no_checkpoint(here: Path, recipe: Recipe)
 
 
 def test_the_program_in_two_processes(here: Path, recipe: Recipe) -> None:
-    """DDP on two CPU processes learns what one process learns."""
-    path = recipe(max_steps=3)
+    """Two CPU processes fit TKTO, the contrastive pair included, and learn what one process learns."""
+    path = recipe(objective="tkto", max_steps=3)
     ddp = str(ROOT / "recipes" / "strategy" / "ddp.yaml")
     done = command("fit", "--config", path, "--config", ddp, "--run.directory", "runs/two", cwd=here)
     assert done.returncode == 0, done.stderr
@@ -496,3 +511,17 @@ def test_the_program_refuses_in_a_line(here: Path) -> None:
     done = command("fit", "--config", "nowhere.yaml", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("tts-align: error: ")
+
+
+def test_tkto_fits_its_pair_first_and_goes_on_anywhere(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(objective="tkto", max_steps=2)
+    run(["fit", "--config", path])
+    said = capsys.readouterr().out
+    assert said.index("π⁺") < said.index("π⁻") < said.index("separation of the pair") < said.index("checkpoint:")
+    for side in ("desirable", "undesirable"):
+        assert Path("runs/small/contrast", side, "checkpoints/last.ckpt").is_file()
+    kept = {path: path.read_bytes() for path in Path("runs/small/contrast").rglob("*.ckpt")}
+    Path("runs/small/checkpoints/last.ckpt").unlink()
+    run(["fit", "--config", path])
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert Path("runs/small/checkpoints/last.ckpt").is_file()

@@ -19,8 +19,8 @@ LAYERS = [
     {"metrics"},
     {"judges"},
     {"data"},
-    {"module", "verbs", "cache", "contrast", "evaluation", "stages", "callbacks", "report", "table"},
-    {"recipe", "run", "trainer"},
+    {"module", "verbs", "cache", "contrast", "evaluation", "callbacks", "messages", "report", "table"},
+    {"recipe", "run", "stages", "trainer"},
     {"cli", "__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

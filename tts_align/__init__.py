@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "AlignData": "tts_align.data.datamodule",
     "AlignModule": "tts_align.module",
-    "AlignTrainer": "tts_align.trainer",
+    "AlignTrainer": "tts_align.verbs.trainer",
     "Batch": "tts_align.batch",
     "CodecLM": "tts_align.models.base",
     "Judge": "tts_align.judges.base",

@@ -20,5 +20,7 @@ def resolve(name: str | Path) -> Path:
     path = ASSETS / text.removeprefix("demo:")
     if not path.exists():
         known = sorted(f"demo:{p.relative_to(ASSETS)}" for p in ASSETS.glob("*/*"))
-        raise FileNotFoundError(f"no embedded file {text!r}: expected one of {', '.join(known) or 'none, none is built yet'}")
+        raise FileNotFoundError(
+            f"no embedded file {text!r}: expected one of {', '.join(known) or 'none, none is built yet'}"
+        )
     return path

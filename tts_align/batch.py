@@ -30,7 +30,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
 # Not `typing.Self`: the checker of shapes decorates methods one by one and does not know their class.
 RecordT = TypeVar("RecordT", bound="Record")
 
@@ -161,7 +160,9 @@ class Batch(Record):
     def __post_init__(self) -> None:
         """Check that rows and labels belong together."""
         if self.desirable.shape[0] != self.rows.count:
-            raise ValueError(f"expected one label for each of the {self.rows.count} rows, got {self.desirable.shape[0]}")
+            raise ValueError(
+                f"expected one label for each of the {self.rows.count} rows, got {self.desirable.shape[0]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Mean(Record):
         """
         values = values.detach().float()
         if mask is None:
-            return cls(values.sum(), values.new_tensor(values.numel()))
+            return cls(values.sum(), values.new_full((), values.numel()))  # a copy from the host would wait for the GPU
         return cls(torch.where(mask, values, 0.0).sum(), mask.sum().to(values))
 
     @property

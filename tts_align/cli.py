@@ -23,7 +23,7 @@ VERBS = {
     "fit": "train the policy with an objective; goes on where it stopped, and tests at the end",
     "validate": "loss and metrics on the held-out rows",
     "test": "speak the test sentences before and after, judge, and write table, figures and audio",
-    "predict": "write the policy's scores of rows",
+    "predict": "score the held-out rows, for a callback of yours",
     "demo build": "build the embedded corpus and its models again",
 }
 """Every verb, in the order in which they are used, with the line that --help shows."""
@@ -112,10 +112,11 @@ def demo(args: list[str]) -> None:
 
     if args[:1] != ["build"]:
         fail(f"expected `tts-align demo build`, which would {VERBS['demo build']}")
-    from tts_align.data.demo.build import GateError, build
+    from tts_align.data.demo.build import GateError
+    from tts_align.verbs.demo import build_demo
 
     try:
-        _plain_verb("demo build", args[1:], build, plan=None)
+        _plain_verb("demo build", args[1:], build_demo)
     except GateError as error:
         fail(str(error))
 

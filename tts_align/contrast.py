@@ -35,6 +35,7 @@ class Contrast:
         desirable: checkpoint of π⁺, a policy like this one fitted on the labels.
         undesirable: checkpoint of π⁻, fitted on the flipped labels.
         epochs: of the pair's fits; those of the trainer by default.
+        learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if the log-ratios stay near 0.
         sft_weight: of the pair's fits.
         balance: weigh the rarer side up, so that λ_D n_D / (λ_U n_U) is 4/3 as KTO's authors advise: for neither, for
             the flipped fit, where undesirable rows are the many, or for both.
@@ -44,6 +45,7 @@ class Contrast:
     desirable: str | None = None
     undesirable: str | None = None
     epochs: int | None = None
+    learning_rate: float | None = None
     sft_weight: float = 0.0
     balance: Literal["neither", "flipped", "both"] = "flipped"
 
@@ -120,7 +122,7 @@ class Separation:
 
 
 def deciding_token(source: Utterance, count: int) -> int | None:
-    """Index of the token with which the reading of the marked word is decided, as far as the judge has located the word.
+    """Index of the token that decides how the marked word is read, as far as the judge has located the word.
 
     The judge says where the word lies; its morae are taken to share that place evenly, and the first token of the first
     mora in which right and wrong reading differ decides: what follows it is no longer open, and would only dilute the
@@ -165,6 +167,8 @@ def describe(separations: Mapping[str, Separation], lower: float, upper: float) 
     for side, one in separations.items():
         everything = np.concatenate([one.target, one.elsewhere])
         outside = float(((everything <= lower) | (everything >= upper)).mean()) if len(everything) else 0.0
-        cells = [f"{x.mean():+.2f} (sd {x.std():.2f})" if len(x) else "none marked" for x in (one.target, one.elsewhere)]
+        cells = [
+            f"{x.mean():+.2f} (sd {x.std():.2f})" if len(x) else "none marked" for x in (one.target, one.elsewhere)
+        ]
         lines.append(f"{side + ' rows':28}{cells[0]:>22}{cells[1]:>22}{outside:>10.1%}")
     return "\n".join(lines)

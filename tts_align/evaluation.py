@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +108,7 @@ class Evaluation:
         """
         everything: list[dict[System, list[Candidate]]] = [self.judged]
         if self.module.trainer.world_size > 1:
-            everything = [{} for _ in range(self.module.trainer.world_size)]  # type: ignore[misc]
+            everything = [{} for _ in range(self.module.trainer.world_size)]
             dist.all_gather_object(everything, self.judged)
         if self.module.trainer.is_global_zero:
             joined = {system: [one for part in everything for one in part[system]] for system in self.judged}
@@ -146,16 +147,19 @@ class Evaluation:
         """Figures of training and of token weights, as far as there is something to draw."""
         folder, logs = run / "test", run / "tensorboard"
         if any(logs.glob("events*")):
-            try:
+            with suppress(FileNotFoundError):  # an objective of the user's may log no likelihoods
                 figures.likelihood_figure(figures.read_history(logs), folder / "likelihood.png")
-            except FileNotFoundError:
-                pass  # an objective of the user's that logs no likelihoods
         cache, datamodule = self.module.contrast_cache, getattr(self.module.trainer, "datamodule", None)
         if cache is None or datamodule is None:
             return
         sources = {key: one for key, one in datamodule.sources().items() if key in cache.numbers}
         sides = separation(cache, sources)
-        rewards = [figures.TokenRewards(one.target, np.concatenate([one.target, one.elsewhere])) for one in sides.values()]
+        rewards = [
+            figures.TokenRewards(
+                one.target.astype(np.float64), np.concatenate([one.target, one.elsewhere]).astype(np.float64)
+            )
+            for one in sides.values()
+        ]
         figures.reward_figure(rewards[0], rewards[1], folder / "token_rewards.png")
         marked = [key for key, one in sources.items() if not one.desirable and deciding_token(one, 2) is not None]
         if not marked:

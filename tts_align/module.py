@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -99,7 +99,7 @@ class AlignModule(LightningModule):
         """Score a micro-batch, apply the objective, note its numbers; returns its share of the step's loss."""
         outcome: Outcome = self.objective(self.score(batch))
         micro_batches = self.trainer.world_size * (self.trainer.accumulate_grad_batches if stage == "train" else 1)
-        share = Mean(outcome.loss.detach().float(), outcome.loss.new_tensor(1 / micro_batches, dtype=torch.float32))
+        share = Mean(outcome.loss.detach().float(), outcome.loss.new_full((), 1 / micro_batches, dtype=torch.float32))
         self._note(stage, {"loss": share, **outcome.metrics})
         return outcome.loss * micro_batches  # Lightning and the strategy divide by as many
 
@@ -126,7 +126,7 @@ class AlignModule(LightningModule):
 
     def _frozen_reference(self, rows: Rows, logits: bool = False) -> Scored:
         if Part.REFERENCE in self.parts:
-            reference = self.parts[Part.REFERENCE]
+            reference = cast("CodecLM", self.parts[Part.REFERENCE])
             assert not reference.training, "the reference must not use dropout"
             return reference(rows, logits=logits)
         with self._without_dropout(), self.policy.without_adapter():
@@ -174,7 +174,7 @@ class AlignModule(LightningModule):
 
     def _reference_digest(self) -> str:
         if Part.REFERENCE in self.parts:
-            return self.parts[Part.REFERENCE].digest()
+            return cast("CodecLM", self.parts[Part.REFERENCE]).digest()
         with self.policy.without_adapter():
             return self.policy.digest()
 
@@ -234,7 +234,7 @@ class AlignModule(LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Log once in so many steps, reduced over ranks once."""
-        step, every = self.trainer.global_step, self.trainer.log_every_n_steps
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step != self._logged and step % every == 0:
             self._logged = step
             self._log("train")
@@ -315,13 +315,13 @@ class AlignModule(LightningModule):
         """Test sentences of this rank, a batch of utterances at a time."""
         if self.test_settings is None or self.judge is None:
             raise ValueError("nothing to test with: the recipe must set model.test.prompts and model.judge")
-        reference = self.parts[Part.REFERENCE] if Part.REFERENCE in self.parts else None
+        reference = cast("CodecLM", self.parts[Part.REFERENCE]) if Part.REFERENCE in self.parts else None
         if reference is None and not self.policy.adapted:
             reference = self.policy.rebuild().requires_grad_(False).eval()
         self.evaluation = Evaluation(self, reference, replace(self.test_settings))
         return self.evaluation.loader(self.trainer.global_rank, self.trainer.world_size)
 
-    def test_step(self, batch: Any, _: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Speak a batch before and after training, and judge it."""
         assert self.evaluation is not None
         self.evaluation.step(batch)
@@ -336,7 +336,7 @@ class AlignModule(LightningModule):
         return self.policy(batch.rows)
 
 
-class _evaluating(AbstractContextManager[None]):  # noqa: N801 - reads as a statement
+class _evaluating(AbstractContextManager[None]):
     """Within the block a module is in evaluation mode."""
 
     def __init__(self, module: nn.Module) -> None:

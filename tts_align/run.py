@@ -209,6 +209,5 @@ def where(run: Run, say: Callable[[str], None]) -> None:
         "logs": run.logs,
         "test results": run.test,
     }
-    for name, path in entries.items():
-        if path.exists():
-            say(f"{name + ':':14}{path}")
+    found = [f"{name + ':':14}{path}" for name, path in entries.items() if path.exists()]
+    say("\n" + "\n".join(found))

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from lightning.pytorch import seed_everything
 
-from tts_align.contrast import SIDES, Contrast, describe, separation, trained_weights, undesirable_weight, write_log_ratios
+from tts_align.contrast import (
+    SIDES,
+    Contrast,
+    describe,
+    separation,
+    trained_weights,
+    undesirable_weight,
+    write_log_ratios,
+)
 from tts_align.objectives.kto import KTO
 from tts_align.objectives.tkto import TKTO
 
@@ -70,6 +78,8 @@ def fit_side(cli: AlignCLI, contrast: Contrast, side: str) -> Path:
     }
     if contrast.epochs is not None:
         changes |= {"trainer.max_epochs": contrast.epochs, "trainer.max_steps": -1}
+    if contrast.learning_rate is not None:
+        changes["model.optimizer.init_args.lr"] = contrast.learning_rate
     return cli.fit_variant(cli.run.directory / "contrast" / side, changes)
 
 

@@ -1,51 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that work with a recipe's models: Lightning's own, ``sample`` and ``judge``."""
+"""Everything a recipe names, built and set to work: a LightningCLI whose runs live in directories of their own."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.callbacks.progress import progress_bar
 from tts_align.data.datamodule import AlignData
+from tts_align.messages import first_process, quiet, say
 from tts_align.module import AlignModule
 from tts_align.objectives import Objective, Part, Reads
 from tts_align.recipe import MODE, PlainParser, RecipeError, expand_flags, root_cause
 from tts_align.run import KeepLast, Run, RunSettings, finished, where
-
-TALKERS = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.pytorch.trainer.connectors.checkpoint_connector",
-    "lightning.fabric.utilities.seed",
-)
-SMALL_TALK = (
-    "GPU available:",
-    "TPU available:",
-    "\N{ELECTRIC LIGHT BULB} Tip:",
-    "Seed set to",
-    "`weights_only` was not set",
-    "Initializing distributed:",
-    "Restoring states from",
-    "Restored all states from",
-    "Loaded model weights from",
-    "`Trainer.fit` stopped:",
-)
-"""What Lightning's messages say that help nobody here."""
+from tts_align.verbs.trainer import AlignTrainer
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module cuts the rows over ranks itself, exactly
@@ -54,17 +32,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-
-
-def first_process() -> bool:
-    """Whether this is the only process, or the one of those that speaks and writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Print once, however many processes there are."""
-    print(text, flush=True)
 
 
 def objective_class(objective: Namespace | None) -> type[Objective]:
@@ -85,126 +52,6 @@ def wants_mismatched(objective: Namespace | None) -> bool:
     return objective_class(objective).wants_mismatched
 
 
-def quiet() -> None:
-    """Keep Lightning's small talk away from what a run has to say; its warnings, and our messages, stay."""
-    for name in TALKERS:
-        logging.getLogger(name).addFilter(_worth_saying)
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, as they should be
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
-    ours = logging.getLogger("tts_align")
-    if not ours.handlers:
-        ours.addHandler(logging.StreamHandler())
-    ours.setLevel(logging.INFO if first_process() else logging.WARNING)
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return record.levelno > logging.INFO or not any(phrase in message for phrase in SMALL_TALK)
-
-
-class _Work(LightningModule):
-    """Carries a function into the processes and onto the devices of a trainer, as one step of a prediction.
-
-    Args:
-        module: what the function works with.
-        function: called with ``module``, ``rank``, ``world`` and ``barrier``.
-    """
-
-    def __init__(self, module: LightningModule, function: Callable[..., object]) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """One batch, of nothing."""
-        return DataLoader(TensorDataset(torch.zeros(1)))
-
-    def predict_step(self, batch: Any, *_: Any) -> Any:
-        """Do this process's share."""
-        trainer = self.trainer
-        barrier = trainer.strategy.barrier if trainer.world_size > 1 else None
-        self.function(self.module, rank=trainer.global_rank, world=trainer.world_size, barrier=barrier)
-        return batch
-
-
-class AlignTrainer(Trainer):
-    """Lightning's trainer, which also samples and judges, on whatever devices it trains on."""
-
-    def sample(
-        self,
-        model: AlignModule,
-        prompts: Path,
-        out: Path,
-        samples: int = 5,
-        speakers: Sequence[str] = (),
-        batch_rows: int = 64,
-        seed: int = 0,
-        overwrite: bool = False,
-        ckpt_path: Path | None = None,
-    ) -> None:
-        """Speak every sentence several times in every voice with the recipe's policy; goes on where it stopped.
-
-        Args:
-            model: its policy speaks, as its sampling says.
-            prompts: JSONL file of sentences.
-            out: JSONL file of candidates, written when all are there.
-            samples: utterances per sentence and voice.
-            speakers: voices; a sentence that names its own is spoken in that one only.
-            batch_rows: utterances at a time on each device; does not change them.
-            seed: of all utterances.
-            overwrite: replace a file made with other settings.
-            ckpt_path: a run's checkpoint; without one the policy speaks as its directory holds it.
-        """
-        if ckpt_path is not None:
-            saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-            model.on_load_checkpoint(saved)
-            model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
-        from tts_align.verbs.sample import sample
-
-        self.work(
-            model,
-            partial(
-                sample,
-                prompts=prompts,
-                out=out,
-                samples=samples,
-                speakers=speakers,
-                batch_rows=batch_rows,
-                seed=seed,
-                overwrite=overwrite,
-            ),
-        )
-        say(f"candidates:   {out}")
-
-    def judge(
-        self, model: AlignModule, candidates: Path, out: Path, batch_rows: int = 64, overwrite: bool = False
-    ) -> None:
-        """Listen to every candidate with the recipe's judge, and write what was heard; goes on where it stopped.
-
-        Args:
-            model: its judge listens; its vocoder speaks, if the judge hears sound.
-            candidates: what ``sample`` wrote.
-            out: JSONL file of judged candidates, written when all are there.
-            batch_rows: candidates at a time on each device; does not change the verdicts.
-            overwrite: replace a file made from other candidates or with another judge.
-        """
-        from tts_align.verbs.judge import judge
-
-        self.work(model, partial(judge, candidates=candidates, out=out, batch_rows=batch_rows, overwrite=overwrite))
-        say(f"judged:       {out}")
-
-    def work(
-        self, model: AlignModule, function: Callable[..., object], datamodule: LightningDataModule | None = None
-    ) -> None:
-        """Call a function in every process, with the model on its device and in the trainer's precision.
-
-        Args:
-            model: what the function works with; knows this trainer while it works.
-            function: called with the model, and ``rank``, ``world`` and ``barrier`` by name.
-            datamodule: attached to the trainer meanwhile.
-        """
-        self.predict(_Work(model, function), datamodule=datamodule, return_predictions=False)
-
-
 DESCRIPTIONS = {
     "fit": (
         "Train the policy with an objective, then test it. Everything is kept in run.directory: started again on the "
@@ -216,7 +63,10 @@ DESCRIPTIONS = {
         "Test the run's last checkpoint, or --ckpt_path: speak the test sentences before and after, judge them, and "
         "write table, figures and audio to run.directory. A saved recipe will do: --config runs/NAME/config.yaml"
     ),
-    "predict": "Score rows with the run's last checkpoint, or --ckpt_path.",
+    "predict": (
+        "Score the held-out rows (data.validation) with the run's last checkpoint, or --ckpt_path. Nothing is written "
+        "but by a callback of yours (on_predict_batch_end) among trainer.callbacks."
+    ),
     "sample": "Speak every sentence several times in every voice with model.policy; the first of sample, judge, label.",
     "judge": "Listen to candidates with model.judge and write what was heard; the second of sample, judge, label.",
 }
@@ -389,7 +239,7 @@ class AlignCLI(LightningCLI):
         for key, value in changes.items():
             config[f"{self.subcommand}.{key}"] = value
         seed_everything(config[f"{self.subcommand}.seed_everything"], workers=True, verbose=False)
-        built = self.parser.instantiate_classes(config)[self.subcommand]
+        built = self.parser.instantiate(config)[self.subcommand]
         run = Run(directory)
         trainer = self.make_trainer(built.trainer, run)
         checkpoint = run.checkpoint if run.checkpoint.exists() else None
@@ -427,9 +277,14 @@ class AlignCLI(LightningCLI):
         self.trainer.test(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
         where(self.run, say)
 
-    def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Predict with the run's last checkpoint, or another."""
-        self.trainer.predict(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
+    def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Score the held-out rows with the run's last checkpoint, or another."""
+        ckpt_path = self._trained(ckpt_path)
+        if datamodule.validation is None:
+            raise ValueError("nothing to predict: the recipe must set data.validation")
+        datamodule.trainer = self.trainer
+        datamodule.prepare(model.policy)
+        self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=ckpt_path, weights_only=True, **kwargs)
 
     def sample(self, datamodule: AlignData, **kwargs: Any) -> None:
         """Speak with the recipe's policy."""

@@ -47,6 +47,10 @@ def test_an_untrained_base_goes_through_all_stages_and_fails_the_gates(tmp_path,
     assert not all(gate.passed for gate in gates)
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     sentences = {f"symbolic/sentences/{split}.jsonl" for split in ("preference", "dev", "test")}
-    assert made >= sentences | {"symbolic/preference.jsonl", "symbolic/dev.jsonl", "symbolic/base/model.safetensors"}
+    assert made >= sentences | {
+        "symbolic/preference.parquet",
+        "symbolic/dev.parquet",
+        "symbolic/base/model.safetensors",
+    }
     assert {path.parent.name for path in tmp_path.iterdir()} == {tmp_path.name}
     assert json.loads((tmp_path / "symbolic/build.json").read_text())["plan"]["samples"] == 1

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningDataModule
-from numpy.typing import NDArray
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+from numpy.typing import NDArray
 
 from tts_align.data.collate import Examples, PlanSampler
 from tts_align.data.encode import encode_audio

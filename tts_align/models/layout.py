@@ -2,8 +2,8 @@
 """How text and speech tokens stand in one sequence, and where each speech token is predicted.
 
 Unistream: ``[sos, text.., task, speech..]`` predicts ``[speech.., end]`` from the task token on. Bistream: blocks of
-``text_block`` text and ``speech_block`` speech tokens interleaved, each block closed by a predicted fill token, the rest
-as in unistream. Special ids follow the two published families of checkpoints (CosyVoice2, arXiv 2412.10117, and
+``text_block`` text and ``speech_block`` speech tokens interleaved, each block closed by a predicted fill token, the
+rest as in unistream. Special ids follow the two published families of checkpoints (CosyVoice2, arXiv 2412.10117, and
 CosyVoice 3, arXiv 2505.17589).
 """
 

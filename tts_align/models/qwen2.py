@@ -76,7 +76,7 @@ class Sizes:
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
             use_sliding_window=False,
             tie_word_embeddings=False,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by the base class
         )
 
 
@@ -92,7 +92,7 @@ class LoRA:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -124,7 +124,9 @@ class Qwen2CodecLM(CodecLM):
             raise ValueError("model.policy needs exactly one of `directory` (a trained model) and `sizes` (a new one)")
         path = None if directory is None else resolve(directory)
         if path is not None and not (path / CONFIG).is_file():
-            raise ValueError(f"expected a model directory with {CONFIG}, got {directory!r}: check model.policy.directory")
+            raise ValueError(
+                f"expected a model directory with {CONFIG}, got {directory!r}: check model.policy.directory"
+            )
         if path is not None:
             tokenizer = str(path / TOKENIZER)
             sizes = Sizes(**json.loads((path / CONFIG).read_text()))
@@ -275,7 +277,8 @@ class Qwen2CodecLM(CodecLM):
         save_file({key: value.detach().cpu().contiguous() for key, value in self._weights().items()}, scratch / WEIGHTS)
         if self.tokenizer is not None:
             self.tokenizer.save(str(scratch / TOKENIZER))
-        os.chmod(scratch, 0o755)
+        (scratch / WEIGHTS).chmod(0o644)
+        scratch.chmod(0o755)
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(scratch, directory)

@@ -27,19 +27,18 @@ def uniforms(seeds: Sequence[int], steps: int) -> Float[Tensor, "b steps 2"]:
 def nucleus(probability: Float[Tensor, "b v"], sampling: Sampling) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
     """The most probable tokens, most probable first: (probability, 0 where cut; id).
 
-    A token is kept while the tokens before it hold less than ``top_p`` and fewer than ``top_k``; the first is always kept.
+    A token is kept while the tokens before it hold less than ``top_p`` and are fewer than ``top_k``; the first
+    always is.
 
     Example:
         >>> kept, token = nucleus(torch.tensor([[0.1, 0.6, 0.3]]), Sampling(top_p=0.7, top_k=0))
         >>> token.tolist(), [round(p, 1) for p in kept[0].tolist()]
         ([[1, 2, 0]], [0.6, 0.3, 0.0])
     """
-    size = probability.shape[-1]
-    width = min(sampling.top_k or size, size)
-    if width < size:
-        kept, token = probability.topk(width, dim=-1)
-    else:
-        kept, token = probability.sort(dim=-1, descending=True, stable=True)
+    # Stable, as in the published code: ties, common in half precision, must not fall as some top-k likes.
+    kept, token = probability.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k:
+        kept, token = kept[:, : sampling.top_k], token[:, : sampling.top_k]
     before = kept.cumsum(-1) - kept
     return torch.where(before < sampling.top_p, kept, 0.0), token
 

@@ -23,7 +23,7 @@ def token_weights(
     lower: float = -2.0,
     upper: float = 2.0,
 ) -> Float[Tensor, "r t"]:
-    """w = exp(±μ · clamp(log π⁺ − log π⁻, L, U)); arXiv 2510.05799, eq. 2, with + for desirable rows.
+    """W = exp(±μ · clamp(log π⁺ − log π⁻, L, U)); arXiv 2510.05799, eq. 2, with + for desirable rows.
 
     Args:
         log_ratio: log π⁺ − log π⁻ of each token.
@@ -48,7 +48,7 @@ def token_values(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Float[Tensor, "r t"]:
-    """v = λ_D σ(β(r − z₀)) or λ_U σ(β(z₀ − r)) of each token; arXiv 2510.05799, eq. 5."""
+    """V = λ_D σ(β(r − z₀)) or λ_U σ(β(z₀ − r)) of each token; arXiv 2510.05799, eq. 5."""
     sign = torch.where(desirable, beta, -beta)[:, None]
     weight = torch.where(desirable, desirable_weight, undesirable_weight)[:, None]
     return weight * torch.sigmoid(sign * (reward - reference_point))

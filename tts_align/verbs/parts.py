@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
@@ -20,6 +21,16 @@ class SpeaksAndListens(Protocol):
     sampling: Sampling
     vocoder: Vocoder | None
     judge: Judge | None
+
+
+@dataclass
+class Parts:
+    """The same without a module around them."""
+
+    policy: CodecLM
+    judge: Judge | None
+    sampling: Sampling
+    vocoder: Vocoder | None = None
 
 
 class Bar(tqdm):

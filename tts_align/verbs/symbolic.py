@@ -17,25 +17,15 @@ from tts_align.data.demo.symbolic import SAMPLING, SCHEDULE, make_base, prompts
 from tts_align.data.demo.training import Schedule
 from tts_align.data.prompts import write_prompts
 from tts_align.files import write_json
-from tts_align.judges.base import Judge, Reading
+from tts_align.judges.base import Reading
 from tts_align.judges.symbolic import SymbolicJudge
-from tts_align.models.base import CodecLM, Sampling, Vocoder
 from tts_align.models.qwen2 import Qwen2CodecLM
 from tts_align.verbs.judge import judge
 from tts_align.verbs.label import LabelRule, label
+from tts_align.verbs.parts import Parts
 from tts_align.verbs.sample import sample
 
 BASE, SENTENCES, REPORT = "base", "sentences", "build.json"
-
-
-@dataclass
-class _Module:
-    """The parts that sampling and judging use."""
-
-    policy: CodecLM
-    judge: Judge | None
-    sampling: Sampling = SAMPLING
-    vocoder: Vocoder | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ def build_symbolic(
     """Build the symbolic experiment, or what of it is missing.
 
     The directory then holds ``base/`` (the model), ``sentences/{preference,dev,test}.jsonl`` (prompts),
-    ``preference.jsonl`` and ``dev.jsonl`` (labelled rows) and ``build.json`` (what the gates measured).
+    ``preference.parquet`` and ``dev.parquet`` (labelled rows) and ``build.json`` (what the gates measured).
 
     Args:
         directory: where it goes; candidates lie beside it, in a directory with ``-build`` added.
@@ -81,7 +71,7 @@ def build_symbolic(
     if not (directory / BASE).exists():
         # Half precision on disk; the model reads it back as float32.
         make_base(plan.seed, plan.schedule).half().save(directory / BASE)
-    module = _Module(Qwen2CodecLM(str(directory / BASE)).eval(), SymbolicJudge())
+    module = Parts(Qwen2CodecLM(str(directory / BASE)).eval(), SymbolicJudge(), SAMPLING)
     counts: dict[Split, int | None] = {
         "preference": plan.preference_sentences,
         "dev": plan.dev_sentences,
@@ -94,7 +84,7 @@ def build_symbolic(
         sample(module, work / f"{split}.jsonl", candidates, plan.samples, SPEAKERS, 256, plan.seed, overwrite=True)
         judge(module, candidates, judged, batch_rows=256, overwrite=True)
         if split != "test":
-            label(judged, directory / f"{split}.jsonl", LabelRule())
+            label(judged, directory / f"{split}.parquet", LabelRule())
     gates = measure(read_candidates(work / "test-judged.jsonl"), plan.seed)
     report = {"plan": dataclasses.asdict(plan), "gates": {gate.name: round(gate.value, 4) for gate in gates}}
     write_json(directory / REPORT, report)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two embedded corpora as experiments see them: candidates of a seed, one fit, one test."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch.optim.lr_scheduler import LinearLR
+
+from tts_align.contrast import SIDES, Contrast, undesirable_weight, write_log_ratios
+from tts_align.data.datamodule import AlignData
+from tts_align.data.prompts import read_prompts
+from tts_align.judges.base import Judge
+from tts_align.judges.ctc import CTCJudge
+from tts_align.judges.symbolic import SymbolicJudge
+from tts_align.models.base import CodecLM, Sampling, Vocoder
+from tts_align.models.mel import MelVocoder
+from tts_align.models.qwen2 import Qwen2CodecLM
+from tts_align.module import AlignModule
+from tts_align.objectives import KTO, Objective
+from tts_align.report import System, Utterance
+from tts_align.verbs.judge import judge, listen
+from tts_align.verbs.label import label
+from tts_align.verbs.parts import Parts
+from tts_align.verbs.sample import sample, speak, wanted
+
+SPEAKERS = ("sakura", "takumi")
+TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
+DRAWN = Sampling(top_p=0.97, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
+FINAL_FACTOR = 0.05
+"""Of the learning rate: it falls linearly over the whole training, for every method alike."""
+Name = Literal["symbolic", "audio"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is trained.
+
+    Args:
+        objective: with its knobs.
+        learning_rate: of AdamW, falling linearly to a twentieth.
+        paired_only: use only rows that stand in pairs.
+        steps: stop after so many optimiser steps instead of one epoch.
+        contrast: file of token weights.
+    """
+
+    objective: Objective
+    learning_rate: float
+    paired_only: bool = False
+    steps: int = -1
+    contrast: Path | None = None
+
+
+@dataclass
+class Corpus:
+    """One embedded corpus in a working directory.
+
+    Args:
+        name: symbolic or audio.
+        work: where candidates and caches lie; what is there is not made again.
+        rows_per_step: of every fit.
+    """
+
+    name: Name
+    work: Path
+    rows_per_step: int = 16
+    base_heard: dict[tuple[str, int], list[Utterance]] = field(default_factory=dict)
+
+    @cached_property
+    def base(self) -> CodecLM:
+        """The base model."""
+        return self.policy().requires_grad_(False).eval()
+
+    def policy(self) -> CodecLM:
+        """A fresh copy of the base model to train."""
+        return Qwen2CodecLM(f"demo:{self.name}/base")
+
+    @cached_property
+    def vocoder(self) -> Vocoder | None:
+        """Turns codes into sound; symbolic codes are read as they are."""
+        return MelVocoder("demo:audio/codec") if self.name == "audio" else None
+
+    def listener(self, who: str) -> Judge:
+        """``labeller`` marks training data, ``judge`` only tests; symbolic codes leave no room for two opinions."""
+        return CTCJudge(f"demo:audio/{who}") if self.name == "audio" else SymbolicJudge()
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Who listens in tests."""
+        return self.listener("judge")
+
+    def labelled(self, seed: int, split: str = "preference", sentences: int | None = None) -> Path:
+        """Manifest of labelled rows, from candidates drawn with this seed."""
+        out = self.work / f"{split}-{seed}.jsonl"
+        if out.exists():
+            return out
+        prompts = Path(__file__).parents[1] / "tts_align/data/demo/assets/audio" / f"sentences/{split}.jsonl"
+        module = Parts(self.base, self.listener("labeller"), DRAWN, self.vocoder)
+        drawn, heard = self.work / f"{split}-{seed}-drawn.jsonl", self.work / f"{split}-{seed}-heard.jsonl"
+        sample(module, prompts, drawn, 5, SPEAKERS, 256, seed)
+        judge(module, drawn, heard, 256)
+        label(heard, out)
+        return out
+
+    def data(self, fit: Fit, seed: int, flip: bool = False) -> AlignData:
+        """The rows as the objective reads them."""
+        return AlignData(
+            str(self.labelled(seed)),
+            reads=fit.objective.reads,
+            wants_mismatched=fit.objective.wants_mismatched,
+            rows_per_step=self.rows_per_step,
+            paired_only=fit.paired_only,
+            flip_labels=flip,
+            seed=seed,
+        )
+
+    def fit(self, fit: Fit, seed: int, flip: bool = False) -> tuple[AlignModule, dict[str, Any]]:
+        """Train once; returns the module, its data attached, and what it cost."""
+        seed_everything(seed, verbose=False)
+        data = self.data(fit, seed, flip)
+        data.prepare(self.base)
+        steps = data.steps_per_epoch if fit.steps < 0 else fit.steps
+        module = AlignModule(
+            fit.objective,
+            self.policy(),
+            contrast=Contrast(weights=str(fit.contrast)) if fit.contrast else None,
+            cache=str(self.work / "cache"),
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=fit.learning_rate),
+            lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
+        )
+        trainer = quiet_trainer(max_epochs=1 if fit.steps < 0 else -1, max_steps=fit.steps)
+        begun = time.process_time()
+        trainer.fit(module, data)
+        cost = {"steps": trainer.global_step, "cpu_seconds": round(time.process_time() - begun, 1)}
+        cost["rows"] = len(data.sources("train"))
+        return module, cost
+
+    def contrast(self, seed: int, learning_rate: float, sft_weight: float, paired_only: bool = False) -> Path:
+        """Token weights of a pair fitted on this seed's rows."""
+        name = f"contrast-{seed}-{learning_rate:g}-{sft_weight:g}{'-paired' if paired_only else ''}"
+        note = self.work / f"{name}.txt"
+        if note.exists():
+            return Path(note.read_text())
+        pair = {}
+        for side in SIDES:
+            flip = side == "undesirable"
+            knobs: dict[str, float] = {"sft_weight": sft_weight}
+            if flip:
+                labels = self._labels(seed, paired_only)
+                knobs["undesirable_weight"] = undesirable_weight(~labels)
+            module, _ = self.fit(Fit(KTO(**knobs), learning_rate, paired_only), seed, flip)
+            pair[side] = {name: value.detach().clone() for name, value in module.policy.named_parameters()}
+        ratios = write_log_ratios(module, pair, self.work / "cache")
+        note.write_text(str(ratios.path))
+        return ratios.path
+
+    def _labels(self, seed: int, paired_only: bool) -> Any:
+        data = self.data(Fit(KTO(), 1e-3, paired_only), seed)
+        data.prepare(self.base)
+        return data.labels
+
+    def test(self, policy: CodecLM, system: System, split: str, seed: int) -> list[Utterance]:
+        """Speak and judge every sentence of a split once in both voices."""
+        policy.eval()
+        prompts = read_prompts(f"demo:audio/sentences/{split}.jsonl")
+        items = wanted(prompts, SPEAKERS, 1, 1000 + seed)
+        spoken = [one for part in speak(policy, TESTED, items, 256) for one in part]
+        heard = [one for part in listen(self.judge, self.vocoder, spoken, 64) for one in part]
+        return [Utterance.of(one, system) for one in heard]
+
+    def base_test(self, split: str, seed: int) -> list[Utterance]:
+        """The same of the base model, once per split and seed."""
+        if (split, seed) not in self.base_heard:
+            self.base_heard[split, seed] = self.test(self.base, "base", split, seed)
+        return self.base_heard[split, seed]
+
+
+def quiet_trainer(**knobs: Any) -> Trainer:
+    """A trainer that says nothing and keeps nothing."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+        **knobs,
+    )

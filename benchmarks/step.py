@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one optimiser step of each objective costs, against a bare loop that does only the passes it cannot do without.
+
+Run: ``OMP_NUM_THREADS=1 python benchmarks/step.py`` (some ten minutes); writes ``results/step.json``.
+
+Ours is the whole of it: AlignModule, AlignData and Lightning's trainer, frozen numbers in their cache. The bare loops
+(``bare.py``) train the same weights on the same rows, packed or padded. All take turns in one process: some steps of ours,
+then as many of each bare loop on the rows ours has just seen; the first round is warming up. As all begin with equal weights
+and see equal rows, their losses and gradient norms must agree, which is checked.
+
+``--device cuda`` runs the same on a GPU and takes ratios of the wall clock around a synchronisation; nobody has run that yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from bare import Loop, Model, Rows
+from jsonargparse import auto_cli
+from lightning.pytorch import Callback, Trainer
+from machine import Clock, machine, ratio, save
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+
+from tts_align.batch import Batch
+from tts_align.cache import TokenCache
+from tts_align.contrast import Contrast
+from tts_align.data.datamodule import AlignData
+from tts_align.data.manifest import write_manifest
+from tts_align.data.records import Row
+from tts_align.models.layout import TokenRow
+from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.module import AlignModule
+from tts_align.objectives import Objective, Part
+from tts_align.trainer import quiet
+
+Name = Literal["sft", "dpo", "kto", "tkto"]
+PASSES = {"sft": 3, "dpo": 3, "kto": 4, "tkto": 4}
+SIZES = Sizes(
+    codes=6561, text_vocabulary=500, hidden_size=256, layers=4, heads=4, key_value_heads=2, intermediate_size=1024
+)
+AGREES = 1e-4
+"""Largest relative difference of the first step's loss and gradient norm."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained on what.
+
+    Args:
+        sizes: of the model.
+        sentences: each has one desirable and one undesirable row.
+        text: fewest and most text tokens.
+        speech: fewest and most speech tokens.
+        rows_per_step: of one optimiser step; a pair is two.
+    """
+
+    sizes: Sizes = SIZES
+    sentences: int = 256
+    text: tuple[int, int] = (10, 40)
+    speech: tuple[int, int] = (40, 250)
+    rows_per_step: int = 16
+
+    def letters(self) -> str:
+        """One letter for each text token."""
+        return "".join(chr(0x4E00 + i) for i in range(self.sizes.text_vocabulary))
+
+    def save_models(self, folder: Path) -> None:
+        """Write ``policy`` and, with other weights, ``reference``, so that nothing is 0 or ln 2 by chance."""
+        letters = self.letters()
+        tokenizer = Tokenizer(WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token=letters[0]))
+        tokenizer.pre_tokenizer = Split("", "isolated")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        torch.manual_seed(0)
+        model = Qwen2CodecLM(sizes=self.sizes, tokenizer=str(folder / "tokenizer.json"))
+        model.save(folder / "policy")
+        with torch.no_grad():
+            for value in model.parameters():
+                value.add_(0.005 * torch.randn_like(value))
+        model.save(folder / "reference")
+
+    def save_rows(self, folder: Path) -> str:
+        """Write random rows and give their path."""
+        random, letters = np.random.default_rng(0), np.array(list(self.letters()))
+        rows = []
+        for sentence in range(self.sentences):
+            text = "".join(random.choice(letters, random.integers(self.text[0], self.text[1] + 1)))
+            for desirable in (True, False):
+                count = random.integers(self.speech[0], self.speech[1] + 1)
+                speech = tuple(random.integers(0, self.sizes.codes, count).tolist())
+                rows.append(Row(id=f"{sentence}-{desirable}", text=text, speech=speech, desirable=desirable))
+        return str(write_manifest(rows, folder / "rows.jsonl"))
+
+
+@dataclass
+class TakingTurns(Callback):
+    """After some steps of the trainer every bare loop does the same steps.
+
+    Args:
+        loops: by name.
+        data: knows the rows behind a batch.
+        steps: in a turn.
+        clock: of all.
+        log_ratios: by key of the row, for TKTO.
+    """
+
+    loops: dict[str, Loop]
+    data: AlignData
+    steps: int
+    clock: Clock
+    log_ratios: TokenCache | None = None
+    times: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    losses: dict[str, list[Any]] = field(default_factory=dict)
+    norms: dict[str, torch.Tensor] = field(default_factory=dict)
+    useful: int = 0
+    waiting: list[Batch] = field(default_factory=list)
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Compute the bare loops' frozen numbers; from here on the clock runs."""
+        self.rows = self.data.rows()
+        if Part.REFERENCE in trainer.lightning_module.objective.needs and self.log_ratios is None:
+            known: dict[Any, torch.Tensor] = {}
+            for loop in self.loops.values():
+                loop.known = known
+                loop.prepare([_plain(row) for row in self.rows.values()])
+        self.clock.start()
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        """Note the first gradient norm, before clipping; the first round does not count."""
+        if not self.norms:
+            grads = [value.grad for value in trainer.lightning_module.parameters() if value.grad is not None]
+            self.norms["ours"] = torch.nn.utils.get_total_norm(grads)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+        """Keep the rows, and pass the turn on."""
+        self.waiting.append(batch)
+        self.losses.setdefault("ours", []).append(outputs["loss"])
+        if len(self.waiting) < self.steps:
+            return
+        self.times.setdefault("ours", []).append(self.clock.read())
+        rows = [self._rows(batch) for batch in self.waiting]
+        self.useful += sum(len(text) + len(speech) + 2 for one in rows for text, speech in one.rows)
+        for name, loop in self.loops.items():
+            self.clock.start()
+            found = [loop.step(one) for one in rows]
+            self.times.setdefault(name, []).append(self.clock.read())
+            self.losses.setdefault(name, []).extend(loss for loss, _ in found)
+            self.norms.setdefault(name, found[0][1])
+        self.waiting.clear()
+        self.clock.start()
+
+    def _rows(self, batch: Batch) -> Rows:
+        numbers = [] if self.log_ratios is None else [self.log_ratios.numbers[key] for key in batch.rows.keys]
+        return Rows(
+            rows=[_plain(self.rows[key]) for key in batch.rows.keys],
+            desirable=batch.desirable.cpu(),
+            mismatched=[_plain(self.rows[key]) for rows in batch.mismatched for key in rows.keys],
+            log_ratio=[torch.from_numpy(one) for one in numbers],
+        )
+
+
+def _plain(row: TokenRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return row.text, row.speech
+
+
+def compare(
+    name: Name,
+    packed: bool,
+    folder: Path,
+    shape: Shape,
+    steps: int = 2,
+    rounds: int = 6,
+    learning_rate: float = 1e-4,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train ours and the bare loops turn by turn.
+
+    Args:
+        name: of the objective.
+        packed: whether ours packs its rows.
+        folder: holds the models and rows of ``shape``.
+        shape: what is trained on what.
+        steps: in a turn.
+        rounds: of turns that count; one more is for warming up.
+        learning_rate: of all.
+        device: of all.
+
+    Raises:
+        AssertionError: the first step's loss or gradient norm differs between ours and a bare loop.
+    """
+    objective: Objective = Objective.registry[name]()
+    policy = Qwen2CodecLM(str(folder / "policy"), packed=packed)
+    reference = Qwen2CodecLM(str(folder / "reference"), packed=packed)
+    data = AlignData(
+        str(folder / "rows.jsonl"),
+        reads=objective.reads,
+        wants_mismatched=objective.wants_mismatched,
+        rows_per_step=shape.rows_per_step,
+    )
+    data.prepare(policy)
+    log_ratios = _random_log_ratios(data, policy, folder) if Part.CONTRAST in objective.needs else None
+    module = AlignModule(
+        objective,
+        policy,
+        reference=reference if Part.REFERENCE in objective.needs else None,
+        contrast=None if log_ratios is None else Contrast(weights=str(log_ratios.path)),
+        cache=str(folder / "cache"),
+        optimizer=functools.partial(torch.optim.AdamW, lr=learning_rate),
+    )
+    loops = {
+        f"bare_{kind}": Loop(name, Model(policy), Model(reference), kind == "packed", learning_rate, device)
+        for kind in ("packed", "padded")
+    }
+    turns = TakingTurns(loops, data, steps, Clock(device), log_ratios)
+    quiet()
+    trainer = Trainer(
+        accelerator="gpu" if device.startswith("cuda") else "cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+        max_epochs=-1,
+        max_steps=steps * (rounds + 1),
+        callbacks=[turns],
+        default_root_dir=folder,
+    )
+    trainer.fit(module, data)
+    return {"objective": name, "packed": packed, "passes": PASSES[name], **_summary(turns, device)}
+
+
+def _random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> TokenCache:
+    cache = TokenCache(folder, "contrast", {"made": "up"})
+    for key, row in data.rows().items():
+        random = np.random.default_rng(int(key, 16))
+        cache.numbers[key] = random.normal(0, 1, policy.layout.target_count(row)).astype(np.float32)
+    cache.save()
+    return cache
+
+
+def _summary(turns: TakingTurns, device: str) -> dict[str, Any]:
+    measure = "wall" if device.startswith("cuda") else "cpu"
+    losses = {name: torch.stack(values).double().cpu() for name, values in turns.losses.items()}
+    gaps = {name: ((losses[name] - losses["ours"]) / losses["ours"]).abs() for name in turns.loops}
+    first = {name: float(gap[0]) for name, gap in gaps.items()}
+    first |= {f"{name}_norm": abs(float(turns.norms[name] / turns.norms["ours"]) - 1) for name in turns.loops}
+    wrong = {name: gap for name, gap in first.items() if not gap <= AGREES}
+    assert not wrong, f"ours and the bare loops do not do the same work: relative differences {wrong}"
+    counted = {name: times[1:] for name, times in turns.times.items()}
+    done = turns.steps * len(turns.times["ours"])
+    return {
+        "first_loss": float(losses["ours"][0]),
+        "first_step_differs": max(first.values()),
+        "any_step_differs": max(float(gap.max()) for gap in gaps.values()),
+        "useful_tokens_per_step": round(turns.useful / done),
+        "seconds_per_step": {
+            name: {kind: round(median(one[kind] for one in times) / turns.steps, 4) for kind in ("cpu", "wall")}
+            for name, times in counted.items()
+        },
+        **{
+            f"ratio_to_{name}": {
+                kind: ratio([one[kind] for one in counted["ours"]], [one[kind] for one in counted[name]])
+                for kind in ("cpu", "wall")
+            }
+            for name in turns.loops
+        },
+        "measure": measure,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The ratios, one line each."""
+    lines = [f"{'':18}{'step':>9}  {'to bare packed':>24}  {'to bare padded':>24}"]
+    for row in rows:
+        measure, name = row["measure"], f"{row['objective']} {'packed' if row['packed'] else 'padded'}"
+        cells = [row[f"ratio_to_bare_{kind}"][measure] for kind in ("packed", "padded")]
+        cells = [f"{cell['median']:.2f} [{cell['low']:.2f}-{cell['high']:.2f}]" for cell in cells]
+        lines.append(f"{name:18}{row['seconds_per_step']['ours'][measure]:8.3f}s  {cells[0]:>24}  {cells[1]:>24}")
+    return "\n".join(lines)
+
+
+def main(
+    objectives: tuple[Name, ...] = ("sft", "dpo", "kto", "tkto"),
+    steps: int = 2,
+    rounds: int = 6,
+    device: str = "cpu",
+    out: str = "step",
+) -> None:
+    """Measure, print a table, and save it.
+
+    Args:
+        objectives: which.
+        steps: in a turn.
+        rounds: of turns.
+        device: cpu or cuda.
+        out: name of the results.
+    """
+    shape, rows = Shape(), []
+    with tempfile.TemporaryDirectory() as scratch:
+        shape.save_models(Path(scratch))
+        shape.save_rows(Path(scratch))
+        for name in objectives:
+            for packed in (True, False):
+                rows.append(compare(name, packed, Path(scratch), shape, steps, rounds, device=device))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print(table(rows))
+    print(save(out, {"machine": machine(device), "steps": steps, "rounds": rounds, "rows": rows}))
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

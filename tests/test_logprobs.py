@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-probabilities, divergences and masked sums against plain loops."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+
+from tts_align.batch import Mean
+from tts_align.logprobs import across_ranks, chosen_logp, full_kl, masked_mean, masked_sum
+
+
+def slow_logp(row: list[float]) -> list[float]:
+    total = math.log(sum(math.exp(x) for x in row))
+    return [x - total for x in row]
+
+
+def test_golden_values():
+    """Logits ln 1, ln 2, ln 5: shares 1/8, 2/8, 5/8. Against equal thirds KL is Σ p ln 3p = 0.198209."""
+    logits = torch.tensor([[1.0, 2.0, 5.0]]).log()
+    assert chosen_logp(logits, torch.tensor([2])).item() == pytest.approx(math.log(5 / 8), abs=1e-6)
+    expected = sum(p * math.log(3 * p) for p in (1 / 8, 2 / 8, 5 / 8))
+    assert full_kl(logits, torch.zeros(1, 3)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 999), st.integers(1, 5), st.integers(2, 9))
+def test_equal_loops(seed: int, count: int, size: int):
+    random = torch.Generator().manual_seed(seed)
+    ours, theirs = (4 * torch.randn(count, size, generator=random) for _ in range(2))
+    target = torch.randint(size, (count,), generator=random)
+    logp, kl = chosen_logp(ours, target), full_kl(ours, theirs)
+    for i in range(count):
+        p, q = slow_logp(ours[i].tolist()), slow_logp(theirs[i].tolist())
+        assert logp[i].item() == pytest.approx(p[target[i]], abs=1e-5)
+        assert kl[i].item() == pytest.approx(sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)), abs=1e-5)
+    assert (kl >= -1e-6).all()
+
+
+def test_the_same_distribution_has_no_divergence():
+    logits = torch.randn(4, 7)
+    assert full_kl(logits, logits).tolist() == [0.0] * 4
+    torch.testing.assert_close(full_kl(logits, logits + 3), torch.zeros(4), rtol=0, atol=1e-6)
+
+
+def test_half_precision_is_summed_in_full():
+    logits = (8 * torch.randn(5, 300, generator=torch.Generator().manual_seed(0))).bfloat16()
+    target = torch.arange(5)
+    found = chosen_logp(logits, target)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, chosen_logp(logits.float(), target), rtol=0, atol=0)
+    assert full_kl(logits, logits).dtype == torch.float32
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.tuples(st.floats(-9, 9, width=32), st.booleans()), min_size=3, max_size=3), min_size=1))
+def test_masked_sums_and_means(rows: list[list[tuple[float, bool]]]):
+    values = torch.tensor([[value for value, _ in row] for row in rows])
+    mask = torch.tensor([[on for _, on in row] for row in rows])
+    for i, row in enumerate(rows):
+        kept = [value for value, on in row if on]
+        assert masked_sum(values, mask)[i].item() == pytest.approx(sum(kept), abs=1e-4)
+        assert masked_mean(values, mask)[i].item() == pytest.approx(sum(kept) / max(len(kept), 1), abs=1e-4)
+
+
+def test_what_is_masked_may_be_anything():
+    values, mask = torch.tensor([[1.0, torch.nan, torch.inf]]), torch.tensor([[True, False, False]])
+    assert masked_sum(values, mask).tolist() == masked_mean(values, mask).tolist() == [1.0]
+    assert masked_mean(values, torch.zeros_like(mask)).tolist() == [0.0]
+
+
+def test_alone_there_are_no_other_ranks():
+    mean = Mean.of(torch.tensor([1.0, 2.0]))
+    assert across_ranks(mean) is mean
+
+
+def _rank(rank: int, store: str, found: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    values = torch.tensor([1.0, 2.0, 6.0]) if rank == 0 else torch.zeros(0)  # the second rank has nothing to add
+    mean = across_ranks(Mean.of(values))
+    torch.save((mean.total, mean.count), f"{found}{rank}")
+    dist.destroy_process_group()
+
+
+def test_a_rank_without_values_takes_part(tmp_path):
+    mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+    for rank in range(2):
+        total, count = torch.load(tmp_path / f"found{rank}")
+        assert (total.item(), count.item()) == (9.0, 3.0)

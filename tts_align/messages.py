@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says, once for all its processes, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+TALKERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+)
+SMALL_TALK = (
+    "GPU available:",
+    "TPU available:",
+    "\N{ELECTRIC LIGHT BULB} Tip:",
+    "Seed set to",
+    "`weights_only` was not set",
+    "Initializing distributed:",
+    "Restoring states from",
+    "Restored all states from",
+    "Loaded model weights from",
+    "`Trainer.fit` stopped:",
+)
+"""What Lightning's messages say that help nobody here."""
+
+MEANT = (
+    r"Found \d+ module\(s\) in eval mode",  # frozen parts
+    r"The number of training batches .* is smaller than the logging interval",  # the end of a training is logged too
+    r"You have overridden `transfer_batch_to_device` in `LightningModule`",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning 2.6 and PyTorch 2.11
+)
+"""Warnings about what is meant to be so, or is not ours to mend."""
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the one of those that speaks and writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print once, however many processes there are."""
+    print(text, flush=True)
+
+
+def quiet() -> None:
+    """Keep Lightning's small talk away from what a run has to say; its warnings, and our messages, stay."""
+    for name in TALKERS:
+        logging.getLogger(name).addFilter(_worth_saying)
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=message)
+    ours = logging.getLogger("tts_align")
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO if first_process() else logging.WARNING)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return record.levelno > logging.INFO or not any(phrase in message for phrase in SMALL_TALK)
