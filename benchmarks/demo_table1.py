@@ -6,7 +6,8 @@
 
 A seed draws its own candidates, shuffles, and tests with its own draws; the base model is one and the same. Learning
 rate and SFT anchor of each method are chosen on the dev sentences of seed 0 over one grid; everything in the table
-comes from the test sentences. What is finished is kept in ``--work`` and not run again. Writes ``results/demo_table1.json``.
+comes from the test sentences. What is finished is kept in ``--work`` and not run again. Writes
+``results/demo_table1.json``.
 """
 
 from __future__ import annotations

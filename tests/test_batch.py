@@ -36,7 +36,7 @@ def tensors(record: object) -> list[torch.Tensor]:
 def test_a_batch_moves_as_one():
     batch = make_batch()
     moved = batch.to("meta")
-    assert len(tensors(batch)) == 10 + 9 + 10 + 1  # three sets of rows, one of them without segments, and the labels
+    assert len(tensors(batch)) == 9 + 8 + 9 + 1  # three sets of rows, one of them without segments, and the labels
     assert {value.device.type for value in tensors(moved)} == {"meta"}
     assert {value.device.type for value in tensors(batch)} == {"cpu"}
     assert (moved.totals, moved.first, moved.rows.keys) == (batch.totals, batch.first, batch.rows.keys)

@@ -27,7 +27,7 @@ from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Part
 
 CODES, LETTERS = 20, "abcdefgh "
 SIZES = Sizes(CODES, len(LETTERS), hidden_size=16, layers=2, heads=2, key_value_heads=1, intermediate_size=24)
-LORA = LoRA(rank=2, alpha=4.0)
+LORA = LoRA(rank=2, alpha=4)
 OBJECTIVES = {"sft": SFT, "dpo": DPO, "kto": KTO, "tkto": TKTO}
 
 

@@ -35,7 +35,7 @@ class Contrast:
         desirable: checkpoint of π⁺, a policy like this one fitted on the labels.
         undesirable: checkpoint of π⁻, fitted on the flipped labels.
         epochs: of the pair's fits; those of the trainer by default.
-        learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if the log-ratios stay near 0.
+        learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios stay near 0.
         sft_weight: of the pair's fits.
         balance: weigh the rarer side up, so that λ_D n_D / (λ_U n_U) is 4/3 as KTO's authors advise: for neither, for
             the flipped fit, where undesirable rows are the many, or for both.

@@ -27,6 +27,17 @@ def full_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Fl
         policy: logits of the policy.
         reference: logits of the reference at the same positions.
     """
+    # A block of positions at a time: what stays in the processor's cache costs a quarter, and little memory is needed.
+    positions = max(_BLOCK.get(policy.device.type, _BLOCK["cuda"]) // policy.shape[-1], 1)
+    blocks = zip(policy.split(positions), reference.split(positions), strict=True)
+    return torch.cat([_block_kl(*block) for block in blocks])
+
+
+_BLOCK = {"cpu": 2**19, "cuda": 2**25}
+"""Logits in a block; on a GPU starting a kernel costs more than the memory."""
+
+
+def _block_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
     policy_logp, reference_logp = policy.float().log_softmax(-1), reference.float().log_softmax(-1)
     return (policy_logp.exp() * (policy_logp - reference_logp)).sum(-1)
 

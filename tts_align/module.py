@@ -206,6 +206,10 @@ class AlignModule(LightningModule):
 
     # ------------------------------------------------------------------ hooks
 
+    def setup(self, stage: str) -> None:
+        """Keep Lightning's precisions away from batches: these are frozen and hold no floating-point numbers."""
+        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign]
+
     def on_fit_start(self) -> None:
         """Compute what frozen parts say, now that everything is on its device."""
         self._prepare_caches()
@@ -347,6 +351,10 @@ class _evaluating(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         self.module.train()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _seed(*parts: int) -> int:

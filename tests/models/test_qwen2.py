@@ -426,7 +426,7 @@ def test_with_loose_weights_the_base_is_not_the_reference(adapted: Qwen2CodecLM)
 
 
 def test_dropout_of_adapters_is_in_training_only(tiny_policy: Path):
-    model = Qwen2CodecLM(str(tiny_policy), lora=LoRA(2, 4.0, dropout=0.5))
+    model = Qwen2CodecLM(str(tiny_policy), lora=LoRA(2, 4, dropout=0.5))
     disturb(model)
     rows = collate(random_rows()[:-1], model.layout)
     model.train()
