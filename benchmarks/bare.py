@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floor that ``step.py`` measures against: a training loop with nothing in it but the passes each objective cannot do without.
+"""The floor that ``step.py`` measures against: a training loop with only the passes each objective cannot do without.
 
-Written from the papers, sharing no code with ``tts_align``: one embedding table, a transformers Qwen2 backbone, the head,
-AdamW and clipping. Frozen numbers are computed before the clock runs.
+Written from the papers, sharing no code with ``tts_align``: one embedding table, a transformers Qwen2 backbone, the
+head, AdamW and clipping. Frozen numbers are computed while the clock stands.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sampling.py    # some three minutes; writes results/sampling.json
 
-Two models: the embedded audio base on its own test sentences, and the larger random one of ``step.py``. Both ways take turns
-in one process. Every utterance has a seed of its own, so both ways must say the same, which is checked. ``--device cuda`` runs
-the same on a GPU and takes ratios of the wall clock around a synchronisation; nobody has run that yet.
+Two models: the embedded audio base on its own test sentences, and the larger random one of ``step.py``. Both ways take
+turns in one process. Every utterance has a seed of its own, so both ways must say the same, which is checked.
+``--device cuda`` runs the same on a GPU and takes ratios of the wall clock around a synchronisation; untested so far.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def main(utterances: int = 64, rounds: int = 3, device: str = "cpu", out: str = 
         out: name of the results.
     """
     base = Qwen2CodecLM("demo:audio/base")
-    demo = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
+    demo = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
     # Random weights hardly ever end by themselves: the length limit does.
     settings = {
         "demo:audio/base": (base, demo_prompts(base, utterances), demo),
-        "random, 7 M parameters": (random_model(), random_prompts(utterances), Sampling(min_ratio=1, max_ratio=6)),
+        "random, 7 M parameters": (random_model(), random_prompts(utterances), Sampling(min_ratio=1.0, max_ratio=6.0)),
     }
     rows = []
     for name, (model, prompts, sampling) in settings.items():

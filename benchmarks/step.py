@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one optimiser step of each objective costs, against a bare loop that does only the passes it cannot do without.
+"""What one optimiser step of each objective costs, against a bare loop that does only the passes it needs.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/step.py`` (some ten minutes); writes ``results/step.json``.
+    OMP_NUM_THREADS=1 python benchmarks/step.py    # some ten minutes of one core; writes results/step.json
 
 Ours is the whole of it: AlignModule, AlignData and Lightning's trainer, frozen numbers in their cache. The bare loops
-(``bare.py``) train the same weights on the same rows, packed or padded. All take turns in one process: some steps of ours,
-then as many of each bare loop on the rows ours has just seen; the first round is warming up. As all begin with equal weights
-and see equal rows, their losses and gradient norms must agree, which is checked.
+(``bare.py``) train the same weights on the same rows, packed or padded. All take turns in one process: some steps of
+ours, then as many of each bare loop on the rows ours has just seen; the first round is warming up. As all begin with
+equal weights and see equal rows, their losses and gradient norms must agree, which is checked.
 
-``--device cuda`` runs the same on a GPU and takes ratios of the wall clock around a synchronisation; nobody has run that yet.
+``--device cuda`` runs the same on a GPU and takes ratios of the wall clock around a synchronisation; untested so far.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -127,13 +126,10 @@ class TakingTurns(Callback):
     waiting: list[Batch] = field(default_factory=list)
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Compute the bare loops' frozen numbers; from here on the clock runs."""
+        """From here on the clock runs."""
         self.rows = self.data.rows()
-        if Part.REFERENCE in trainer.lightning_module.objective.needs and self.log_ratios is None:
-            known: dict[Any, torch.Tensor] = {}
-            for loop in self.loops.values():
-                loop.known = known
-                loop.prepare([_plain(row) for row in self.rows.values()])
+        objective = trainer.lightning_module.objective
+        self.cached = Part.REFERENCE in objective.needs and not objective.wants_logits
         self.clock.start()
 
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
@@ -150,6 +146,9 @@ class TakingTurns(Callback):
             return
         self.times.setdefault("ours", []).append(self.clock.read())
         rows = [self._rows(batch) for batch in self.waiting]
+        if self.cached:
+            for loop in self.loops.values():
+                loop.prepare([row for one in rows for row in (*one.rows, *one.mismatched)])
         self.useful += sum(len(text) + len(speech) + 2 for one in rows for text, speech in one.rows)
         for name, loop in self.loops.items():
             self.clock.start()
@@ -222,6 +221,7 @@ def compare(
         f"bare_{kind}": Loop(name, Model(policy), Model(reference), kind == "packed", learning_rate, device)
         for kind in ("packed", "padded")
     }
+    loops["bare_padded"].known = loops["bare_packed"].known
     turns = TakingTurns(loops, data, steps, Clock(device), log_ratios)
     quiet()
     trainer = Trainer(
@@ -317,9 +317,9 @@ def main(
         for name in objectives:
             for packed in (True, False):
                 rows.append(compare(name, packed, Path(scratch), shape, steps, rounds, device=device))
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    print(table(rows))
-    print(save(out, {"machine": machine(device), "steps": steps, "rounds": rounds, "rows": rows}))
+                print(table(rows[-1:]), file=sys.stderr, flush=True)
+                path = save(out, {"machine": machine(device), "steps": steps, "rounds": rounds, "rows": rows})
+    print(f"{table(rows)}\n{path}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 
+from tts_align import logprobs
 from tts_align.batch import Mean
 from tts_align.logprobs import across_ranks, chosen_logp, full_kl, masked_mean, masked_sum
 
@@ -91,3 +92,12 @@ def test_a_rank_without_values_takes_part(tmp_path):
     for rank in range(2):
         total, count = torch.load(tmp_path / f"found{rank}")
         assert (total.item(), count.item()) == (9.0, 3.0)
+
+
+@pytest.mark.parametrize("block", [1, 7, 14, 30])
+def test_divergences_do_not_depend_on_the_blocks(block: int, monkeypatch: pytest.MonkeyPatch):
+    ours, theirs = torch.randn(9, 7), torch.randn(9, 7)
+    whole = full_kl(ours, theirs)
+    monkeypatch.setitem(logprobs._BLOCK, "cpu", block)
+    torch.testing.assert_close(full_kl(ours, theirs), whole, rtol=0, atol=1e-7)
+    assert full_kl(ours[:0], theirs[:0]).shape == (0,)

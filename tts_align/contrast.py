@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tts_align.module import AlignModule
 
 SIDES = ("desirable", "undesirable")
+WEIGHTS = Path("contrast", "weights.json")
+"""Inside a run: which file of token weights it was trained with."""
 
 
 @dataclass
@@ -37,8 +39,8 @@ class Contrast:
         epochs: of the pair's fits; those of the trainer by default.
         learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios stay near 0.
         sft_weight: of the pair's fits.
-        balance: weigh the rarer side up, so that λ_D n_D / (λ_U n_U) is 4/3 as KTO's authors advise: for neither, for
-            the flipped fit, where undesirable rows are the many, or for both.
+        balance: set λ_U so that λ_D n_D / (λ_U n_U) is 4/3, as KTO's authors advise: for neither fit, as in the paper,
+            for the flipped one, where the undesirable rows are the many, or for both.
     """
 
     weights: str | None = None
@@ -47,7 +49,7 @@ class Contrast:
     epochs: int | None = None
     learning_rate: float | None = None
     sft_weight: float = 0.0
-    balance: Literal["neither", "flipped", "both"] = "flipped"
+    balance: Literal["neither", "flipped", "both"] = "neither"
 
     def __post_init__(self) -> None:
         """Refuse half a pair, and a pair beside weights."""

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from tts_align.cache import TokenCache
 from tts_align.callbacks import figures
 from tts_align.callbacks.audio import write_pair
-from tts_align.contrast import deciding_token, separation
+from tts_align.contrast import WEIGHTS, deciding_token, separation
 from tts_align.data.candidates import Candidate
 from tts_align.data.prompts import read_prompts
 from tts_align.data.select import Utterance as Labelled
@@ -143,15 +145,23 @@ class Evaluation:
                 kept[system, before.id] = str(path.relative_to(folder.parent))
         return kept
 
+    def _token_weights(self, run: Path) -> TokenCache | None:
+        """Those the policy was trained with, also when it was trained by an earlier call."""
+        if self.module.contrast_cache is None and (run / WEIGHTS).is_file():
+            weights = Path(json.loads((run / WEIGHTS).read_text("utf-8"))["weights"])
+            return TokenCache.read(weights, needed=()) if weights.is_file() else None
+        return self.module.contrast_cache
+
     def _draw(self, run: Path) -> None:
         """Figures of training and of token weights, as far as there is something to draw."""
         folder, logs = run / "test", run / "tensorboard"
         if any(logs.glob("events*")):
             with suppress(FileNotFoundError):  # an objective of the user's may log no likelihoods
                 figures.likelihood_figure(figures.read_history(logs), folder / "likelihood.png")
-        cache, datamodule = self.module.contrast_cache, getattr(self.module.trainer, "datamodule", None)
+        cache, datamodule = self._token_weights(run), getattr(self.module.trainer, "datamodule", None)
         if cache is None or datamodule is None:
             return
+        datamodule.prepare(self.module.policy)
         sources = {key: one for key, one in datamodule.sources().items() if key in cache.numbers}
         sides = separation(cache, sources)
         rewards = [
@@ -164,7 +174,7 @@ class Evaluation:
         marked = [key for key, one in sources.items() if not one.desirable and deciding_token(one, 2) is not None]
         if not marked:
             return
-        key = min(marked)
+        key = _typical(marked, cache, sources)
         source, values = sources[key], torch.from_numpy(np.array(cache.numbers[key]))
         objective = self.module.objective
         knobs = (objective.mu, objective.lower, objective.upper) if isinstance(objective, TKTO) else (1.0, -2.0, 2.0)
@@ -178,6 +188,16 @@ class Evaluation:
             target=place,
             desirable=source.desirable,
         )
+
+
+def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, Labelled]) -> str:
+    """The row whose deciding token has the median reward: neither the best nor the worst example."""
+
+    def reward(key: str) -> tuple[float, str]:
+        values = cache.numbers[key]
+        return float(values[deciding_token(sources[key], len(values)) or 0]), key
+
+    return sorted(keys, key=reward)[len(keys) // 2]
 
 
 def _spread(source: Labelled, place: tuple[float, float], codes: int) -> list[tuple[str, float, float]]:

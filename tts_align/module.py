@@ -208,7 +208,7 @@ class AlignModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Keep Lightning's precisions away from batches: these are frozen and hold no floating-point numbers."""
-        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign]
+        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
 
     def on_fit_start(self) -> None:
         """Compute what frozen parts say, now that everything is on its device."""
@@ -295,12 +295,14 @@ class AlignModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks what trains here: it is another model's."""
-        trained = {name for name, value in self.named_parameters() if value.requires_grad}
-        lacking = sorted(trained - checkpoint["state_dict"].keys())
-        if lacking:
+        trained = {name: value.shape for name, value in self.named_parameters() if value.requires_grad}
+        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        wrong = sorted(name for name, shape in trained.items() if saved.get(name) != shape)
+        if wrong:
             raise ValueError(
-                f"the checkpoint lacks {len(lacking)} of {len(trained)} trained weights, {lacking[0]} first: "
-                "it was made with another model.policy"
+                f"the checkpoint does not fit {len(wrong)} of {len(trained)} trained weights, {wrong[0]} first (there "
+                f"{tuple(saved.get(wrong[0], ()))}, here {tuple(trained[wrong[0]])}): it was made with another "
+                "model.policy"
             )
 
     def configure_optimizers(self) -> Any:

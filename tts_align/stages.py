@@ -12,6 +12,7 @@ from lightning.pytorch import seed_everything
 
 from tts_align.contrast import (
     SIDES,
+    WEIGHTS,
     Contrast,
     describe,
     separation,
@@ -19,6 +20,7 @@ from tts_align.contrast import (
     undesirable_weight,
     write_log_ratios,
 )
+from tts_align.files import write_json
 from tts_align.objectives.kto import KTO
 from tts_align.objectives.tkto import TKTO
 
@@ -42,6 +44,8 @@ def prepare_contrast(cli: AlignCLI) -> None:
     made: list[Any] = []
     cli.work(model, partial(_write, pair=weights, folder=folder, made=made), cli.datamodule)
     contrast.weights = str(made[0].path)
+    if cli.trainer.is_global_zero:
+        write_json(cli.run.directory / WEIGHTS, {"weights": contrast.weights})
     report(cli, made[0])
     seed_everything(int(cli.config[cli.subcommand].seed_everything), workers=True, verbose=False)
 

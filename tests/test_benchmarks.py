@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run, and what they compare does the same work; no time is asserted."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tts_align.models.base import Sampling
+from tts_align.models.qwen2 import Sizes
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SIZES = Sizes(20, 12, hidden_size=16, layers=1, heads=2, key_value_heads=1, intermediate_size=24)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def loaded(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("step")
+
+
+def toy(step: ModuleType, folder: Path) -> Any:
+    shape = step.Shape(SIZES, sentences=6, text=(2, 5), speech=(3, 12), rows_per_step=4)
+    if not (folder / "policy").exists():
+        shape.save_models(folder)
+        shape.save_rows(folder)
+    return shape
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"), [("sft", True), ("dpo", True), ("kto", True), ("tkto", True), ("kto", False)]
+)
+def test_a_step_does_what_the_bare_loops_do(name: str, packed: bool, folder: Path, load: Any) -> None:
+    step = load("step")
+    row = step.compare(name, packed, folder, toy(step, folder), steps=1, rounds=1)
+    assert row["first_step_differs"] <= step.AGREES
+    assert row["any_step_differs"] <= 1e-3
+    assert row["passes"] == step.PASSES[name]
+    assert row["seconds_per_step"].keys() == {"ours", "bare_packed", "bare_padded"}
+    for kind in ("packed", "padded"):
+        ratio = row[f"ratio_to_bare_{kind}"]["cpu"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert f"{name} {'packed' if packed else 'padded'}" in step.table([row])
+
+
+def test_a_bare_loop_that_does_other_work_is_found_out(
+    folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = load("step")
+    monkeypatch.setattr(load("bare"), "BETA", 0.1002)
+    with pytest.raises(AssertionError, match="do not do the same work"):
+        step.compare("dpo", True, folder, toy(step, folder), steps=1, rounds=1)
+
+
+def test_utterances_are_the_same_in_a_batch_and_alone(load: Any) -> None:
+    sampling = load("sampling")
+    model, prompts = sampling.random_model(SIZES), sampling.random_prompts(5, SIZES, text=(1, 4))
+    row = sampling.compare(model, prompts, Sampling(min_ratio=1.0, max_ratio=4.0), rounds=1)
+    assert row["same_alone"] == 1
+    assert row["utterances"] == 5
+    assert row["tokens"] >= 5
+    assert row["one_by_one_to_batched"]["cpu"]["low"] > 0
+
+
+def test_the_demos_sentences_are_spoken_too(load: Any) -> None:
+    sampling = load("sampling")
+    model = load("tts_align.models.qwen2").Qwen2CodecLM("demo:audio/base")
+    prompts = sampling.demo_prompts(model, 3)
+    assert [prompt.prefix for prompt in prompts] == [1, 1, 1]
+    row = sampling.compare(model, prompts, Sampling(min_ratio=1.0, max_ratio=2.0), rounds=1)
+    assert row["same_alone"] >= sampling.SAME
+
+
+def test_results_say_where_they_come_from(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = load("machine")
+    monkeypatch.setattr(machine, "HERE", tmp_path)
+    found = json.loads(machine.save("toy", {"machine": machine.machine()}).read_text())["machine"]
+    assert found.keys() >= {"commit", "versions", "device", "threads"}
+    assert found["versions"]["torch"].startswith("2.")
