@@ -42,7 +42,7 @@ from tts_align.objectives.tkto import token_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*' does not have many workers",
-    "ignore:.*is not as large as the number of training batches",
+    "ignore:The number of training batches .* is smaller than the logging interval",
 )
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
@@ -310,8 +310,8 @@ def test_rule_6_validation(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
     held_out = save_rows(tmp_path, make_rows(sentences=8, per_side=(1, 1), longest=14, seed=3))
     module, data = build(KTO(), tiny_policy, tiny_rows, tmp_path, validation=held_out, rows_per_step=5)
     record = Record()
-    logged = fitted(tmp_path, module, data, record, max_steps=2)
-    outcomes = record.outcomes[2:]
+    logged = fitted(tmp_path, module, data, record)
+    outcomes = record.outcomes[3:]
     assert len(outcomes) == 3
     found = next(metrics for _, metrics in logged if "val/loss" in metrics)
     for key in ("desirable_logp", "undesirable_reward"):
@@ -397,8 +397,10 @@ def test_rule_8_each_loss_is_written_once():
         if not place.startswith(("objectives/", "models/mel", "judges/", "data/demo/"))
     }
     assert alignment == set()
-    text = (PACKAGE / "module.py").read_text("utf-8")
-    assert not [name for name in ("DPO", "KTO", "TKTO", *LOSSES) if name in text]
+    tree = ast.parse((PACKAGE / "module.py").read_text("utf-8"))
+    words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert not words & {"DPO", "KTO", "TKTO", *LOSSES}  # the step knows no objective by name
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
@@ -613,8 +615,6 @@ def test_rule_13_parts_without_effect(tmp_path: Path, tiny_policy: Path, tiny_ro
         AlignModule(TKTO(mu=0.0), Qwen2CodecLM(str(tiny_policy)), contrast=contrast)
     with pytest.raises(ValueError, match=r"model\.reference has no effect: with adapters"):
         AlignModule(KTO(), Qwen2CodecLM(str(tiny_policy), lora=LORA), reference=Qwen2CodecLM(str(tiny_policy)))
-    with pytest.raises(ValueError, match=r"model\.reference has no effect: SFT"):
-        AlignModule(SFT(), Qwen2CodecLM(str(tiny_policy)), reference=Qwen2CodecLM(str(tiny_policy)))
 
 
 def test_tkto_without_weights_says_who_makes_them(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
@@ -696,7 +696,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path, tiny_policy: Path,
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     other, data = build(SFT(), tiny_policy, tiny_rows, tmp_path)
-    with pytest.raises(ValueError, match=r"lacks \d+ of \d+ trained weights, policy\..* another model\.policy"):
+    with pytest.raises(ValueError, match=r"does not fit \d+ of \d+ trained weights, policy\..* another model\.policy"):
         make_trainer(tmp_path, max_steps=2).fit(
             other, datamodule=data, ckpt_path=tmp_path / "some.ckpt", weights_only=True
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from tokenizers import Tokenizer
@@ -146,3 +147,31 @@ def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Largest difference between two sets of weights."""
     assert one.keys() == other.keys()
     return max(float((value.double() - other[name].double()).abs().max()) for name, value in one.items())
+
+
+def save_recipe(folder: Path, objective: Any, policy: Path, manifest: str, **changes: Any) -> str:
+    """Write a recipe of few steps; ``changes`` are dotted keys with ``__`` for the dot."""
+    recipe: dict[str, Any] = {
+        "objective": objective,
+        "model": {
+            "policy": {"class_path": "Qwen2CodecLM", "init_args": {"directory": str(policy)}},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+        },
+        "data": {"manifest": manifest, "rows_per_step": 4},
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False, "log_every_n_steps": 1},
+        "run": {"test_after_fit": False, "directory": str(folder / "run")},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = recipe
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+def checkpoint_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Weights in the last checkpoint of a run's directory."""
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

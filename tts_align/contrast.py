@@ -138,7 +138,8 @@ def deciding_token(source: Utterance, count: int) -> int | None:
     if "target_start" not in scores or not spans or not spans[0].right or not spans[0].wrong:
         return None
     right, wrong = spans[0].right[0], spans[0].wrong[0]
-    same = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), 0)
+    differ = (i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b)
+    same = next(differ, min(len(right), len(wrong)))
     start, end = scores["target_start"], scores["target_end"]
     place = start + (end - start) * same / max(len(right), 1)
     return min(int(place * (count - 1) + 1e-6), count - 2)

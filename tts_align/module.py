@@ -214,6 +214,10 @@ class AlignModule(LightningModule):
         """Compute what frozen parts say, now that everything is on its device."""
         self._prepare_caches()
 
+    def on_train_start(self) -> None:
+        """A resumed run has logged what came before: its first micro-batch is not yet a step."""
+        self._logged = self.trainer.global_step
+
     def on_validation_start(self) -> None:
         """Likewise when only validating."""
         if not self.trainer.training:
@@ -233,7 +237,7 @@ class AlignModule(LightningModule):
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
         """One micro-batch; what is random in it depends on its number alone, so a resumed run repeats nothing."""
         number = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        torch.manual_seed(_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)), number, self.trainer.global_rank))
+        _seed_generators(_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)), number, self.trainer.global_rank), self.device)
         return self.step(batch, "train")
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -361,3 +365,10 @@ def _as_it_is(batch: Any) -> Any:
 
 def _seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    # torch.manual_seed would write down the stack for every back end that is not in use: a millisecond or two a step.
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
