@@ -25,7 +25,8 @@ def mean(values: Sequence[float]) -> str:
 
 def table1(found: dict[str, Any]) -> str:
     """The methods on both corpora, the clamp sweep, and what the pair separates."""
-    lines = ["| corpus | method | steps | accuracy % | CER % | nearest CER % | bad % |", "|---|---|---|---|---|---|---|"]
+    lines = ["| corpus | method | steps | accuracy % | CER % | nearest CER % | bad % |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     rows = found["rows"] + found["step_matched"]
     for corpus in dict.fromkeys(row["corpus"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows if row["corpus"] == corpus):
@@ -47,8 +48,9 @@ def table1(found: dict[str, Any]) -> str:
     lines += ["", "Token rewards log π⁺ − log π⁻ in nats, at the token that decides the reading and elsewhere:", ""]
     lines += ["| corpus | seed | desirable | undesirable | elsewhere, sd | |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {one['corpus']} | {one['seed']} | {one['desirable_target_mean']:+.2f} | {one['undesirable_target_mean']:+.2f}"
-        f" | {one['undesirable_elsewhere_sd']:.2f} | {one['separation_in_sd']:.1f} sd |"
+        f"| {one['corpus']} | {one['seed']} | {one['desirable_target_mean']:+.2f}"
+        f" | {one['undesirable_target_mean']:+.2f} | {one['undesirable_elsewhere_sd']:.2f}"
+        f" | {one['separation_in_sd']:.1f} sd |"
         for one in found["token_rewards"]
     ]
     return "\n".join(lines)
@@ -76,8 +78,14 @@ def written(text: str) -> str:
 
 
 def cost(found: dict[str, Any]) -> str:
-    """Ratios of CPU time per objective."""
-    return str(found)
+    """Ratios of CPU time per objective, packed and padded, median and range over the rounds."""
+    lines = ["| objective | forward passes F | packed | padded, length-bucketed |", "|---|---|---|---|"]
+    for name in dict.fromkeys(row["objective"] for row in found["rows"]):
+        mine = {row["packed"]: row for row in found["rows"] if row["objective"] == name}
+        ratios = [mine[packed]["ratio_to_bare_packed"][mine[packed]["measure"]] for packed in (True, False)]
+        cells = " | ".join(f"{one['median']:.2f} ({one['low']:.2f}–{one['high']:.2f})" for one in ratios)
+        lines.append(f"| `{name}` | {mine[True]['passes']} | {cells} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

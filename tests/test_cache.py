@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny import build, make_trainer
+from tiny import build, make_trainer, save_policy
 
 from tts_align.batch import Rows
-from tts_align.cache import CHECKED_ROWS, StaleCacheError, TokenCache
+from tts_align.cache import CHECKED_ROWS, StaleCacheError, TokenCache, scored
 from tts_align.models.layout import Layout, TokenRow
 from tts_align.objectives import KTO
 
 LAYOUT = Layout("cosyvoice2", codes=10)
-ROWS = {LAYOUT.key(row): row for row in (TokenRow((1, 2), tuple(range(1 + i % 5)) + (i % 7,)) for i in range(12))}
+ROWS = {LAYOUT.key(row): row for row in (TokenRow((1, 2), (*range(1 + i % 5), i % 7)) for i in range(12))}
 
 
 class Model:
@@ -92,8 +92,6 @@ def test_another_rule_for_targets_is_another_file(tmp_path: Path, monkeypatch: p
 def tamper(path: Path, change: float) -> None:
     arrays = load_file(path)
     arrays["values"] = arrays["values"] + np.float32(change)
-    from safetensors import safe_open
-
     with safe_open(path, "numpy") as file:
         metadata = file.metadata()
     save_file(arrays, path, metadata=metadata)
@@ -177,8 +175,6 @@ def test_batches_are_not_larger_than_asked(tmp_path: Path):
         sizes.append(rows.token.numel())
         return rows.scatter(torch.zeros(len(rows.target)))
 
-    from tts_align.cache import scored
-
     found = {key for keys, _ in scored(ROWS, score, LAYOUT, "cpu", packed=False, tokens=20) for key in keys}
     assert found == ROWS.keys()
     assert len(sizes) > 1
@@ -211,8 +207,6 @@ def test_another_seed_only_adds_its_mismatched_rows(tmp_path: Path, tiny_policy:
 
 
 def test_weights_and_precision_change_the_file(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
-    from tiny import save_policy
-
     other = save_policy(tmp_path / "other", seed=1)
     assert len(files(tmp_path, tiny_policy, tiny_rows)) == 1
     assert len(files(tmp_path, other, tiny_rows)) == 2
@@ -224,4 +218,3 @@ def test_layout_and_tokens_are_in_the_keys_of_the_rows():
     keys = {LAYOUT.key(one) for one in (row, replace(row, bistream=True), replace(row, prefix=1))}
     assert len(keys) == 3
     assert Layout("cosyvoice3", codes=10).key(row) not in keys
-    assert "self, row" in inspect.getsource(Layout.key)

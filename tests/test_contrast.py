@@ -71,9 +71,7 @@ def final(directory: str) -> dict[str, torch.Tensor]:
     return checkpoint_weights(Path(directory))
 
 
-def test_fit_makes_its_own_pair(
-    recipe: Callable[..., str], capsys: pytest.CaptureFixture[str], tiny_dropout: Path
-):
+def test_fit_makes_its_own_pair(recipe: Callable[..., str], capsys: pytest.CaptureFixture[str], tiny_dropout: Path):
     done = fit(recipe(), "runs/one")
     said = capsys.readouterr().out
     where = [said.index(words) for words in ("π⁺: KTO on the labels", "π⁻: KTO on the flipped labels", "separation of")]
@@ -123,15 +121,16 @@ class KilledError(BaseException):
     """What nobody catches."""
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("at", [2, 6, 10], ids=["in π⁺", "in π⁻", "in the policy"])
+@pytest.mark.parametrize(
+    ("at", "lora"),
+    [(2, False), (6, False), (10, False), (6, True)],
+    ids=["good side", "bad side", "policy", "bad side, adapters"],
+)
 def test_interrupted_in_any_stage_it_goes_on(
     at: int, lora: bool, recipe: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
     """Killed in a step of any of the three fits, the same command ends with the weights of an uninterrupted run."""
-    if lora and at != 6:
-        pytest.skip("one place is enough with adapters")
     changes = {"model__policy__init_args__lora": {"rank": LORA.rank, "alpha": LORA.alpha}} if lora else {}
     path = recipe(**changes)
     fit(path, "runs/whole")
@@ -225,7 +224,9 @@ def test_pair_is_fitted_as_told(recipe: Callable[..., str], monkeypatch: pytest.
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         labels = self.trainer.datamodule.labels  # type: ignore[attr-defined]
         weight = getattr(knobs, "undesirable_weight", None)
-        seen.append((type(knobs).__name__, self.trainer.max_epochs, lr, knobs.beta, knobs.sft_weight, weight, labels.sum()))
+        seen.append(
+            (type(knobs).__name__, self.trainer.max_epochs, lr, knobs.beta, knobs.sft_weight, weight, labels.sum())
+        )
         original(self)
 
     monkeypatch.setattr(AlignModule, "on_fit_start", start)
@@ -303,11 +304,11 @@ def test_separation_by_hand(tmp_path: Path):
     assert found["desirable"].elsewhere.tolist() == [2.0, 3.0]
     assert found["undesirable"].target.tolist() == [-5.0]
     assert found["undesirable"].elsewhere.tolist() == [0.5, 0.5, 0.0, 0.0]
-    table = describe(found, -2, 2).splitlines()
+    table = describe(found, -2.0, 2.0).splitlines()
     assert re.search(r"desirable rows +\+1\.00 \(sd 0\.00\) +\+2\.50 \(sd 0\.50\) +66\.7%", table[1])
     assert re.search(r"undesirable rows +-5\.00 \(sd 0\.00\) +\+0\.25 \(sd 0\.25\) +20\.0%", table[2])
 
 
 def test_nothing_marked_is_said():
     nothing = np.zeros(0, np.float32)
-    assert "none marked" in describe({"desirable": Separation(nothing, nothing)}, -2, 2)
+    assert "none marked" in describe({"desirable": Separation(nothing, nothing)}, -2.0, 2.0)

@@ -179,7 +179,7 @@ class Look(Callback):
 def test_rule_2_step_0(
     name: str, way: str, tmp_path: Path, tiny_policy: Path, tiny_rows: str, request: pytest.FixtureRequest
 ):
-    """DPO ln 2, KTO 1/2, TKTO minus half of each weight; rewards 0, exactly when the reference is asked there and then."""
+    """DPO ln 2, KTO 1/2, TKTO minus half of each weight; rewards 0, exactly so when the reference is asked at once."""
     options: dict[str, Any] = {"packed": "packed" in way, "lora": LORA if "lora" in way else None}
     module, data = build(OBJECTIVES[name](), tiny_policy, tiny_rows, tmp_path, **options)
     batch = first_batch(module, data)
@@ -504,9 +504,7 @@ def test_rule_10_before_is_the_directory(
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
-def test_rule_10_validation_compares_with_the_start(
-    lora: Any, tmp_path: Path, tiny_policy: Path, tiny_rows: str
-):
+def test_rule_10_validation_compares_with_the_start(lora: Any, tmp_path: Path, tiny_policy: Path, tiny_rows: str):
     """Trained, saved, loaded into a fresh module: rewards are those against the directory's weights, not 0."""
     module, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "one", lora=lora, validation=tiny_rows)
     trainer = make_trainer(tmp_path, max_steps=3, max_epochs=-1)
@@ -668,7 +666,9 @@ def test_rule_14_bistream(packed: bool, tmp_path: Path, tiny_policy: Path):
         assert ours is theirs
         epochs[number // 6] += ours.keys
         for key, count in zip(ours.keys, ours.mask.sum(-1).tolist(), strict=True):
-            assert len(module.contrast_cache.numbers[key]) == count == module.policy.layout.target_count(data.rows()[key])
+            assert (
+                len(module.contrast_cache.numbers[key]) == count == module.policy.layout.target_count(data.rows()[key])
+            )
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(drawn)
     assert look.step is not None
     assert look.step.log_ratio.abs().max() == 0

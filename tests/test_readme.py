@@ -38,7 +38,8 @@ def test_the_objective_of_15_lines_runs_from_the_users_folder(tmp_path: Path, mo
     command[command.index("--run.directory") + 1] = str(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    short = ["--trainer.max_steps", "1", "--data.max_rows", "1500", "--run.test_after_fit", "false", "--run.threads", "1"]
+    short = ["--trainer.max_steps", "1", "--data.max_rows", "1500", "--run.threads", "1"]
+    short += ["--run.test_after_fit", "false"]
     cli = run([*command[1:], *short])
     assert type(cli.model.objective).__name__ == "FocalDPO"
     assert cli.model.objective.gamma == 1

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -220,7 +221,7 @@ class AlignModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Likewise when only validating."""
-        if not self.trainer.training:
+        if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_caches()
 
     def train(self, mode: bool = True) -> AlignModule:

@@ -61,7 +61,7 @@ def make_step(
 
 
 def gradient(objective: torch.nn.Module, step: Step) -> Tensor:
-    """Of the loss, with respect to each token's log-probability under the policy; padding is no token but a constant."""
+    """Of the loss, with respect to each token's log-probability under the policy; padding is a constant."""
     pull = torch.autograd.grad(outcome(objective, step).loss, step.policy.logp)[0]
     return torch.where(step.policy.mask, pull, 0.0)
 

@@ -29,7 +29,7 @@ def test_golden_values():
 @pytest.mark.parametrize("beta", [0.1, 0.6])
 @pytest.mark.parametrize("labels", [LABELS, (True,) * 4, (False,) * 4, (False, False, False, True)])
 def test_equals_the_published_formula(labels: tuple[bool, ...], beta: float, up: float, down: float, mismatched: float):
-    """TRL and the authors: λ_D (1 − σ(β(R − z))) and λ_U (1 − σ(β(z − R))), z the mean mismatched log-ratio, at least 0."""
+    """TRL and the authors: λ_D (1 − σ(β(R − z))) and λ_U (1 − σ(β(z − R))), z the mean mismatched ratio, at least 0."""
     step = make_step(labels, seed=3, mismatched=mismatched)
     policy, reference = tokens(step, step.policy.logp), tokens(step, step.reference.logp)
     anchor, losses = max(mismatched, 0.0), []
