@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -124,7 +125,7 @@ class AlignData(LightningDataModule):
             shuffle=training,
         )
         targets = np.asarray([policy.layout.target_count(row) for row in examples.rows])
-        rank_zero_info(f"{path}\n{usable(rows, self.seed)}\nused here: {len(examples.rows)} rows as {self.reads}")
+        _say_once(f"{path}\n{usable(rows, self.seed)}\nused here: {len(examples.rows)} rows as {self.reads}")
         keys = tuple(map(policy.layout.key, examples.rows))
         return Split(examples, plan, targets, policy.layout, policy.packed, keys)
 
@@ -230,3 +231,9 @@ class AlignData(LightningDataModule):
                 "the checkpoint was made with other data, training cannot continue where it was: "
                 f"{'; '.join(changed)}. Set it back, or begin anew from the saved weights (model.policy)"
             )
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Print what is the same for the fits of a pair and of the policy only the first time."""
+    rank_zero_info(text)
