@@ -126,7 +126,9 @@ class Evaluation:
         ]
         for candidates in judged.values():
             warn_of_failures(candidates)
-        print_table(write_report(directory, utterances))
+        summary = write_report(directory, utterances)
+        print()  # the progress bar has left the line open
+        print_table(summary)
 
     def _audio(self, folder: Path, judged: dict[System, list[Candidate]]) -> dict[tuple[str, str], str]:
         """Keep the sound of some sentences before and after; where the reading changed first."""
