@@ -64,7 +64,7 @@ def test_pick_never_gives_what_has_no_weight(weight: list[float], uniform: float
     assert weight[index] > 0
 
 
-@pytest.mark.parametrize("weight", [[0.0, 0.2, 0.3, 0.0], [1.0, 0.0, 1e-12], [0.1] * 10])
+@pytest.mark.parametrize("weight", [[0.0, 0.2, 0.3, 0.0], [1.0, 0.0, 1e-12], [0.1] * 10, [0.0, 1e-45, 0.0]])
 def test_pick_at_the_border(weight: list[float]):
     last = int(pick(torch.tensor([weight]), torch.tensor([float(np.nextafter(np.float32(1), np.float32(0)))])))
     assert weight[last] > 0
