@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tts_align.cli import run
+from tts_align.objectives import Objective
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -38,6 +39,9 @@ def test_the_objective_of_15_lines_runs_from_the_users_folder(tmp_path: Path, mo
     command[command.index("--run.directory") + 1] = str(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(Objective, "registry", dict(Objective.registry))
+    monkeypatch.setitem(sys.modules, "focal", None)  # put back as it was afterwards
+    del sys.modules["focal"]
     short = ["--trainer.max_steps", "1", "--data.max_rows", "1500", "--run.threads", "1"]
     short += ["--run.test_after_fit", "false"]
     cli = run([*command[1:], *short])

@@ -50,6 +50,8 @@ def test_bistream_by_hand():
 def test_bistream_needs_strictly_more_speech_than_its_blocks():
     three_words = TokenRow((7, 1, 2, 3), (4,) * 4, prefix=1)
     assert not V2.can_bistream(three_words)  # 4 * 2 is not more than 3 * 3
+    assert not V2.can_bistream(TokenRow((1, 2), (4,) * 3))  # exactly 3 : 2
+    assert V2.can_bistream(TokenRow((1, 2), (4,) * 4))
     assert V2.can_bistream(replace(three_words, speech=(4,) * 5))
     assert not V2.can_bistream(TokenRow((7,), (4,) * 5, prefix=1))
     with pytest.raises(ValueError, match="more than 3 speech tokens per 2 text tokens, got 4 for 3"):

@@ -22,6 +22,7 @@ def dpo_loss(margin: Float[Tensor, " p"], beta: float, label_smoothing: float = 
         label_smoothing: share of pairs taken to be labelled the wrong way round.
 
     Example:
+        >>> import torch
         >>> dpo_loss(torch.zeros(1), beta=0.1)  # ln 2
         tensor([0.6931])
     """
