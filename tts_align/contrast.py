@@ -36,7 +36,7 @@ class Contrast:
         weights: file of log-ratios made by an earlier run (``cache/contrast-*.safetensors``).
         desirable: checkpoint of π⁺, a policy like this one fitted on the labels.
         undesirable: checkpoint of π⁻, fitted on the flipped labels.
-        epochs: of the pair's fits; those of the trainer by default. Like what follows it is not used when the pair is given.
+        epochs: of the pair's fits; those of the trainer by default. This and what follows is unused for a given pair.
         learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios stay near 0.
         sft_weight: of the pair's fits.
         balance: set λ_U so that λ_D n_D / (λ_U n_U) is 4/3, as KTO's authors advise: for neither fit, as in the paper,
