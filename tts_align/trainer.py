@@ -243,7 +243,11 @@ class AlignCLI(LightningCLI):
         run = Run(directory)
         trainer = self.make_trainer(built.trainer, run)
         checkpoint = run.checkpoint if run.checkpoint.exists() else None
-        if checkpoint is None or not finished(trainer, *run.progress()):
+        if checkpoint is not None and finished(trainer, *run.progress()):
+            say(f"{directory} is finished: {run.progress()[1]} steps; nothing left to train")
+        else:
+            if checkpoint is not None:
+                say(f"continuing {directory} from step {run.progress()[1]}")
             trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
         return run.checkpoint
 
