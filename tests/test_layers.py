@@ -12,14 +12,26 @@ PACKAGE = Path(tts_align.__file__).parent
 
 # A layer may import from the layers above it and from itself; a base class may stand above the rest of its folder.
 LAYERS = [
-    {"files", "assets"},
-    {"batch", "logprobs"},
+    {"files", "assets", "audio"},
+    {"batch", "logprobs", "gumbel", "rewards"},
     {"models"},
     {"objectives", "judges.base"},
     {"metrics"},
     {"judges"},
     {"data"},
-    {"module", "verbs", "cache", "contrast", "evaluation", "callbacks", "messages", "report", "table"},
+    {
+        "module",
+        "verbs",
+        "cache",
+        "contrast",
+        "evaluation",
+        "callbacks",
+        "messages",
+        "report",
+        "table",
+        "reward_fit",
+        "reward_evaluation",
+    },
     {"recipe", "run", "stages", "trainer"},
     {"cli", "__main__"},
 ]

@@ -63,3 +63,22 @@ def test_a_recording_without_codes_is_named(recorded: Manifest, tmp_path: Path):
 def test_codes_alone_need_no_tokenizer():
     manifest = Manifest(Path("rows.jsonl"), (Row("a", "one", speech=(1,)),))
     assert encode_audio(manifest, None) is manifest.rows
+
+
+def test_recordings_that_cannot_be_used_are_all_named(recorded: Manifest, tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    soundfile.write(tmp_path / "fast.wav", np.full(9, np.nan), 1000, subtype="FLOAT")
+    with pytest.raises(ManifestError, match=r"(?s)2 faults.*a\.wav: cannot be read.*fast\.wav: .*not finite"):
+        encode_audio(recorded, Loudness(), batch_size=1)
+
+
+def test_a_recording_longer_than_the_tokenizer_takes_is_named(recorded: Manifest):
+    tokenizer = Loudness()
+    tokenizer.max_seconds = 0.25
+    with pytest.raises(ManifestError, match=r"fast\.wav: lasts 0\.3 s, expected at most 0\.25 s"):
+        encode_audio(recorded, tokenizer)
+
+
+def test_silence_is_an_utterance_too(recorded: Manifest, tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(200), 1000)
+    assert encode_audio(recorded, Loudness())[0].speech == (0, 0)

@@ -9,29 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tts_align.files import written_atomically
-
-
-def write_wav(path: Path, waveform: ArrayLike, sample_rate: int) -> Path:
-    """Write a 16-bit WAV file, whole or not at all.
-
-    Args:
-        path: of the file.
-        waveform: mono sound in [-1, 1], shape (samples,); what lies beyond is clipped.
-        sample_rate: in Hz.
-
-    Raises:
-        ValueError: the waveform is not one-dimensional, or not finite.
-    """
-    import soundfile
-
-    samples = np.asarray(waveform, np.float64)
-    if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise ValueError(f"expected finite samples of one channel, got shape {samples.shape}")
-    whole = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-    with written_atomically(path) as scratch:
-        soundfile.write(scratch, whole, sample_rate, subtype="PCM_16", format="WAV")
-    return Path(path)
+from tts_align.audio import write_wav
 
 
 def write_pair(folder: Path, name: str, waveforms: Mapping[str, ArrayLike], sample_rate: int) -> dict[str, Path]:

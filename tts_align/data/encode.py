@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 
-from torch import Tensor, from_numpy, nn
+from torch import Tensor
 
+from tts_align.audio import AudioError, load_audio
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound
 from tts_align.models.base import SpeechTokenizer
 
@@ -28,7 +27,7 @@ def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_si
         batch_size: recordings encoded at once.
 
     Raises:
-        ManifestError: rows lack codes and there is no tokenizer, or a recording gave none.
+        ManifestError: rows lack codes and there is no tokenizer, or recordings cannot be used or gave none.
     """
     todo = missing_codes(manifest.rows)
     if not todo:
@@ -41,13 +40,14 @@ def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_si
 
     tokenizer.eval()
     codes: dict[str, tuple[int, ...]] = {}
+    faults: list[Fault] = []
     for start in track(range(0, len(todo), batch_size), description="encoding recordings"):
-        names = todo[start : start + batch_size]
-        spoken = tokenizer.encode([_load(manifest.find(name), tokenizer.sample_rate) for name in names])
-        codes |= {name: tuple(map(int, speech.tolist())) for name, speech in zip(names, spoken, strict=True)}
-    silent = [Fault(str(manifest.find(name)), "too short to give a speech code") for name in todo if not codes[name]]
-    if silent:
-        raise ManifestError(manifest.path, silent)
+        sounds = _load(manifest, todo[start : start + batch_size], tokenizer, faults)
+        spoken = tokenizer.encode(list(sounds.values())) if sounds else []
+        codes |= {name: tuple(map(int, speech.tolist())) for name, speech in zip(sounds, spoken, strict=True)}
+    faults += [Fault(str(manifest.find(name)), "too short to give a speech code") for name in codes if not codes[name]]
+    if faults:
+        raise ManifestError(manifest.path, faults)
     return tuple(_fill(manifest.rows, codes))
 
 
@@ -64,17 +64,18 @@ def _fill(rows: Sequence[Row], codes: dict[str, tuple[int, ...]]) -> Iterator[Ro
             yield replace(row, speech=filled(row.sounds[0]).speech)
 
 
-def _load(path: Path, sample_rate: int) -> Tensor:
-    """One channel at the wanted rate."""
-    import soundfile
+def _load(
+    manifest: Manifest, names: Sequence[str], tokenizer: SpeechTokenizer, faults: list[Fault]
+) -> dict[str, Tensor]:
+    """The recordings that can be used; what is wrong with the others is added to ``faults``.
 
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    sound = from_numpy(samples).mean(1)
-    return sound if rate == sample_rate else _resampler(rate, sample_rate)(sound)
-
-
-@lru_cache
-def _resampler(old: int, new: int) -> nn.Module:
-    from torchaudio.transforms import Resample
-
-    return Resample(old, new)
+    Silence is an utterance too: a model may have said nothing, and be told that this was wrong.
+    """
+    sounds = {}
+    for name in names:
+        try:
+            path = manifest.find(name)
+            sounds[name] = load_audio(path, tokenizer.sample_rate, tokenizer.max_seconds, silent=True)
+        except AudioError as error:
+            faults.append(Fault(error.name, error.what))
+    return sounds

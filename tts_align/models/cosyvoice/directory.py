@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CosyVoice2 or Fun-CosyVoice3 directory as it is downloaded: which of them it is, its numbers, its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tts_align.models.cosyvoice.plain_yaml import read_plain_yaml
+from tts_align.models.layout import Family
+
+BACKBONE = "CosyVoice-BlankEN"
+COUNTERS = ("epoch", "step")
+"""Numbers that the published training code writes between the weights."""
+_FAMILIES: tuple[Family, ...] = ("cosyvoice2", "cosyvoice3")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Rates and sizes of speech codes and mel frames.
+
+    Args:
+        sample_rate: of the sound, in Hz.
+        tokens_per_second: speech codes.
+        frames_per_token: mel frames for each speech code.
+        mel_channels: of a mel frame.
+        fft_samples: length of the Fourier transform and of its window.
+        hop_samples: from one mel frame to the next.
+        fmin: lower edge of the lowest mel channel, in Hz.
+        fmax: upper edge of the highest; ``None`` for half the sample rate.
+    """
+
+    sample_rate: int = 24000
+    tokens_per_second: int = 25
+    frames_per_token: int = 2
+    mel_channels: int = 80
+    fft_samples: int = 1920
+    hop_samples: int = 480
+    fmin: float = 0.0
+    fmax: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory with a CosyVoice2 or Fun-CosyVoice3 model; made by :meth:`find`.
+
+    Args:
+        path: where it lies.
+        family: which of them it is.
+        config: its yaml as plain data: numbers, texts, lists and dictionaries.
+    """
+
+    path: Path
+    family: Family
+    config: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def find(cls, path: str | Path) -> ModelDirectory:
+        """Look into a directory.
+
+        Args:
+            path: of the directory.
+
+        Raises:
+            FileNotFoundError: there is no such directory.
+            ValueError: it holds neither ``cosyvoice2.yaml`` nor ``cosyvoice3.yaml``, or both, or one that is damaged.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise FileNotFoundError(f"no directory {path}: expected that of a CosyVoice2 or Fun-CosyVoice3 model")
+        found = [family for family in _FAMILIES if (path / f"{family}.yaml").is_file()]
+        if len(found) == 1:
+            return cls(path, found[0], read_plain_yaml(path / f"{found[0]}.yaml"))
+        if found:
+            raise ValueError(f"{path} holds {' and '.join(f'{name}.yaml' for name in found)}: keep the right one")
+        if (path / "cosyvoice.yaml").is_file():
+            raise ValueError(f"{path} holds the first CosyVoice; expected CosyVoice2 or Fun-CosyVoice3")
+        raise ValueError(
+            f"{path} is not a CosyVoice directory: expected cosyvoice2.yaml or cosyvoice3.yaml in it{_listing(path)}"
+        )
+
+    @property
+    def backbone(self) -> Path:
+        """Directory of the text model, from which config and tokenizer are read.
+
+        Raises:
+            FileNotFoundError: it is missing, or has no ``config.json``.
+        """
+        return self.file(f"{BACKBONE}/config.json").parent
+
+    def file(self, name: str) -> Path:
+        """Path of one of the directory's files.
+
+        Args:
+            name: of the file, relative to the directory.
+
+        Raises:
+            FileNotFoundError: it is not there; the message lists what is.
+        """
+        path = self.path / name
+        if not path.is_file():
+            folder = path.parent if path.parent.is_dir() else self.path
+            raise FileNotFoundError(f"{self.path} has no {name}: was it downloaded completely?{_listing(folder)}")
+        return path
+
+    @property
+    def frames(self) -> Frames:
+        """Rates and sizes as the yaml gives them, or those of the published models where it is silent.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
+        mel = self._section("feat_extractor")
+        fmax = mel["fmax"] if "fmax" in mel else {"cosyvoice2": 8000, "cosyvoice3": None}[self.family]
+        frames = Frames(
+            sample_rate=int(self._number(self.config, "sample_rate", 24000)),
+            tokens_per_second=int(self._number(self.config, "token_frame_rate", 25)),
+            frames_per_token=int(self._number(self.config, "token_mel_ratio", 2)),
+            mel_channels=int(self._number(mel, "num_mels", 80)),
+            fft_samples=int(self._number(mel, "n_fft", 1920)),
+            hop_samples=int(self._number(mel, "hop_size", 480)),
+            fmin=float(self._number(mel, "fmin", 0.0)),
+            fmax=None if fmax is None else float(self._number(mel, "fmax", fmax)),
+        )
+        samples = frames.tokens_per_second * frames.frames_per_token * frames.hop_samples
+        if samples != frames.sample_rate:
+            raise ValueError(
+                f"{self._yaml}: token_frame_rate * token_mel_ratio * hop_size must give sample_rate, "
+                f"got {samples} and {frames.sample_rate}"
+            )
+        return frames
+
+    @property
+    def codes(self) -> int:
+        """Size of the speech codebook."""
+        return int(self._number(self._section("llm"), "speech_token_size", 6561))
+
+    @property
+    def _yaml(self) -> Path:
+        return self.path / f"{self.family}.yaml"
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section = self.config.get(name)
+        return section if isinstance(section, Mapping) else {}
+
+    def _number(self, section: Mapping[str, Any], name: str, default: int | float) -> int | float:
+        value = section.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{self._yaml}: expected a number for {name}, got {value!r}")
+        return value
+
+
+def _listing(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"; {path.name or path} holds {', '.join(names[:20]) or 'nothing'}{more}"
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Weights of a ``.pt`` or ``.safetensors`` file, on the CPU, mapped from the file where it allows that.
+
+    The counters ``epoch`` and ``step`` of training checkpoints are left out. Code in a file is never run.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or does not hold tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a directory (of DeepSpeed?): export it to one file first" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"expected a file of weights, but {path} {what}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else load_plain(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path} does not hold tensors by name, but {type(state).__name__}")
+    weights = {name: value for name, value in state.items() if name not in COUNTERS or isinstance(value, Tensor)}
+    if odd := {name: value for name, value in weights.items() if not isinstance(value, Tensor)}:
+        name, value = next(iter(odd.items()))
+        raise ValueError(
+            f"{path} does not hold tensors only: {len(odd)} of {len(weights)} entries are others, such as {name!r} "
+            f"({type(value).__name__}); expected a flat file of weights like llm.pt"
+        )
+    if not weights:
+        raise ValueError(f"{path} holds no weights")
+    return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {path} as safetensors: {error}") from None
+
+
+def load_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, if it is tensors and plain values; code in the file is never run.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: it is something else, or damaged.
+    """
+    try:
+        # Files of before PyTorch 1.6 are no archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds more than tensors and plain values, or is damaged: it is not loaded") from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"cannot read {path}, is it damaged? {error}") from None
+
+
+@dataclass(frozen=True)
+class BackboneSizes:
+    """Sizes of the Qwen2 text model inside, as its ``config.json`` gives them.
+
+    Args:
+        hidden_size: width.
+        layers: number of blocks.
+        heads: attention heads.
+        key_value_heads: heads of keys and values (grouped-query attention).
+        intermediate_size: width inside the feed-forward layers.
+        vocabulary: rows of the text embedding.
+        rope_theta: base of the rotary positions.
+        rms_norm_eps: of the normalisation.
+        attention_dropout: of attention weights, in training.
+    """
+
+    hidden_size: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    intermediate_size: int
+    vocabulary: int
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+
+
+def backbone_sizes(directory: str | Path) -> BackboneSizes:
+    """Sizes in a ``config.json`` of transformers 4 or 5.
+
+    Args:
+        directory: of the text model.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json`` in it.
+        ValueError: it is damaged, or that of another kind of model.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected the config of the text model")
+    try:
+        config: Any = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    kind = config.get("model_type", "qwen2") if isinstance(config, dict) else type(config).__name__
+    if kind != "qwen2":
+        raise ValueError(f"{path}: expected the config of a qwen2 model, got {kind!r}")
+    rope = config.get("rope_parameters") or {}  # where transformers 5 keeps it
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    if lacking := [name for name in needed if name not in config]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}")
+    return BackboneSizes(
+        hidden_size=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        key_value_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
+        intermediate_size=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        rope_theta=float(config.get("rope_theta", rope.get("rope_theta", 1e6))),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        attention_dropout=float(config.get("attention_dropout", 0.0)),
+    )
