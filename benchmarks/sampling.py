@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from machine import Clock, machine, ratio, save
 
 from tts_align.data.prompts import read_prompts
-from tts_align.models.base import Prompt, Sampling, Spoken
+from tts_align.models.base import Context, Prompt, Sampling, Spoken
 from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
 
 BIG = Sizes(
@@ -48,8 +48,7 @@ def random_prompts(count: int, sizes: Sizes = BIG, text: tuple[int, int] = (10, 
 def demo_prompts(model: Qwen2CodecLM, count: int, sentences: str = "demo:audio/sentences/test.jsonl") -> list[Prompt]:
     """Test sentences of the demo, voices in turn."""
     pairs = zip(itertools.cycle(read_prompts(sentences)), itertools.cycle(SPEAKERS), range(count), strict=False)
-    encoded = [(model.encode_text(sentence.text, speaker), seed) for sentence, speaker, seed in pairs]
-    return [Prompt(text, seed, prefix) for (text, prefix), seed in encoded]
+    return [model.encode_text(sentence.text, Context(speaker)).ask(seed) for sentence, speaker, seed in pairs]
 
 
 def compare(

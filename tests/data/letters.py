@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tts_align.data.records import Row
-from tts_align.models.base import CodecLM
+from tts_align.models.base import CodecLM, Context, Encoded
 from tts_align.models.layout import Layout
 
 
@@ -19,8 +19,9 @@ class Letters(CodecLM):
         super().__init__()
         self.layout = Layout("cosyvoice2", codes=50)
 
-    def encode_text(self, text: str, speaker: str = "") -> tuple[tuple[int, ...], int]:
-        return tuple(map(ord, speaker[:1] + text)), len(speaker[:1])
+    def encode_text(self, text: str, context: Context = Context()) -> Encoded:  # noqa: B008
+        voice = context.speaker[:1]
+        return Encoded(tuple(map(ord, voice + text)), len(voice))
 
     def _never(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError

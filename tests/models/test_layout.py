@@ -148,3 +148,26 @@ def test_scatter_puts_numbers_where_targets_are():
     rows = collate([TokenRow((1,), (2, 3)), TokenRow((1,), (4,))], V2)
     found = rows.scatter(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert found.tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]]
+
+
+@pytest.mark.parametrize("layout", [V2, V3], ids=["v2", "v3"])
+def test_a_prompt_is_read_and_never_predicted(layout):
+    row = TokenRow((1, 2), (5, 6, 7), prompt=(3, 4))
+    arranged = layout.arrange(row)
+    plain = layout.arrange(TokenRow((1, 2), (3, 4, 5, 6, 7)))
+    assert (arranged.token, arranged.table) == (plain.token, plain.table)
+    assert arranged.target == [5, 6, 7, layout.end]
+    assert arranged.predicted_at == plain.predicted_at[2:]  # the prompt's last code predicts the first of its own
+    assert layout.input_count(row) == len(arranged.token)
+    assert layout.target_count(row) == 4
+    assert layout.key(row) != layout.key(replace(row, prompt=()))
+
+
+def test_a_prompt_keeps_its_row_together_and_lies_in_the_codebook():
+    row = TokenRow((1, 2), (4,) * 9, prompt=(3,))
+    assert V2.can_bistream(replace(row, prompt=()))
+    assert not V2.can_bistream(row)
+    with pytest.raises(ValueError, match="cannot continue a recording"):
+        V2.arrange(replace(row, bistream=True))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        V2.arrange(replace(row, prompt=(V2.codes,)))

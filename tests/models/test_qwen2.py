@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CODES, LORA, SIZES, save_policy, save_tokenizer
 
 from tts_align.batch import Rows
-from tts_align.models.base import Prompt, Sampling
+from tts_align.models.base import Context, Encoded, Prompt, Sampling
 from tts_align.models.layout import TokenRow, collate
 from tts_align.models.qwen2 import LoRA, Qwen2CodecLM, Sizes
 
@@ -277,7 +277,7 @@ def test_save_and_load(model: Qwen2CodecLM, tmp_path: Path):
     assert again.sizes == model.sizes
     rows = collate(random_rows(), model.layout)
     torch.testing.assert_close(again(rows).logp, model(rows).logp, rtol=0, atol=0)
-    assert again.encode_text("ab", "x") == model.encode_text("ab", "x")
+    assert again.encode_text("ab", Context("x")) == model.encode_text("ab", Context("x"))
     disturb(model)
     model.save(tmp_path / "saved")  # over the old one
     assert Qwen2CodecLM(str(tmp_path / "saved")).digest() == model.digest()
@@ -330,10 +330,10 @@ def test_a_new_model_has_no_directory_to_go_back_to():
 def test_text_and_voice(tmp_path: Path):
     tokenizer = str(save_tokenizer(tmp_path))
     plain = Qwen2CodecLM(sizes=SIZES, tokenizer=tokenizer)
-    assert plain.encode_text("ba", "a") == ((1, 0), 0)
+    assert plain.encode_text("ba", Context("a")) == Encoded((1, 0))
     voiced = Qwen2CodecLM(sizes=replace(SIZES, prefix_format="{speaker}"), tokenizer=tokenizer)
-    assert voiced.encode_text("ba", "c") == ((2, 1, 0), 1)
-    assert voiced.encode_text("ba", "ch") == ((2, 7, 1, 0), 2)  # no token of its own: spelt
+    assert voiced.encode_text("ba", Context("c")) == Encoded((2, 1, 0), 1)
+    assert voiced.encode_text("ba", Context("ch")) == Encoded((2, 7, 1, 0), 2)  # no token of its own: spelt
 
 
 def test_config_holds_the_sizes(tiny_policy: Path):

@@ -10,7 +10,7 @@ from torch import nn
 from tts_align.data.prompts import SentencePrompt, write_prompts
 from tts_align.data.records import Span
 from tts_align.judges.base import Judge, Reading, Verdict
-from tts_align.models.base import CodecLM, Sampling, Spoken, Vocoder
+from tts_align.models.base import CodecLM, Context, Encoded, Sampling, Spoken, Vocoder
 from tts_align.models.layout import Layout
 from tts_align.verbs.judge import judge
 from tts_align.verbs.sample import sample
@@ -32,8 +32,9 @@ class Talker(CodecLM):
     def forward(self, rows, logits=False):
         raise NotImplementedError
 
-    def encode_text(self, text, speaker=""):
-        return (*map(ord, speaker[:1]), *map(ord, text)), len(speaker[:1])
+    def encode_text(self, text, context=Context()):  # noqa: B008
+        voice = context.speaker[:1]
+        return Encoded((*map(ord, voice), *map(ord, text)), len(voice))
 
     def generate(self, prompts, sampling, progress=None):
         if self.dies_after is not None and len(self.batches) >= self.dies_after:

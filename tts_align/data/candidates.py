@@ -93,8 +93,10 @@ class Candidate:
             speech=self.speech,
             desirable=desirable,
             spans=self.prompt.spans,
+            instruct=self.prompt.instruct,
             scores=scores,
             notes=notes,
+            transcript=self.prompt.wanted,
         )
 
 

@@ -29,6 +29,7 @@ class SentencePrompt:
         transcripts: reading -> transcript of the whole sentence in the judge's script; one entry under the empty
             reading when no word is marked.
         right: readings that are right; by default those of the first span.
+        instruct: how to speak, in words, for models that take an instruction.
     """
 
     id: str
@@ -38,6 +39,7 @@ class SentencePrompt:
     spans: tuple[Span, ...] = ()
     transcripts: Mapping[str, str] = field(default_factory=dict)
     right: tuple[str, ...] = ()
+    instruct: str = ""
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest, and check it; every fault is named."""
@@ -65,6 +67,12 @@ class SentencePrompt:
     def expected(self) -> Expected:
         """What a judge compares with."""
         return Expected(self.text, self.transcripts, self.right)
+
+    @property
+    def wanted(self) -> str:
+        """Transcript of the first right reading, in the judge's script; empty when it is the text itself."""
+        found = [self.transcripts[reading] for reading in (*self.right, "") if reading in self.transcripts]
+        return found[0] if found and found[0] != self.text else ""
 
     def to_row(self) -> dict[str, Any]:
         """The columns of a manifest."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,11 +11,58 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tts_align.batch import Rows, Scored
-from tts_align.models.layout import Layout
+from tts_align.models.flow_records import FlowDraws, FlowLoss, FlowPrompt, MelFrames
+from tts_align.models.layout import Layout, TokenRow
+from tts_align.rewards import Regularisers, RewardLabels, RewardScores, TaskLoss
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an utterance is spoken with besides its own words.
+
+    Args:
+        speaker: name of a voice.
+        instruct: how to speak, in words.
+        prompt_text: transcript of a recording that the utterance continues.
+        prompt_speech: codes of that recording.
+    """
+
+    speaker: str = ""
+    instruct: str = ""
+    prompt_text: str = ""
+    prompt_speech: tuple[int, ...] = ()
+
+    @property
+    def only_speaker(self) -> bool:
+        """Whether nothing but the name of a voice is set."""
+        return not (self.instruct or self.prompt_text or self.prompt_speech)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text and its context as a language model reads them.
+
+    Args:
+        text: token ids, the prefix included.
+        prefix: how many leading ones (voice, instruction, transcript of the prompt) are not the text's own.
+        prompt: codes of the recording to continue.
+    """
+
+    text: tuple[int, ...]
+    prefix: int = 0
+    prompt: tuple[int, ...] = ()
+
+    def row(self, speech: Sequence[int]) -> TokenRow:
+        """The row of an utterance of this text."""
+        return TokenRow(self.text, tuple(speech), self.prefix, prompt=self.prompt)
+
+    def ask(self, seed: int) -> Prompt:
+        """The prompt for an utterance of this text."""
+        return Prompt(self.text, seed, self.prefix, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -85,6 +133,18 @@ class Sampling:
             raise ValueError("; ".join(faults))
 
 
+_PLAIN = Context()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Digest of tensors, their names, shapes and types."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class CodecLM(nn.Module, ABC):
     """A language model over speech tokens, given text.
 
@@ -106,8 +166,17 @@ class CodecLM(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode_text(self, text: str, speaker: str = "") -> tuple[tuple[int, ...], int]:
-        """Token ids of ``text`` in a voice, and how many of the leading ones are prefix."""
+    def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
+        """Token ids of ``text`` and of the context it is spoken in.
+
+        Raises:
+            ValueError: the model does not take such a context.
+        """
+
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices it can be asked for; ``None`` when a name is just a name."""
+        return None
 
     @abstractmethod
     def generate(
@@ -173,6 +242,13 @@ class Vocoder(nn.Module, ABC):
     sample_rate: int
     """Of the waveforms, in Hz."""
 
+    def bind(self, policy: CodecLM) -> None:
+        """Take over what the recipe leaves out from the policy whose codes are to be heard; called once."""
+
+    def digest(self) -> str:
+        """Digest of what decides its sound: the part of a judge's key that the vocoder changes."""
+        return weights_digest(self.state_dict())
+
     @abstractmethod
     def speak(self, speech: Sequence[Int[Tensor, " s"]], speakers: Sequence[str]) -> list[Float[Tensor, " time"]]:
         """Waveforms in [-1, 1], on the CPU, one for each utterance."""
@@ -185,7 +261,132 @@ class SpeechTokenizer(nn.Module, ABC):
     """Size of the codebook."""
     sample_rate: int
     """Of the waveforms it hears, in Hz."""
+    max_seconds: float | None = None
+    """Longest waveform it takes; ``None`` for any."""
 
     @abstractmethod
     def encode(self, waveforms: Sequence[Float[Tensor, " time"]]) -> list[Int[Tensor, " s"]]:
         """Codes of each waveform, on the CPU; a waveform's codes do not depend on its neighbours."""
+
+
+class RewardHead(nn.Module, ABC):
+    """Scores speech tokens, hard or soft, so that gradients reach the soft ones."""
+
+    codes: int
+    """Speech codes c it reads."""
+    tasks: tuple[str, ...]
+    """Names of what it scores: ``asr``, ``ctc`` and attributes of utterances."""
+
+    @abstractmethod
+    def encode_labels(
+        self, texts: Sequence[str | None], attributes: Sequence[Mapping[str, str | int | float | Sequence[str]]]
+    ) -> RewardLabels:
+        """Labels of rows, on the CPU.
+
+        Args:
+            texts: transcripts; ``None`` where there is none.
+            attributes: known properties of each row by name; those of which the model knows nothing are left out.
+        """
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "*r"] | Float[Tensor, "*r c"]) -> Float[Tensor, "*r h"]:
+        """Vectors of codes (..., h), given as ids (...) or soft one-hots (..., c); equal ones for equal codes."""
+
+    @abstractmethod
+    def score_embedded(
+        self,
+        embedded: Float[Tensor, "r s h"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        tasks: Sequence[str] | None = None,
+    ) -> RewardScores:
+        """As :meth:`score`, of vectors made with :meth:`embed`: a flat (m, c) need never be padded."""
+
+    def score(
+        self,
+        tokens: Int[Tensor, "r s"] | Float[Tensor, "r s c"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        tasks: Sequence[str] | None = None,
+    ) -> RewardScores:
+        """Log-probability of the labels of each row given its speech; the model must be in evaluation mode.
+
+        Args:
+            tokens: codes, as ids or soft one-hots; gradients reach the latter.
+            mask: which are real; padding on the right.
+            labels: what is wanted, or known.
+            tasks: which to score; all that have a log-probability by default.
+        """
+        return self.score_embedded(self.embed(tokens), mask, labels, tasks)
+
+    @abstractmethod
+    def losses(
+        self,
+        tokens: Int[Tensor, "r s"] | Float[Tensor, "r s c"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        regularisers: Regularisers | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, TaskLoss]:
+        """Loss of every task for the model's own training, as sums and counts."""
+
+    @abstractmethod
+    def rebuild(self) -> RewardHead:
+        """The model as its directory holds it."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write a directory from which the model can be built; atomically."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Digest of all weights as they are now."""
+
+
+class FlowHead(nn.Module, ABC):
+    """Turns speech tokens, hard or soft, into mel frames by flow matching."""
+
+    codes: int
+    """Size of the codebook."""
+    mel_channels: int
+    """Of the frames."""
+    frames_per_token: int
+    """Mel frames that a token lasts."""
+
+    @abstractmethod
+    def loss(
+        self,
+        tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"],
+        token_mask: Bool[Tensor, "b s"],
+        mel: Float[Tensor, "b f m"],
+        mel_mask: Bool[Tensor, "b f"],
+        speaker: Float[Tensor, "b d"],
+        draws: FlowDraws,
+    ) -> FlowLoss:
+        """Squared error of the velocity at random times.
+
+        Args:
+            tokens: ids or mixtures of all codes; gradients reach the latter.
+            token_mask: which are real; padding on the right.
+            mel: the same utterances as mel; what has no counterpart among the tokens is left out, and conversely.
+            mel_mask: which of its frames are real.
+            speaker: vectors of the speakers.
+            draws: everything random.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"],
+        token_mask: Bool[Tensor, "b s"],
+        speaker: Float[Tensor, "b d"],
+        prompt: FlowPrompt | None = None,
+    ) -> MelFrames:
+        """Mel of utterances; what one becomes does not depend on the others. The model should be in evaluation mode.
+
+        Args:
+            tokens: ids or mixtures.
+            token_mask: which are real; padding on the right.
+            speaker: vectors of the speakers.
+            prompt: recordings to continue; their frames are not returned.
+        """

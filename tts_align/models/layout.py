@@ -33,12 +33,14 @@ class TokenRow:
         speech: codes without end-of-speech.
         prefix: how many leading text tokens (voice, instruction) always stay in front of the speech.
         bistream: whether text and speech are interleaved; drawn once per row by the data.
+        prompt: codes of a recording that the speech continues: inputs, never targets.
     """
 
     text: tuple[int, ...]
     speech: tuple[int, ...]
     prefix: int = 0
     bistream: bool = False
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,12 @@ class Layout:
         return (1, SPECIAL) if self.family == "cosyvoice2" else (self.codes + 2, SPEECH)
 
     def can_bistream(self, row: TokenRow) -> bool:
-        """Whether there is enough speech for the text to interleave them (strictly more than 15 : 5)."""
+        """Whether there is enough speech for the text to interleave them (strictly more than 15 : 5).
+
+        A row that continues a recording is not interleaved: its transcript stands before its own text.
+        """
         words = len(row.text) - row.prefix
-        return words > 0 and len(row.speech) * self.text_block > words * self.speech_block
+        return words > 0 and not row.prompt and len(row.speech) * self.text_block > words * self.speech_block
 
     def prompt(self, text: Sequence[int], speech: Sequence[int] = ()) -> tuple[list[int], list[int]]:
         """Ids and tables of what precedes the speech to be generated."""
@@ -109,11 +114,14 @@ class Layout:
         Raises:
             ValueError: a code is outside the codebook, or bistream was asked of a row too short for it.
         """
-        if row.speech and not 0 <= min(row.speech) <= max(row.speech) < self.codes:
-            raise ValueError(
-                f"speech codes must lie in 0..{self.codes - 1}, got {min(row.speech)}..{max(row.speech)}: "
-                "were they made by another tokenizer?"
-            )
+        for codes in (row.speech, row.prompt):
+            if codes and not 0 <= min(codes) <= max(codes) < self.codes:
+                raise ValueError(
+                    f"speech codes must lie in 0..{self.codes - 1}, got {min(codes)}..{max(codes)}: "
+                    "were they made by another tokenizer?"
+                )
+        if row.bistream and row.prompt:
+            raise ValueError("a bistream row cannot continue a recording: leave out its prompt, or the interleaving")
         if row.bistream and not self.can_bistream(row):
             raise ValueError(
                 f"a bistream row needs more than {self.speech_block} speech tokens per {self.text_block} text tokens, "
@@ -122,8 +130,8 @@ class Layout:
         return self._bistream(row) if row.bistream else self._unistream(row)
 
     def _unistream(self, row: TokenRow) -> Arranged:
-        token, table = self.prompt(row.text, row.speech)
-        first = 1 + len(row.text)  # the task token predicts the first code
+        token, table = self.prompt(row.text, (*row.prompt, *row.speech))
+        first = 1 + len(row.text) + len(row.prompt)  # the task token, or the prompt's last, predicts the first code
         target = [*row.speech, self.end]
         return Arranged(token, table, list(range(first, first + len(target))), target)
 
@@ -154,7 +162,7 @@ class Layout:
 
     def input_count(self, row: TokenRow) -> int:
         """How many positions the row takes in the backbone: sos, text, task and speech."""
-        return len(row.text) + len(row.speech) + 2
+        return len(row.text) + len(row.prompt) + len(row.speech) + 2
 
     def key(self, row: TokenRow) -> str:
         """Digest of everything in the row and its layout that changes a model's numbers."""

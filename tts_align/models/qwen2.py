@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -24,10 +23,11 @@ from transformers import Qwen2Config, Qwen2Model
 from tts_align.assets import resolve
 from tts_align.batch import Rows, Scored
 from tts_align.logprobs import chosen_logp
-from tts_align.models.base import CodecLM, Prompt, Sampling, Spoken
+from tts_align.models.base import CodecLM, Context, Encoded, Prompt, Sampling, Spoken, weights_digest
 from tts_align.models.decoding import Decoding
 from tts_align.models.layout import SPEECH, TEXT, Family, Layout
 
+_PLAIN = Context()
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
@@ -47,6 +47,7 @@ class Sizes:
         rope_theta: base of the rotary positions.
         attention_dropout: of attention weights, in training of the policy only.
         prefix_format: how a voice enters the text; ``{speaker}`` is replaced by its name. Empty: it does not.
+        rms_norm_eps: of the normalisation.
     """
 
     codes: int
@@ -60,6 +61,7 @@ class Sizes:
     rope_theta: float = 1e6
     attention_dropout: float = 0.0
     prefix_format: str = ""
+    rms_norm_eps: float = 1e-6
 
     def backbone(self) -> Qwen2Config:
         """The same sizes in the words of transformers."""
@@ -72,6 +74,7 @@ class Sizes:
             intermediate_size=self.intermediate_size,
             attention_dropout=self.attention_dropout,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            rms_norm_eps=self.rms_norm_eps,
             use_sliding_window=False,
             tie_word_embeddings=False,
             attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by the base class
@@ -129,8 +132,18 @@ class Qwen2CodecLM(CodecLM):
             tokenizer = str(path / TOKENIZER)
             sizes = Sizes(**json.loads((path / CONFIG).read_text()))
         assert sizes is not None
-        self.directory, self.sizes, self.packed, self.bistream = path, sizes, packed, bistream
+        self.directory = path
         self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        self._build(sizes, packed, bistream)
+        for table in self.children():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.02)
+        if path is not None:
+            self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
+        self._add_adapters(lora)
+
+    def _build(self, sizes: Sizes, packed: bool, bistream: tuple[int, int]) -> None:
+        self.sizes, self.packed, self.bistream = sizes, packed, bistream
         self.layout = Layout(sizes.family, sizes.codes, *bistream)
         self.backbone = Qwen2Model(sizes.backbone())
         vocabulary = self.layout.vocabulary
@@ -138,17 +151,12 @@ class Qwen2CodecLM(CodecLM):
             self.llm_embedding = nn.Embedding(2, sizes.hidden_size)
         self.speech_embedding = nn.Embedding(vocabulary, sizes.hidden_size)
         self.llm_decoder = nn.Linear(sizes.hidden_size, vocabulary, bias=sizes.family == "cosyvoice2")
-        for table in self.children():
-            if isinstance(table, nn.Embedding):
-                nn.init.normal_(table.weight, std=0.02)
-        if path is not None:
-            self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
+
+    def _add_adapters(self, lora: LoRA | None) -> None:
         self.lora = lora
         self._adapter_on = lora is not None
-        if lora is not None:
-            self._add_adapters(lora)
-
-    def _add_adapters(self, lora: LoRA) -> None:
+        if lora is None:
+            return
         from peft import LoraConfig
 
         self.requires_grad_(False)
@@ -158,6 +166,8 @@ class Qwen2CodecLM(CodecLM):
         self.backbone.add_adapter(config, adapter_name="policy")
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(".lora_" in name)
+            if ".lora_" in name:  # in the base's type small steps would be lost
+                parameter.data = parameter.data.float()
 
     def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
         """Input vectors: every id from the table it belongs to."""
@@ -185,16 +195,20 @@ class Qwen2CodecLM(CodecLM):
         logp = rows.scatter(chosen_logp(scores, rows.target))
         return Scored(logp, rows.mask, scores if logits else None)
 
-    def encode_text(self, text: str, speaker: str = "") -> tuple[tuple[int, ...], int]:
-        """Token ids of the voice's prefix and the text, and the length of the prefix."""
+    def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
+        """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""
         if self.tokenizer is None:
             raise ValueError("this model has no text tokenizer: give `tokenizer`, or a directory that holds one")
+        if not context.only_speaker:
+            raise ValueError(
+                f"{type(self).__name__} takes no instruct, prompt_text or prompt_speech: leave these columns out"
+            )
         prefix: list[int] = []
         if self.sizes.prefix_format:
-            voice = self.sizes.prefix_format.format(speaker=speaker)
+            voice = self.sizes.prefix_format.format(speaker=context.speaker)
             token = self.tokenizer.token_to_id(voice)
             prefix = [token] if token is not None else self.tokenizer.encode(voice).ids
-        return (*prefix, *self.tokenizer.encode(text).ids), len(prefix)
+        return Encoded((*prefix, *self.tokenizer.encode(text).ids), len(prefix))
 
     @torch.no_grad()
     def generate(
@@ -254,17 +268,13 @@ class Qwen2CodecLM(CodecLM):
         for name, module in self.backbone.named_modules():
             if hasattr(module, "get_delta_weight"):
                 key = f"backbone.{name}.weight"
-                state[key] = state[key] + module.get_delta_weight("policy").to(state[key])
+                # In float32, as a small update would vanish in a coarser weight.
+                state[key] = state[key].float() + module.get_delta_weight("policy").float()
         return state
 
     def digest(self) -> str:
         """Digest of all weights as they are now."""
-        digest = hashlib.blake2b(digest_size=16)
-        for key, value in sorted(self._weights().items()):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            raw = value.detach().contiguous().cpu().flatten()
-            digest.update(raw.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return weights_digest(self._weights())
 
     def save(self, directory: Path) -> None:
         """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""

@@ -135,9 +135,10 @@ def warn_of_failures(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _weights(module: SpeaksAndListens) -> str:
-    """Digest of the judge's and the vocoder's weights."""
-    parts = [part for part in (module.judge, module.vocoder) if part is not None]
-    return digest(*[(name, _sum(value)) for part in parts for name, value in part.state_dict().items()])
+    """Digest of the judge's weights, and of the vocoder's sound."""
+    assert module.judge is not None
+    judge = [(name, _sum(value)) for name, value in module.judge.state_dict().items()]
+    return digest(judge, module.vocoder.digest() if module.vocoder is not None else "")
 
 
 def _sum(value: torch.Tensor) -> str:

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+import torch
 
 from tts_align.data.candidates import Candidate, candidate_id, candidate_seed
 from tts_align.data.prompts import SentencePrompt, read_prompts
-from tts_align.models.base import CodecLM, Prompt, Sampling
+from tts_align.models.base import CodecLM, Context, Sampling
 from tts_align.verbs.parts import SpeaksAndListens, bar
 from tts_align.verbs.shards import Shards, digest
+
+_UNSAFE = re.compile(r"[%/\\\0]")
+"""What a name of a file cannot hold, and what stands for it."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +72,41 @@ def speak(
     Yields:
         The utterances of one batch.
     """
-    texts = {(item.prompt.id, item.speaker): (item.prompt.text, item.speaker) for item in items}
+    texts = {
+        (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
+        for item in items
+    }
     encoded = {name: policy.encode_text(*text) for name, text in texts.items()}
-    order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker][0]))
+    order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker].text))
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]
-        tokens = [encoded[item.prompt.id, item.speaker] for item in batch]
-        prompts = [Prompt(text, item.seed, prefix) for item, (text, prefix) in zip(batch, tokens, strict=True)]
+        prompts = [encoded[item.prompt.id, item.speaker].ask(item.seed) for item in batch]
         spoken = policy.generate(prompts, sampling, progress)
         yield [
             Candidate(item.prompt, item.speaker, item.sample, item.seed, tuple(one.speech.tolist()), one.finished)
             for item, one in zip(batch, spoken, strict=True)
         ]
+
+
+def check_speakers(policy: CodecLM, items: Sequence[Wanted]) -> None:
+    """Raise ``ValueError`` for voices that the policy does not know, before anything is spoken."""
+    known = policy.speakers
+    unknown = sorted({item.speaker for item in items} - {*(known or ()), ""})
+    if known is not None and unknown:
+        raise ValueError(f"unknown voices {', '.join(unknown)}: the policy speaks as {', '.join(known)}")
+
+
+def write_sound(module: SpeaksAndListens, batch: Sequence[Candidate], folder: Path) -> dict[str, dict[str, str]]:
+    """Write a WAV file of each utterance that has any speech; returns the column ``audio`` of each, by its name."""
+    from tts_align.audio import write_wav
+
+    assert module.vocoder is not None
+    spoken = [candidate for candidate in batch if candidate.speech]
+    sounds = module.vocoder.speak([torch.tensor(one.speech) for one in spoken], [one.speaker for one in spoken])
+    paths = [Path(folder, f"{_UNSAFE.sub(lambda found: quote(found[0], safe=''), one.id)}.wav") for one in spoken]
+    for path, sound in zip(paths, sounds, strict=True):
+        write_wav(path, sound, module.vocoder.sample_rate)
+    return {one.id: {"audio": str(path)} for one, path in zip(spoken, paths, strict=True)}
 
 
 def sample(
@@ -90,6 +120,7 @@ def sample(
     rank: int = 0,
     world: int = 1,
     overwrite: bool = False,
+    audio: Path | None = None,
     barrier: Callable[[], None] | None = None,
 ) -> Path:
     """Speak every sentence several times in every voice, and write the utterances to one file.
@@ -107,19 +138,28 @@ def sample(
         rank: number of this process.
         world: how many processes share the work.
         overwrite: replace a file made with other settings.
+        audio: folder for a WAV file of each utterance, made by the module's vocoder.
         barrier: waits for the other processes.
+
+    Raises:
+        ValueError: sound is wanted without a vocoder, or a voice that the policy does not know.
     """
     if samples < 1 or batch_rows < 1:
         raise ValueError(f"samples and batch_rows must be at least 1, got {samples} and {batch_rows}")
+    if audio is not None and module.vocoder is None:
+        raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
     sentences = read_prompts(prompts)
     items = wanted(sentences, speakers, samples, seed)
-    key = digest("sample", module.policy.digest(), module.sampling, sentences, tuple(speakers), samples, seed)
+    check_speakers(module.policy, items)
+    sound = () if audio is None or module.vocoder is None else (str(audio), module.vocoder.digest())
+    key = digest("sample", module.policy.digest(), module.sampling, sentences, tuple(speakers), samples, seed, *sound)
     shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)
     missing = set(shards.missing)
     mine = [item for item in items[rank::world] if item.id in missing]
     share = len(items[rank::world])
     with bar(share, share - len(mine), "sample", rank) as shown:
         for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance):
-            shards.append(candidate.to_row() for candidate in batch)
+            files = {} if audio is None else write_sound(module, batch, audio)
+            shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
     shards.merge(barrier, rank)
     return Path(out)

@@ -10,6 +10,7 @@ from tts_align.data.demo.sentences import READINGS, SPEAKERS, all_sentences, rig
 from tts_align.data.demo.symbolic import CODES, NOISE, SIZES, epochs, make_base, prompts, synthesise
 from tts_align.data.demo.training import Schedule
 from tts_align.judges.symbolic import KANA, VOICES, decode
+from tts_align.models.base import Encoded
 
 
 def test_alphabet_and_voices_are_those_of_the_grammar():
@@ -37,8 +38,8 @@ def test_noisy_speech_is_decoded_exactly():
     assert disturbed / total == pytest.approx(NOISE / 2, rel=0.25)  # half of the noise falls on the other voice's codes
 
 
-def encode_text(text, speaker):
-    return tuple(map(ord, f"{speaker[0]}{text}")), 1
+def encode_text(text, context):
+    return Encoded(tuple(map(ord, f"{context.speaker[0]}{text}")), 1)
 
 
 def test_readings_follow_the_cells_and_are_drawn_anew():

@@ -44,6 +44,7 @@ from tts_align.data.demo.training import Schedule, train_base, train_codec, trai
 from tts_align.data.prompts import write_prompts
 from tts_align.files import write_json
 from tts_align.judges.ctc import RecogniserSizes
+from tts_align.models.base import Context
 from tts_align.models.layout import TokenRow
 from tts_align.models.mel import CodecSizes, MelCodec, MelVocoder, encode
 from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
@@ -239,8 +240,7 @@ class _Build:
                 is_right = generator.random() < self.rates[sentence.cell]
                 reading = sentence.reading_right if is_right else sentence.reading_wrong
                 speech = generator.choice(renderings[sentence.id, reading, speaker])
-                text, prefix = model.encode_text(sentence.text, speaker)
-                yield TokenRow(text, speech, prefix)
+                yield model.encode_text(sentence.text, Context(speaker)).row(speech)
 
         return draw
 

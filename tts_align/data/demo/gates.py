@@ -13,7 +13,7 @@ from tts_align.data.demo.audio import Clip
 from tts_align.data.demo.sentences import READINGS, SPEAKERS, Sentence
 from tts_align.judges.base import Expected, Heard, Reading, Verdict
 from tts_align.judges.ctc import CTCJudge, error_rate
-from tts_align.models.base import Prompt, Sampling
+from tts_align.models.base import Context, Sampling
 from tts_align.models.mel import MelVocoder
 from tts_align.models.qwen2 import Qwen2CodecLM
 
@@ -116,8 +116,8 @@ def speak_and_judge(
     verdicts: list[Verdict] = []
     for start in tqdm(range(0, len(rows), batch_size), desc="gates", unit="batch"):
         some = rows[start : start + batch_size]
-        encoded = [model.encode_text(sentence.text, speaker) for sentence, speaker in some]
-        prompts = [Prompt(text, start + row, prefix) for row, (text, prefix) in enumerate(encoded)]
+        encoded = [model.encode_text(sentence.text, Context(speaker)) for sentence, speaker in some]
+        prompts = [text.ask(start + row) for row, text in enumerate(encoded)]
         speech = [spoken.speech for spoken in model.generate(prompts, sampling)]
         audio = vocoder.speak(speech, [speaker for _, speaker in some])
         heard = [

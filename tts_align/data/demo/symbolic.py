@@ -22,7 +22,7 @@ from tts_align.data.demo.training import Schedule, train_base
 from tts_align.data.prompts import SentencePrompt
 from tts_align.data.records import Span
 from tts_align.judges.symbolic import CODES_PER_KANA, KANA, LONGEST_REPEAT, begin_code
-from tts_align.models.base import Sampling
+from tts_align.models.base import Context, Encoded, Sampling
 from tts_align.models.layout import TokenRow
 from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
 
@@ -46,7 +46,7 @@ SIZES = Sizes(
 """Of the base model, but for its text vocabulary."""
 SCHEDULE = Schedule(steps=600, batch_size=64, learning_rate=4e-3)
 
-Encoder = Callable[[str, str], tuple[tuple[int, ...], int]]
+Encoder = Callable[[str, Context], Encoded]
 
 # Only kana of three codes or more are disturbed, one code each: of two codes, one wrong, nobody could tell which.
 _CODES_PER_KANA_SPOKEN = 1 + (1 + LONGEST_REPEAT) / 2
@@ -87,14 +87,18 @@ def epochs(encode_text: Encoder, sentences: Sequence[Sentence], seed: int) -> Ca
         seed: of the draws, and of which cells are wrong.
     """
     generator, rates = np.random.default_rng(seed), right_rates(seed)
-    pairs = [(sentence, speaker, encode_text(sentence.text, speaker)) for sentence in sentences for speaker in SPEAKERS]
+    pairs = [
+        (sentence, speaker, encode_text(sentence.text, Context(speaker)))
+        for sentence in sentences
+        for speaker in SPEAKERS
+    ]
 
     def draw() -> Iterator[TokenRow]:
         for index in generator.permutation(len(pairs)):
-            sentence, speaker, (text, prefix) = pairs[index]
+            sentence, speaker, encoded = pairs[index]
             is_right = generator.random() < rates[sentence.cell]
             reading = sentence.reading_right if is_right else sentence.reading_wrong
-            yield TokenRow(text, tuple(synthesise(sentence, reading, speaker, generator)), prefix)
+            yield encoded.row(synthesise(sentence, reading, speaker, generator))
 
     return draw
 
