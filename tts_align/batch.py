@@ -10,6 +10,7 @@ letter meaning
 ``p``  pairs
 ``n``  text tokens of a row, padded
 ``s``  speech codes of a row, padded; the end-of-speech token is not one
+``c``  real speech codes of all rows, flat, without padding
 ``t``  targets of a row, padded: speech codes, fill tokens, end-of-speech
 ``m``  real targets of all rows, flat, without padding
 ``b``  bins: sequences given to the backbone (padded: one row each; packed: several)
@@ -23,7 +24,8 @@ Masks are Booleans and ``True`` counts.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -119,6 +121,42 @@ class Rows(Record):
 
 
 @dataclass(frozen=True)
+class Utterances(Record):
+    """What rows say and how, for models that read speech codes without the policy.
+
+    Args:
+        speech: codes; 0 at padding.
+        mask: which of them are real.
+        code_target: for each real code, in the order of the rows, which of the flat targets it is.
+        code_place: for each real code its flat index (row * s + code).
+        targets: how many targets each row has.
+        seeds: one for each row, another one in every epoch: what is drawn for a row depends on nothing else.
+        heard: what is said in each, as a recogniser writes it; ``None`` where nobody knows.
+        wanted: what its text ought to sound like, written likewise.
+        speakers: names of the voices.
+        attributes: known properties of each, such as ``{"emotion": "happy", "mos": 4.2}``.
+    """
+
+    speech: Int[Tensor, "r s"]
+    mask: Bool[Tensor, "r s"]
+    code_target: Int[Tensor, " c"]
+    code_place: Int[Tensor, " c"]
+    targets: tuple[int, ...]
+    seeds: tuple[int, ...]
+    heard: tuple[str | None, ...]
+    wanted: tuple[str, ...]
+    speakers: tuple[str, ...]
+    attributes: tuple[Mapping[str, str | float], ...]
+
+    def __post_init__(self) -> None:
+        """Check that there is one of everything for each row."""
+        lists = (self.targets, self.seeds, self.heard, self.wanted, self.speakers, self.attributes)
+        counts = {len(self.speech), *map(len, lists)}
+        if len(counts) > 1:
+            raise ValueError(f"expected everything once for each of {len(self.speech)} rows, got {sorted(counts)}")
+
+
+@dataclass(frozen=True)
 class Totals:
     """What the rows of one optimiser step count up to, over all micro-batches and ranks.
 
@@ -130,12 +168,14 @@ class Totals:
         tokens: real targets of all rows.
         desirable_rows: rows labelled desirable, or chosen.
         desirable_tokens: real targets of those rows.
+        labels: how many rows have each attribute, and ``text``: a known transcript; for objectives that read them.
     """
 
     rows: int
     tokens: int
     desirable_rows: int
     desirable_tokens: int
+    labels: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -149,6 +189,7 @@ class Batch(Record):
         mismatched: rows whose text belongs to another sentence than their speech, for KTO's reference point: all of
             this rank's for the whole step on its first micro-batch (one entry per micro-batch), none on the others.
         first: whether this is the first micro-batch of its optimiser step.
+        utterances: the same rows as codes and words, for objectives with models that read them.
     """
 
     rows: Rows
@@ -156,6 +197,7 @@ class Batch(Record):
     totals: Totals
     mismatched: tuple[Rows, ...] = ()
     first: bool = True
+    utterances: Utterances | None = None
 
     def __post_init__(self) -> None:
         """Check that rows and labels belong together."""

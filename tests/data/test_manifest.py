@@ -20,11 +20,16 @@ words = st.text(min_size=1, max_size=8).filter(str.strip)
 codes = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
 paths = st.sampled_from(["a.wav", "deep/b.wav"])
 sound = st.one_of(st.tuples(codes), st.tuples(codes, paths), st.tuples(st.just(()), paths))
+finite = st.floats(allow_nan=False, allow_infinity=False)
 raw = st.fixed_dictionaries(
     {"text": words, "language": st.text(max_size=3), "speaker": st.text(max_size=3)},
     optional={
-        "scores": st.dictionaries(words, st.floats(allow_nan=False, allow_infinity=False), max_size=2),
+        "scores": st.dictionaries(words, finite, max_size=2),
         "notes": st.dictionaries(words, words, max_size=2),
+        "instruct": words,
+        "speaker_vector": st.lists(finite, min_size=1, max_size=3).map(tuple),
+        "attributes": st.dictionaries(words, st.one_of(words, finite), max_size=3),
+        "prompt": st.tuples(words, st.one_of(st.tuples(codes), st.tuples(codes, paths))),
     },
 )
 contents = st.tuples(raw, sound, sound, st.sampled_from(["pair", None, True, False]), st.booleans())
@@ -32,12 +37,15 @@ contents = st.tuples(raw, sound, sound, st.sampled_from(["pair", None, True, Fal
 
 def build(number: int, raw: dict[str, Any], one: tuple, other: tuple, kind: str | bool | None, marked: bool) -> Row:
     """A row of what was drawn; not within the drawing, where the shape checker's own dice are not welcome."""
-    row = Row(id=str(number), **raw)
+    text, (speech, *audio) = raw.get("prompt", ("", [()]))
+    prompt = {"prompt_text": text, "prompt_speech": speech, "prompt_audio": "".join(audio)}
+    row = Row(id=str(number), **{name: value for name, value in raw.items() if name != "prompt"}, **prompt)
     if marked:
         end = len(row.text)
         row = replace(row, spans=(Span(0, end, ("カ",), ("ツ", "ラ")), Span(end - 1, end)))
     pair = Pair(Sound(*one), Sound(*other))
-    if kind == "pair" and pair.chosen.speech != pair.rejected.speech:
+    shared = pair.chosen.audio == pair.rejected.audio != "" and not (pair.chosen.speech and pair.rejected.speech)
+    if kind == "pair" and pair.chosen.speech != pair.rejected.speech and not shared:
         return replace(row, pair=pair)
     return replace(row, speech=pair.chosen.speech, audio=pair.chosen.audio, desirable=None if kind == "pair" else kind)
 
@@ -87,6 +95,20 @@ FAULTS = [
     ('{"text": "a", "speech": [1], "scores": {"cer": NaN}}', "scores: expected finite numbers, but cer is nan"),
     ({**GOOD, "scores": {"cer": "low"}}, "scores: expected a number for each name"),
     ({**GOOD, "notes": [1]}, "notes: expected words for each name"),
+    ({**GOOD, "instruct": 3}, "instruct: expected a string, got 3"),
+    ({**GOOD, "prompt_text": "so"}, "prompt_text has no speech: expected prompt_speech (codes) or prompt_audio"),
+    ({**GOOD, "prompt_speech": [1]}, "prompt_text is missing: expected the transcript"),
+    ({**GOOD, "prompt_text": "so", "prompt_speech": [10]}, "prompt: codes must lie in 0..9, got 10..10"),
+    ({**GOOD, "prompt_text": "so", "prompt_speech": [1.5]}, "prompt: expected whole numbers, got 1.5"),
+    ({**GOOD, "prompt_text": "so", "prompt_speech": [1], "prompt_audio": "none.wav"}, "prompt: there is no recording"),
+    ({**GOOD, "prompt_text": "so", "prompt_audio": "tone.wav"}, "prompt_audio has no codes: make prompt_speech of it"),
+    ({**GOOD, "speaker_vector": 1.5}, "speaker_vector: expected a list of numbers, got 1.5"),
+    ({**GOOD, "speaker_vector": [1, True]}, "speaker_vector: expected a list of numbers"),
+    ('{"text": "a", "speech": [1], "speaker_vector": [NaN]}', "speaker_vector: expected finite numbers"),
+    ({**GOOD, "attributes": ["happy"]}, "attributes: expected words or a number for each name"),
+    ({**GOOD, "attributes": {"emotion": ["happy"]}}, "attributes: expected words or a number for each name, got"),
+    ({**GOOD, "attributes": {"clean": True}}, "attributes: expected words or a number for each name, got True"),
+    ('{"text": "a", "speech": [1], "attributes": {"mos": Infinity}}', "attributes: expected finite numbers, but mos"),
     ({**GOOD, "speeker": "a"}, "unknown column 'speeker': did you mean 'speaker'?"),
     ({**GOOD, "id": 1.5}, "id: expected a string, got 1.5"),
     ({**GOOD, "id": "taken"}, "id 'taken' is taken by"),
@@ -95,6 +117,7 @@ FAULTS = [
 
 def test_every_fault_is_named_with_its_line(tmp_path: Path):
     (tmp_path / "broken.wav").write_bytes(b"no sound")
+    soundfile.write(tmp_path / "tone.wav", np.ones(8), 16000)
     path = lines(tmp_path / "rows.jsonl", {**GOOD, "id": "taken"}, *(row for row, _ in FAULTS))
     with pytest.raises(ManifestError) as caught:
         read_manifest(path, codes=10)
@@ -103,18 +126,19 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path):
     for number, ((_, expected), (where, what)) in enumerate(zip(FAULTS, found, strict=True), start=2):
         assert where == f"{path}:{number}"
         assert expected in what
-    assert "29 faults; mend these rows, or leave them out with on_bad_row: drop" in str(caught.value)
-    assert str(caught.value).endswith("... and 9 more")
+    assert f"{len(FAULTS)} faults; mend these rows, or leave them out with on_bad_row: drop" in str(caught.value)
+    assert str(caught.value).endswith(f"... and {len(FAULTS) - 20} more")
 
 
 def test_bad_rows_can_be_dropped_and_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "broken.wav").write_bytes(b"no sound")
+    soundfile.write(tmp_path / "tone.wav", np.ones(8), 16000)
     path = lines(tmp_path / "rows.jsonl", {**GOOD, "id": "taken", "channel": 3}, *(row for row, _ in FAULTS))
     manifest = read_manifest(path, "drop", codes=10)
     assert [row.id for row in manifest.rows] == ["taken"]
     assert manifest.dropped_rows == len(FAULTS)
     assert len(manifest.dropped) == len(FAULTS)
-    assert "29 of 30 rows are left out" in caplog.text
+    assert f"{len(FAULTS)} of {len(FAULTS) + 1} rows are left out" in caplog.text
     assert manifest.ignored == ("channel", "speeker")
     assert "columns that are not known are ignored: channel, speeker" in caplog.text
 
@@ -152,7 +176,11 @@ def test_recordings_are_found_beside_the_manifest(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.jsonl", "there is no such file"), ("rows.txt", "ends in .jsonl or .parquet"), ("", "found none in it")],
+    [
+        ("none.jsonl", "there is no such file"),
+        ("rows.txt", "expected a .jsonl or .parquet"),
+        ("", "found none of them"),
+    ],
 )
 def test_what_is_no_manifest_is_refused(name: str, message: str, tmp_path: Path):
     (tmp_path / "rows.txt").touch()
@@ -169,10 +197,36 @@ def test_an_empty_manifest_is_refused(tmp_path: Path):
 def test_a_failed_write_leaves_the_old_file(suffix: str, tmp_path: Path):
     path = write_manifest([Row("a", "one", speech=(1,))], tmp_path / f"rows.{suffix}")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"Out of range|finite scores"):
+    with pytest.raises(ValueError, match=r"Out of range|finite scores, attributes and vectors"):
         write_manifest([Row("a", "one", speech=(1,), scores={"cer": math.nan})], path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_attributes_keep_words_and_numbers_apart(suffix: str, tmp_path: Path):
+    row = Row("a", "one", speech=(1,), attributes={"emotion": "happy", "mos": 4, "zip": "4"})
+    (read,) = read_manifest(write_manifest([row], tmp_path / f"rows.{suffix}")).rows
+    assert read.attributes == {"emotion": "happy", "mos": 4.0, "zip": "4"}
+    assert [type(value) for value in read.attributes.values()] == [str, float, str]
+
+
+def test_what_surrounds_an_utterance_does_not_make_another_sentence_of_it():
+    row = Row("a", "one", "en", "ann", speech=(1,))
+    changed = replace(row, instruct="fast", prompt_text="so", prompt_speech=(3,), attributes={"mos": 1.0})
+    assert changed.sentence == row.sentence
+
+
+def test_what_only_prepare_can_use_is_read_for_it(tmp_path: Path):
+    path = lines(tmp_path / "rows.jsonl", {**GOOD, "prompt_text": "so", "prompt_audio": "so.wav"})
+    (row,) = read_manifest(path, check_audio=False, unprepared=True).rows
+    assert (row.prompt_text, row.prompt_speech, row.prompt_audio) == ("so", (), "so.wav")
+
+
+def test_columns_that_others_write_empty_count_as_absent(tmp_path: Path):
+    columns = {"instruct": None, "prompt_speech": [], "prompt_text": "", "speaker_vector": [], "attributes": None}
+    (row,) = read_manifest(lines(tmp_path / "rows.jsonl", {**GOOD, **columns})).rows
+    assert row == Row("row-1", "辛い", speech=(1, 2))
 
 
 def test_one_line_as_a_person_reads_it():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -11,14 +12,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from tts_align.batch import Batch, Totals
+from tts_align.batch import Batch, Totals, Utterances
 from tts_align.data.mismatch import partners
 from tts_align.data.plan import Indices, Plan
 from tts_align.data.select import Item, Utterance
-from tts_align.models.base import CodecLM
+from tts_align.models.base import CodecLM, Context, Encoded
 from tts_align.models.layout import Layout, TokenRow, collate
 
 
@@ -32,6 +34,7 @@ class Examples:
         desirable: their labels.
         items: indices of the rows that stay together, (items, 1) or (items, 2) with the chosen one first.
         mismatched: for each row its text with the speech of another sentence; empty if not wanted.
+        utterances: whether batches bring the rows as codes and words, too.
     """
 
     rows: tuple[TokenRow, ...]
@@ -39,6 +42,7 @@ class Examples:
     desirable: NDArray[np.bool_]
     items: Indices
     mismatched: tuple[TokenRow, ...] = ()
+    utterances: bool = False
 
     @classmethod
     def of(
@@ -48,6 +52,7 @@ class Examples:
         mismatched: bool = False,
         bistream_share: float = 0.0,
         seed: int = 0,
+        utterances: bool = False,
     ) -> Examples:
         """Tokenise the texts, and draw once for all what is random: layout and partners.
 
@@ -57,16 +62,18 @@ class Examples:
             mismatched: also make the mismatched rows.
             bistream_share: probability that a row long enough for it is arranged bistream.
             seed: of the draws.
+            utterances: let batches bring the rows as codes and words, too.
         """
         sources = tuple(utterance for item in items for utterance in item)
-        known: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
+        known: dict[tuple[str, Context], Encoded] = {}
         rows = []
         for source in sources:
-            key = (source.row.text, source.row.speaker)
+            row = source.row
+            key = (row.text, Context(row.speaker, row.instruct, row.prompt_text, row.prompt_speech))
             if key not in known:
                 known[key] = policy.encode_text(*key)
-            text, prefix = known[key]
-            rows.append(_arranged(TokenRow(text, source.sound.speech, prefix), policy.layout, bistream_share, seed))
+            scored = known[key].row(source.sound.speech)
+            rows.append(_arranged(scored, policy.layout, bistream_share, seed))
         if bistream_share > 0 and not any(policy.layout.can_bistream(row) for row in rows):
             raise ValueError("bistream_share has no effect: no row has enough speech for its text; set it to 0")
         return cls(
@@ -75,6 +82,7 @@ class Examples:
             desirable=np.asarray([source.desirable for source in sources], bool),
             items=np.arange(len(sources)).reshape(len(items), -1),
             mismatched=_mismatched(rows, policy.layout, bistream_share, seed) if mismatched else (),
+            utterances=utterances,
         )
 
     def tokens(self, layout: Layout) -> Indices:
@@ -96,8 +104,49 @@ def _mismatched(rows: Sequence[TokenRow], layout: Layout, share: float, seed: in
     texts = [row.text[row.prefix :] for row in rows]
     partner = partners(texts, [len(row.speech) for row in rows], seed)
     return tuple(
-        _arranged(TokenRow(row.text, rows[other].speech, row.prefix), layout, share, seed)
+        _arranged(replace(row, speech=rows[other].speech, bistream=False), layout, share, seed)
         for row, other in zip(rows, partner.tolist(), strict=True)
+    )
+
+
+def _attributes(source: Utterance) -> dict[str, str | float]:
+    """What is known of an utterance, its voice included."""
+    known = dict(source.row.attributes)
+    return {"speaker": source.row.speaker, **known} if source.row.speaker else known
+
+
+def row_seed(key: str, epoch: int) -> int:
+    """Seed of what is drawn for a row in an epoch, however the rows are cut into batches."""
+    return int.from_bytes(hashlib.blake2b(f"{key} {epoch}".encode(), digest_size=6).digest(), "big")
+
+
+def as_utterances(
+    sources: Sequence[Utterance], rows: Sequence[TokenRow], seeds: Sequence[int], layout: Layout
+) -> Utterances:
+    """Rows as codes and words.
+
+    Args:
+        sources: what they were made of.
+        rows: the same rows as the policy scores them.
+        seeds: of each.
+        layout: how they are arranged.
+    """
+    codes = [torch.tensor(source.sound.speech) for source in sources]
+    lengths = torch.tensor([len(row) for row in codes])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    targets = [layout.arrange(row).target for row in rows]
+    flat = torch.tensor([target for row in targets for target in row])
+    return Utterances(
+        speech=pad_sequence(codes, batch_first=True),
+        mask=mask,
+        code_target=(flat < layout.codes).nonzero()[:, 0],
+        code_place=mask.flatten().nonzero()[:, 0],
+        targets=tuple(map(len, targets)),
+        seeds=tuple(seeds),
+        heard=tuple(source.heard for source in sources),
+        wanted=tuple(source.row.wanted for source in sources),
+        speakers=tuple(source.row.speaker for source in sources),
+        attributes=tuple(_attributes(source) for source in sources),
     )
 
 
@@ -110,12 +159,14 @@ class MicroBatch:
         totals: counts of the whole optimiser step.
         first: whether it is the first of its step on this rank.
         mismatched: on the first one, the rows of each of the step's micro-batches whose mismatched twins are scored.
+        epoch: number of the epoch.
     """
 
     rows: tuple[int, ...]
     totals: Totals
     first: bool = True
     mismatched: tuple[tuple[int, ...], ...] = ()
+    epoch: int = 0
 
 
 class MicroBatches(Dataset[Batch]):
@@ -138,6 +189,14 @@ class MicroBatches(Dataset[Batch]):
                 collate([examples.mismatched[i] for i in rows], self.layout, self.packed) for rows in micro.mismatched
             ),
             first=micro.first,
+            utterances=self._utterances(micro) if examples.utterances else None,
+        )
+
+    def _utterances(self, micro: MicroBatch) -> Utterances:
+        examples = self.examples
+        seeds = [row_seed(self.layout.key(examples.rows[i]), micro.epoch) for i in micro.rows]
+        return as_utterances(
+            [examples.sources[i] for i in micro.rows], [examples.rows[i] for i in micro.rows], seeds, self.layout
         )
 
 
@@ -201,18 +260,27 @@ class PlanSampler(DistributedSampler[MicroBatch]):
         epoch, position = divmod(self.epoch * length if self.progress is None else self.progress.done, length)
         step, inside = divmod(position, self.accumulate)
         for items in self.plan.steps(epoch)[step : self.steps]:
-            yield from self.step(items)[inside:]
+            yield from self.step(items, epoch)[inside:]
             inside = 0
 
-    def step(self, items: Indices) -> list[MicroBatch]:
+    def step(self, items: Indices, epoch: int = 0) -> list[MicroBatch]:
         """This rank's micro-batches of one optimiser step."""
         dealt = self.plan.deal(items, self.world, self.accumulate)
         mine = tuple(tuple(self.examples.items[ranks[self.rank]].T.ravel().tolist()) for ranks in dealt)
         totals = self._totals(items)
         twins = mine if self.examples.mismatched else ()
-        return [MicroBatch(rows, totals, i == 0, twins if i == 0 else ()) for i, rows in enumerate(mine)]
+        return [MicroBatch(rows, totals, i == 0, twins if i == 0 else (), epoch) for i, rows in enumerate(mine)]
 
     def _totals(self, items: Indices) -> Totals:
         rows = self.examples.items[items].ravel()
         targets, desirable = self.targets[rows], self.examples.desirable[rows]
-        return Totals(len(rows), int(targets.sum()), int(desirable.sum()), int(targets[desirable].sum()))
+        sources = [self.examples.sources[row] for row in rows] if self.examples.utterances else []
+        labels = Counter(name for source in sources for name in _attributes(source))
+        labels["text"] = sum(source.heard is not None for source in sources)
+        return Totals(
+            rows=len(rows),
+            tokens=int(targets.sum()),
+            desirable_rows=int(desirable.sum()),
+            desirable_tokens=int(targets[desirable].sum()),
+            labels=dict(labels),
+        )

@@ -32,10 +32,12 @@ class AlignData(LightningDataModule):
     and accumulated micro-batches together, so the result does not depend on how many there are.
 
     Args:
-        manifest: training rows: a .jsonl or .parquet file, a directory of Parquet shards, or a demo: name.
+        manifest: training rows: a .jsonl or .parquet file, a directory of Parquet shards, CosyVoice shards or their
+            data.list, or a demo: name.
         validation: rows the loss is watched on, likewise.
         reads: which rows the objective can use; follows the objective.
         wants_mismatched: whether the objective compares with speech of another sentence; follows the objective.
+        wants_utterances: whether the objective reads rows as codes and words, too; follows the objective.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: instead, about so many text and speech tokens.
         bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
@@ -52,10 +54,11 @@ class AlignData(LightningDataModule):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | None = None,
         validation: str | None = None,
         reads: Reads = Reads.SPEECH,
         wants_mismatched: bool = False,
+        wants_utterances: bool = False,
         rows_per_step: int | None = None,
         tokens_per_step: int | None = None,
         bucket_steps: int = 8,
@@ -70,7 +73,7 @@ class AlignData(LightningDataModule):
     ) -> None:
         super().__init__()
         faults = []
-        if (rows_per_step is None) == (tokens_per_step is None):
+        if manifest is not None and (rows_per_step is None) == (tokens_per_step is None):
             faults.append("give exactly one of data.rows_per_step and data.tokens_per_step")
         if not 0 <= bistream_share <= 1:
             faults.append(f"data.bistream_share must lie in 0..1, got {bistream_share}")
@@ -79,7 +82,7 @@ class AlignData(LightningDataModule):
         if faults:
             raise ValueError("; ".join(faults))
         self.manifest, self.validation = manifest, validation
-        self.reads, self.wants_mismatched = reads, wants_mismatched
+        self.reads, self.wants_mismatched, self.wants_utterances = reads, wants_mismatched, wants_utterances
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
         self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
@@ -99,6 +102,8 @@ class AlignData(LightningDataModule):
         Args:
             policy: knows how text becomes tokens, and how rows are arranged.
         """
+        if self.manifest is None:
+            raise ValueError("nothing to train on: the recipe must set data.manifest")
         if "train" not in self._splits:
             self._splits["train"] = self._split(self.manifest, policy, training=True)
         if self.validation is not None and "validation" not in self._splits:
@@ -112,7 +117,9 @@ class AlignData(LightningDataModule):
             rows = tuple(rows[i] for i in np.sort(kept))
         try:
             items = select(rows, self.reads, self.paired_only, self.flip_labels, self.seed)
-            examples = Examples.of(items, policy, self.wants_mismatched, self.bistream_share, self.seed)
+            examples = Examples.of(
+                items, policy, self.wants_mismatched, self.bistream_share, self.seed, self.wants_utterances
+            )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         plan = Plan(

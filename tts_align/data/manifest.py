@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing manifests: JSON lines, one Parquet file, or a directory of Parquet shards."""
+"""Reading manifests, whatever holds them, and writing them as JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tts_align.assets import resolve
 from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound, folder
+from tts_align.data.sources import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -23,26 +24,30 @@ def read_manifest(
     on_bad_row: Literal["stop", "drop"] = "stop",
     codes: int | None = None,
     check_audio: bool = True,
+    unprepared: bool = False,
 ) -> Manifest:
     """Read a whole manifest and check every row of it.
 
     Args:
-        path: a ``.jsonl`` or ``.parquet`` file, a directory of Parquet shards, or a ``demo:`` name.
+        path: a ``.jsonl`` or ``.parquet`` file, a directory of Parquet shards, or a ``demo:`` name; CosyVoice's shards,
+            one, a directory or a ``data.list`` of them, and Kaldi-style folders are manifests too.
         on_bad_row: ``stop`` raises one error that names every fault, ``drop`` leaves the rows out and names them.
         codes: size of the codebook, if known; codes beyond it are faults.
         check_audio: look at each recording's header.
+        unprepared: take what only ``tts-align prepare`` can use: recordings inside shards, which
+            :func:`~tts_align.data.cosyvoice.read_recordings` reads, and prompts without codes.
 
     Raises:
         ManifestError: there are faults and ``on_bad_row`` is ``stop``, or nothing is left.
     """
     path = resolve(path)
-    rules = Rules(codes, _AudioCheck(folder(path)) if check_audio else Rules().audio_fault)
+    rules = Rules(codes, _AudioCheck(folder(path)) if check_audio else Rules().audio_fault, unprepared)
     rows: dict[str, Row] = {}
     places: dict[str, str] = {}
     faults: list[Fault] = []
     ignored: set[str] = set()
     bad = 0
-    for number, (where, raw, broken) in enumerate(_read(path), start=1):
+    for number, (where, raw, broken) in enumerate(read_rows(path, unprepared), start=1):
         row: Row | None = None
         wrong = [broken]
         if not broken:
@@ -89,54 +94,6 @@ class _AudioCheck:
             return f"cannot read the recording {path}: {error}"
 
 
-def _read(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Each row of the file or files: where it stands, what it holds, why it cannot be read."""
-    if path.is_dir():
-        shards = sorted(path.glob("*.parquet"))
-        if not shards:
-            raise ManifestError(path, [Fault(str(path), "expected a directory of .parquet shards, found none in it")])
-        for shard in shards:
-            yield from _read_parquet(shard)
-    elif not path.is_file():
-        raise ManifestError(path, [Fault(str(path), "expected a manifest, but there is no such file")])
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    elif path.suffix == ".jsonl":
-        yield from _read_lines(path)
-    else:
-        what = f"expected a name that ends in .jsonl or .parquet, got {path.name!r}"
-        raise ManifestError(path, [Fault(str(path), what)])
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, Any, str]]:
-    with path.open("rb") as file:  # bytes: text mode would also break lines at other separators
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                yield where, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")), ""
-            except ValueError as error:
-                yield where, None, f"not JSON: {error}"
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any, str]]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        file = ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        yield str(path), None, f"not a Parquet file: {error}"
-        return
-    with file:
-        number = 0
-        for batch in file.iter_batches(4096):  # in pieces, so that a shard need not fit into memory twice
-            for raw in batch.to_pylist():
-                number += 1
-                yield f"{path}:row {number}", raw, ""
-
-
 def write_manifest(rows: Iterable[Row], path: str | Path) -> Path:
     """Write rows so that :func:`read_manifest` gives them back; the file appears whole or not at all.
 
@@ -162,6 +119,9 @@ def to_dict(row: Row) -> dict[str, Any]:
     """The row as one line of a manifest: columns without content are left out."""
     columns: dict[str, Any] = {"id": row.id, "text": row.text, "language": row.language, "speaker": row.speaker}
     columns |= {"speech": list(row.speech), "audio": row.audio, "scores": dict(row.scores), "notes": dict(row.notes)}
+    columns |= {"instruct": row.instruct, "prompt_text": row.prompt_text, "prompt_speech": list(row.prompt_speech)}
+    columns |= {"prompt_audio": row.prompt_audio, "speaker_vector": list(row.speaker_vector)}
+    columns |= {"attributes": dict(row.attributes), "transcript": row.transcript}
     columns["spans"] = [
         {"start": s.start, "end": s.end, "right": list(s.right), "wrong": list(s.wrong)} for s in row.spans
     ]
@@ -189,9 +149,9 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    wrong = [row.id for row in rows if not all(map(math.isfinite, row.scores.values()))]
+    wrong = [row.id for row in rows if not all(map(math.isfinite, _numbers(row)))]
     if wrong:
-        raise ValueError(f"expected finite scores, got others in rows {', '.join(wrong[:10])}")
+        raise ValueError(f"expected finite scores, attributes and vectors, got others in rows {', '.join(wrong[:10])}")
     string, codes, words = pa.string(), pa.list_(pa.int32()), pa.list_(pa.string())
     sound = pa.struct({"speech": codes, "audio": string})
     schema = pa.schema(
@@ -204,6 +164,11 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
             "spans": pa.list_(pa.struct({"start": pa.int32(), "end": pa.int32(), "right": words, "wrong": words})),
             "scores": pa.map_(string, pa.float64()),
             "notes": pa.map_(string, string),
+            **dict.fromkeys(("instruct", "prompt_text", "transcript"), string),
+            "prompt_speech": codes,
+            "prompt_audio": string,
+            "speaker_vector": pa.list_(pa.float64()),
+            "attributes": pa.map_(string, pa.struct({"word": string, "number": pa.float64()})),
         }
     )
     table = pa.Table.from_pylist([_to_arrow(row) for row in rows], schema=schema)
@@ -217,4 +182,14 @@ def _to_arrow(row: Row) -> dict[str, Any]:
             name: {"speech": list(side.speech) or None, "audio": side.audio or None}
             for name, side in (("chosen", row.pair.chosen), ("rejected", row.pair.rejected))
         }
-    return columns | {name: list(columns.get(name, {}).items()) for name in ("scores", "notes")}
+    columns["attributes"] = {
+        name: {"word" if isinstance(value, str) else "number": value} for name, value in row.attributes.items()
+    }
+    return columns | {name: list(columns.get(name, {}).items()) for name in ("scores", "notes", "attributes")}
+
+
+def _numbers(row: Row) -> Iterator[float]:
+    """Every number that must be finite."""
+    yield from row.scores.values()
+    yield from row.speaker_vector
+    yield from (value for value in row.attributes.values() if not isinstance(value, str))

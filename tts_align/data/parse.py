@@ -4,18 +4,29 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from tts_align.data.records import Pair, Row, Sound, Span
+from tts_align.data.columns import (
+    SOUND,
+    read_attributes,
+    read_codes,
+    read_notes,
+    read_scores,
+    read_spans,
+    read_vector,
+    string,
+)
+from tts_align.data.records import Pair, Row, Sound
 
-COLUMNS = ("id", "text", "language", "speaker", "speech", "audio", "label", "pair", "spans", "scores", "notes")
+COLUMNS = (
+    *("id", "text", "language", "speaker", "speech", "audio", "label", "pair", "spans", "scores", "notes"),
+    *("instruct", "prompt_text", "prompt_speech", "prompt_audio", "speaker_vector", "attributes", "transcript"),
+)
 TRL = ("prompt", "completion", "chosen", "rejected")
 """Other names that are understood: those of TRL's data sets."""
 
 _LABELS: Mapping[Any, bool] = {True: True, False: False, "desirable": True, "undesirable": False}
-_SOUND = "expected a list of codes, a path, or {speech: codes, audio: path}"
 
 
 class Rules(NamedTuple):
@@ -24,10 +35,12 @@ class Rules(NamedTuple):
     Args:
         codes: size of the codebook; ``None`` when not known.
         audio_fault: says what is wrong with a recording, or nothing.
+        unprepared: take what only ``tts-align prepare`` can use.
     """
 
     codes: int | None = None
     audio_fault: Callable[[str], str | None] = lambda _: None
+    unprepared: bool = False
 
 
 def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[str], set[str]]:
@@ -48,6 +61,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
     unknown = _unknown(given, faults)
     text = _text(given, faults)
     sound, pair = _content(given, rules, faults)
+    prompt = _prompt(given, rules, faults)
     label = given.get("label")
     if label is not None and (not isinstance(label, (bool, int, str)) or label not in _LABELS):
         faults.append(f"label: expected true, false, 1, 0, desirable or undesirable, got {label!r}")
@@ -60,15 +74,22 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
     row = Row(
         id=str(identity),
         text=text,
-        language=_string(given, "language", faults),
-        speaker=_string(given, "speaker", faults),
+        language=string(given, "language", faults),
+        speaker=string(given, "speaker", faults),
         speech=sound.speech,
         audio=sound.audio,
         desirable=None if label is None else _LABELS[label],
         pair=pair,
-        spans=_spans(given.get("spans", ()), text, faults),
-        scores=_scores(given.get("scores", {}), faults),
-        notes=_notes(given.get("notes", {}), faults),
+        spans=read_spans(given.get("spans", ()), text, faults),
+        scores=read_scores(given.get("scores", {}), faults),
+        notes=read_notes(given.get("notes", {}), faults),
+        instruct=string(given, "instruct", faults),
+        prompt_text=prompt.text,
+        prompt_speech=prompt.sound.speech,
+        prompt_audio=prompt.sound.audio,
+        speaker_vector=read_vector(given.get("speaker_vector", ()), faults),
+        attributes=read_attributes(given.get("attributes", {}), faults),
+        transcript=string(given, "transcript", faults),
     )
     return (None if faults else row), faults, unknown
 
@@ -89,14 +110,6 @@ def _either(given: Mapping[str, Any], ours: str, theirs: str, faults: list[str])
     if ours in given and theirs in given:
         faults.append(f"{ours} and {theirs} mean the same: give one of them")
     return given.get(ours, given.get(theirs))
-
-
-def _string(given: Mapping[str, Any], name: str, faults: list[str]) -> str:
-    value = given.get(name, "")
-    if not isinstance(value, str):
-        faults.append(f"{name}: expected a string, got {value!r}")
-        return ""
-    return value
 
 
 def _text(given: Mapping[str, Any], faults: list[str]) -> str:
@@ -153,7 +166,7 @@ def _sound(raw: Any, name: str, rules: Rules, faults: list[str]) -> Sound:
     speech, audio = raw.get("speech"), raw.get("audio")
     codes: tuple[int, ...] = ()
     if speech is not None:
-        codes, fault = _codes(speech, rules.codes)
+        codes, fault = read_codes(speech, rules.codes)
         if fault:
             faults.append(f"{name}: {fault}")
     if audio is not None and (not isinstance(audio, str) or not audio):
@@ -161,67 +174,29 @@ def _sound(raw: Any, name: str, rules: Rules, faults: list[str]) -> Sound:
     elif audio is not None and (fault := rules.audio_fault(audio)):
         faults.append(f"{name}: {fault}")
     if speech is None and audio is None:
-        faults.append(f"{name}: {_SOUND}")
+        faults.append(f"{name}: {SOUND}")
     return Sound(codes, audio if isinstance(audio, str) else "")
 
 
-def _codes(speech: Any, limit: int | None) -> tuple[tuple[int, ...], str | None]:
-    if not isinstance(speech, (list, tuple)):
-        return (), f"{_SOUND}, got {speech!r:.60}"
-    if not speech:
-        return (), "is empty: expected at least one code"
-    if not set(map(type, speech)) <= {int}:
-        odd = next(code for code in speech if type(code) is not int)
-        return (), f"expected whole numbers, got {odd!r}"
-    low, high = min(speech), max(speech)
-    if low < 0 or high >= (math.inf if limit is None else limit):
-        allowed = "must not be negative" if limit is None else f"must lie in 0..{limit - 1}"
-        return (), f"codes {allowed}, got {low}..{high}: were they made by another tokenizer?"
-    return tuple(speech), None
+class _Prompt(NamedTuple):
+    """A recording to continue, and its transcript."""
+
+    text: str = ""
+    sound: Sound = Sound()
 
 
-def _spans(raw: Any, text: str, faults: list[str]) -> tuple[Span, ...]:
-    if not isinstance(raw, (list, tuple)) or not all(isinstance(span, dict) for span in raw):
-        faults.append(f"spans: expected a list of {{start, end, right, wrong}}, got {raw!r:.80}")
-        return ()
-    spans = []
-    for span in raw:
-        odd = span.keys() - {"start", "end", "right", "wrong"}
-        start, end = span.get("start"), span.get("end")
-        readings = [span.get(name) or () for name in ("right", "wrong")]
-        if odd or not (type(start) is int and type(end) is int):
-            faults.append(f"spans: expected {{start, end, right, wrong}}, got {span!r:.80}")
-        elif not 0 <= start < end <= len(text):
-            faults.append(f"spans: {start}..{end} lies outside the text, which has {len(text)} characters")
-        elif not all(isinstance(r, (list, tuple)) and all(isinstance(kana, str) for kana in r) for r in readings):
-            faults.append(f"spans: right and wrong must be lists of readings, got {span!r:.80}")
-        else:
-            spans.append(Span(start, end, tuple(readings[0]), tuple(readings[1])))
-    return tuple(spans)
-
-
-def _scores(raw: Any, faults: list[str]) -> dict[str, float]:
-    pairs = _items(raw)
-    if pairs is None or any(type(value) not in (int, float) for value in pairs.values()):
-        faults.append(f"scores: expected a number for each name, got {raw!r:.80}")
-        return {}
-    odd = [f"{name} is {value}" for name, value in pairs.items() if not math.isfinite(value)]
-    if odd:
-        faults.append(f"scores: expected finite numbers, but {', '.join(odd)}; leave out what was not measured")
-    return {name: float(value) for name, value in pairs.items()}
-
-
-def _notes(raw: Any, faults: list[str]) -> dict[str, str]:
-    pairs = _items(raw)
-    if pairs is None or not all(isinstance(value, str) for value in pairs.values()):
-        faults.append(f"notes: expected words for each name, got {raw!r:.80}")
-        return {}
-    return pairs
-
-
-def _items(raw: Any) -> dict[str, Any] | None:
-    """A mapping without its absent values; Parquet gives maps as lists of pairs."""
-    try:
-        return {name: value for name, value in dict(raw).items() if value is not None}
-    except (TypeError, ValueError):
-        return None
+def _prompt(given: Mapping[str, Any], rules: Rules, faults: list[str]) -> _Prompt:
+    """What the utterance continues; empty codes count as absent, as Parquet writers have it."""
+    text = string(given, "prompt_text", faults)
+    raw = {"speech": given.get("prompt_speech") or None, "audio": given.get("prompt_audio") or None}
+    if not any(raw.values()):
+        if text:
+            faults.append("prompt_text has no speech: expected prompt_speech (codes) or prompt_audio (a path)")
+        return _Prompt()
+    if not text.strip():
+        faults.append("prompt_text is missing: expected the transcript of the prompt's speech")
+    before = len(faults)
+    sound = _sound(raw, "prompt", rules, faults)
+    if len(faults) == before and not sound.speech and not rules.unprepared:
+        faults.append("prompt_audio has no codes: make prompt_speech of it with `tts-align prepare`")
+    return _Prompt(text, sound)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ class Row:
         spans: marked places in the text.
         scores: numbers that judges gave.
         notes: words that judges gave, such as what was heard.
+        instruct: how to speak, in words; may be empty.
+        prompt_text: transcript of a recording that the utterance continues; may be empty.
+        prompt_speech: codes of that recording: context, never a target.
+        prompt_audio: path of that recording, relative to the manifest.
+        speaker_vector: numbers that a speaker encoder gave for the voice, as it gave them.
+        attributes: what is known about the utterance, in words or numbers, such as its emotion or its quality.
+        transcript: what the text ought to sound like, in a recogniser's script; the text itself when empty.
     """
 
     id: str
@@ -75,6 +83,18 @@ class Row:
     spans: tuple[Span, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    instruct: str = ""
+    prompt_text: str = ""
+    prompt_speech: tuple[int, ...] = ()
+    prompt_audio: str = ""
+    speaker_vector: tuple[float, ...] = ()
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
+    transcript: str = ""
+
+    @property
+    def wanted(self) -> str:
+        """What a recogniser should write down."""
+        return self.transcript or self.text
 
     @property
     def sentence(self) -> tuple[str, str, str]:
@@ -85,6 +105,20 @@ class Row:
     def sounds(self) -> tuple[Sound, ...]:
         """The utterance, or chosen and rejected."""
         return (Sound(self.speech, self.audio),) if self.pair is None else (self.pair.chosen, self.pair.rejected)
+
+
+class Raw(NamedTuple):
+    """One row of a file, not checked yet.
+
+    Args:
+        where: file and line (JSONL) or file and row (Parquet), counted from 1.
+        columns: what it holds.
+        fault: why it cannot be read; empty if it can.
+    """
+
+    where: str
+    columns: Any
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,3 +176,14 @@ class Manifest:
 def folder(path: Path) -> Path:
     """The directory that the paths in a manifest start from."""
     return path if path.is_dir() else path.parent
+
+
+def located(name: str, start: Path) -> Path:
+    """Where a file of another tool's list lies: beside the list or, if it is not there, where the command runs.
+
+    Args:
+        name: what the list says.
+        start: the list's folder.
+    """
+    beside, here = start / name, Path(name)
+    return here.absolute() if here.exists() and not beside.exists() else beside

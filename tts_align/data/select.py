@@ -27,6 +27,13 @@ class Utterance:
     sound: Sound
     desirable: bool
 
+    @property
+    def heard(self) -> str | None:
+        """What is said: what a recogniser heard, or the text where the speech is good; ``None`` if nobody knows."""
+        if self.row.pair is None and "transcript" in self.row.notes:
+            return self.row.notes["transcript"]
+        return self.row.wanted if self.sound is self.row.sounds[0] and self.row.desirable is not False else None
+
 
 Item = tuple[Utterance, ...]
 """What stays together in a batch: one utterance, or (chosen, rejected)."""
@@ -107,8 +114,8 @@ def select(
     """
     if reads is Reads.PAIR and paired_only:
         raise ValueError("paired_only has no effect on an objective that reads pairs: leave it out")
-    if reads is Reads.SPEECH and flip_labels:
-        raise ValueError("flip_labels has no effect on an objective that reads good speech: leave it out")
+    if reads in (Reads.SPEECH, Reads.ANY) and flip_labels:
+        raise ValueError(f"flip_labels has no effect on an objective that reads {reads} rows: leave it out")
     items = _select(rows, reads, paired_only, seed)
     if not items:
         kind = f"{reads} rows" + (" that stand in pairs" if paired_only else "")
@@ -124,8 +131,17 @@ def _select(rows: Sequence[Row], reads: Reads, paired_only: bool, seed: int) -> 
         pairs = _pairs(rows, seed)
         if reads is Reads.PAIR:
             return pairs
-        return tuple((side,) for pair in pairs for side in pair if reads is Reads.LABELLED or side.desirable)
-    return tuple((item,) for item in (_labelled(rows) if reads is Reads.LABELLED else _speech(rows)))
+        return tuple((side,) for pair in pairs for side in pair if reads is not Reads.SPEECH or side.desirable)
+    find = {Reads.LABELLED: _labelled, Reads.SPEECH: _speech}.get(reads, _every)
+    return tuple((item,) for item in find(rows))
+
+
+def _every(rows: Sequence[Row]) -> list[Utterance]:
+    return [
+        Utterance(row, sound, number == 0 and row.desirable is not False)
+        for row in rows
+        for number, sound in enumerate(row.sounds)
+    ]
 
 
 def _speech(rows: Sequence[Row]) -> list[Utterance]:

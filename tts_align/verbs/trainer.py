@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from tts_align.messages import say
+from tts_align.files import write_json
+from tts_align.messages import first_process, say
 from tts_align.module import AlignModule
 
 
@@ -41,8 +42,28 @@ class _Work(LightningModule):
         return batch
 
 
+def load_trained(model: AlignModule, checkpoint: str | Path) -> None:
+    """Give a module the weights of a checkpoint, and nothing else of it.
+
+    Args:
+        model: the module.
+        checkpoint: what its training left.
+
+    Raises:
+        ValueError: it is another model's, or in several files.
+    """
+    if Path(checkpoint).is_dir():
+        raise ValueError(
+            f"{checkpoint} is sharded: join it with `python -m lightning.pytorch.utilities.consolidate_checkpoint "
+            f"{checkpoint}` and pass the result as --ckpt_path"
+        )
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    model.on_load_checkpoint(saved)
+    model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
+
+
 class AlignTrainer(Trainer):
-    """Lightning's trainer, which also samples and judges, on whatever devices it trains on."""
+    """Lightning's trainer, which also samples and judges on whatever devices it trains on, and exports."""
 
     def sample(
         self,
@@ -54,6 +75,7 @@ class AlignTrainer(Trainer):
         batch_rows: int = 64,
         seed: int = 0,
         overwrite: bool = False,
+        audio: Path | None = None,
         ckpt_path: Path | None = None,
     ) -> None:
         """Speak every sentence several times in every voice with the recipe's policy; goes on where it stopped.
@@ -67,12 +89,11 @@ class AlignTrainer(Trainer):
             batch_rows: utterances at a time on each device; does not change them.
             seed: of all utterances.
             overwrite: replace a file made with other settings.
+            audio: folder for a WAV file of each utterance, made by the recipe's vocoder.
             ckpt_path: a run's checkpoint; without one the policy speaks as its directory holds it.
         """
         if ckpt_path is not None:
-            saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-            model.on_load_checkpoint(saved)
-            model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
+            load_trained(model, ckpt_path)
         from tts_align.verbs.sample import sample
 
         self.work(
@@ -86,9 +107,12 @@ class AlignTrainer(Trainer):
                 batch_rows=batch_rows,
                 seed=seed,
                 overwrite=overwrite,
+                audio=audio,
             ),
         )
         say(f"candidates:   {out}")
+        if audio is not None:
+            say(f"audio:        {audio}")
 
     def judge(
         self, model: AlignModule, candidates: Path, out: Path, batch_rows: int = 64, overwrite: bool = False
@@ -107,8 +131,42 @@ class AlignTrainer(Trainer):
         self.work(model, partial(judge, candidates=candidates, out=out, batch_rows=batch_rows, overwrite=overwrite))
         say(f"judged:       {out}")
 
+    def export(
+        self,
+        model: AlignModule,
+        to: Path,
+        format: Literal["cosyvoice", "vllm"] | None = None,
+        overwrite: bool = False,
+        ckpt_path: Path | None = None,
+        manifest: str | None = None,
+        report: Path | None = None,
+    ) -> None:
+        """Write the policy as a model directory, read it back, and compare the two; nothing is kept if they differ.
+
+        Args:
+            model: its policy is written.
+            to: directory to write; for vllm best the folder vllm in a directory exported before.
+            format: cosyvoice is a whole directory as the runtime loads it, with everything but llm.pt from the
+                policy's own; vllm its language model alone, as vLLM reads it. By default what the policy itself is.
+            overwrite: replace an earlier export.
+            ckpt_path: a run's checkpoint; the run's last one by default.
+            manifest: rows to compare on.
+            report: JSON file for what was found.
+        """
+        if not first_process():
+            return
+        if ckpt_path is not None:
+            load_trained(model, ckpt_path)
+        model.parts.clear()  # a reference is as large as the policy, and not needed
+        from tts_align.verbs.export import export
+
+        found = export(model.policy, Path(to), format, overwrite, manifest)
+        say("\n".join(found.lines()))
+        if report is not None:
+            write_json(report, {**vars(found), "checkpoint": None if ckpt_path is None else str(ckpt_path)})
+
     def work(
-        self, model: AlignModule, function: Callable[..., object], datamodule: LightningDataModule | None = None
+        self, model: LightningModule, function: Callable[..., object], datamodule: LightningDataModule | None = None
     ) -> None:
         """Call a function in every process, with the model on its device and in the trainer's precision.
 
