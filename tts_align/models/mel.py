@@ -191,6 +191,7 @@ class MelCodec(nn.Module):
             sizes.encoder_blocks,
             sizes.encoder_kernel,
             sizes.embedding_channels,
+            shrink=None,  # the stored codecs were trained without
         )
         self.decoder = MelDecoder(
             sizes.embedding_channels,
