@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tts_align.batch import Rows, Scored
-from tts_align.models.flow_records import FlowDraws, FlowLoss, FlowPrompt, MelFrames
+from tts_align.models.flow_records import FlowDraws, FlowLoss, FlowPrompt, FlowRates, MelFrames
 from tts_align.models.layout import Layout, TokenRow
+from tts_align.models.tokenizer import Tokenised
 from tts_align.rewards import Regularisers, RewardLabels, RewardScores, TaskLoss
 
 
@@ -156,6 +157,11 @@ class CodecLM(nn.Module, ABC):
     packed: bool
     """Whether rows should be collated several to a bin."""
 
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
+
     @abstractmethod
     def forward(self, rows: Rows, logits: bool = False) -> Scored:
         """Score every target of ``rows``.
@@ -245,9 +251,21 @@ class Vocoder(nn.Module, ABC):
     def bind(self, policy: CodecLM) -> None:
         """Take over what the recipe leaves out from the policy whose codes are to be heard; called once."""
 
+    def attach(self, flow: FlowHead, tokenizer: TokenizerHead, voices: Sequence[str]) -> None:
+        """Take note of the models that an objective trains, should the sound be theirs; called once if there are any.
+
+        Args:
+            flow: makes mel frames of codes.
+            tokenizer: made the codes.
+            voices: names that the flow knows, in the order of its speaker vectors' numbers.
+        """
+
     def digest(self) -> str:
         """Digest of what decides its sound: the part of a judge's key that the vocoder changes."""
         return weights_digest(self.state_dict())
+
+    def check_speakers(self, speakers: Iterable[str]) -> None:
+        """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""
 
     @abstractmethod
     def speak(self, speech: Sequence[Int[Tensor, " s"]], speakers: Sequence[str]) -> list[Float[Tensor, " time"]]:
@@ -269,6 +287,34 @@ class SpeechTokenizer(nn.Module, ABC):
         """Codes of each waveform, on the CPU; a waveform's codes do not depend on its neighbours."""
 
 
+class TokenizerHead(SpeechTokenizer):
+    """A speech tokenizer that trains: gradients pass its rounding, so what reads its vectors can teach it."""
+
+    embedding_channels: int
+    """Width of its vectors."""
+
+    @abstractmethod
+    def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
+        """What it reads of a waveform; no frames if that is too short."""
+
+    @abstractmethod
+    def count(self, frames: int) -> int:
+        """How many codes it makes of so many frames of features."""
+
+    @abstractmethod
+    def forward(self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]) -> Tokenised:
+        """Tokenise padded features, of which so many frames are real."""
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s c"]:
+        """Vectors of codes, or mixed of those of all codes: what :meth:`forward` hands on for them."""
+
+    def codebook(self) -> Float[Tensor, "v c"]:
+        """Vectors of all codes."""
+        device = next(self.parameters()).device
+        return self.embed(torch.arange(self.codes, device=device)[None])[0]
+
+
 class RewardHead(nn.Module, ABC):
     """Scores speech tokens, hard or soft, so that gradients reach the soft ones."""
 
@@ -276,6 +322,11 @@ class RewardHead(nn.Module, ABC):
     """Speech codes c it reads."""
     tasks: tuple[str, ...]
     """Names of what it scores: ``asr``, ``ctc`` and attributes of utterances."""
+
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
 
     @abstractmethod
     def encode_labels(
@@ -331,6 +382,17 @@ class RewardHead(nn.Module, ABC):
         """Loss of every task for the model's own training, as sums and counts."""
 
     @abstractmethod
+    def losses_embedded(
+        self,
+        embedded: Float[Tensor, "r s h"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        regularisers: Regularisers | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, TaskLoss]:
+        """As :meth:`losses`, of vectors in the place of those that :meth:`embed` makes."""
+
+    @abstractmethod
     def rebuild(self) -> RewardHead:
         """The model as its directory holds it."""
 
@@ -353,6 +415,18 @@ class FlowHead(nn.Module, ABC):
     frames_per_token: int
     """Mel frames that a token lasts."""
 
+    speaker_channels: int
+    """Of the speaker vectors."""
+
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s e"]:
+        """Vectors of codes, or mixed of those of all codes."""
+
     @abstractmethod
     def loss(
         self,
@@ -373,6 +447,31 @@ class FlowHead(nn.Module, ABC):
             speaker: vectors of the speakers.
             draws: everything random.
         """
+
+    @abstractmethod
+    def loss_embedded(
+        self,
+        vectors: Float[Tensor, "b s e"],
+        token_mask: Bool[Tensor, "b s"],
+        mel: Float[Tensor, "b f m"],
+        mel_mask: Bool[Tensor, "b f"],
+        speaker: Float[Tensor, "b d"],
+        draws: FlowDraws,
+    ) -> FlowLoss:
+        """As :meth:`loss`, of vectors in the place of those that :meth:`embed` makes."""
+
+    def draw(
+        self, frames: Sequence[int], generators: Sequence[torch.Generator], rates: FlowRates | None, streaming: bool
+    ) -> FlowDraws:
+        """What is random in one training step; each utterance's share comes from its own generator.
+
+        Args:
+            frames: of each utterance.
+            generators: one for each.
+            rates: how often what happens.
+            streaming: whether the batch is trained for streaming.
+        """
+        return FlowDraws.draw(frames, self.mel_channels, generators, rates, streaming)
 
     @abstractmethod
     def sample(
