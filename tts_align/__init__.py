@@ -18,8 +18,14 @@ PUBLIC = {
     "AlignTrainer": "tts_align.verbs.trainer",
     "Batch": "tts_align.batch",
     "CodecLM": "tts_align.models.base",
+    "CosyVoiceLM": "tts_align.models.cosyvoice.lm",
+    "CosyVoiceTokenizer": "tts_align.models.cosyvoice.frontend",
+    "CosyVoiceVocoder": "tts_align.models.cosyvoice.vocoder",
+    "CTCJudge": "tts_align.judges.ctc",
     "Judge": "tts_align.judges.base",
     "Mean": "tts_align.batch",
+    "MelTokenizer": "tts_align.models.mel",
+    "MelVocoder": "tts_align.models.mel",
     "Objective": "tts_align.objectives.base",
     "Outcome": "tts_align.objectives.base",
     "Part": "tts_align.objectives.base",
@@ -30,6 +36,7 @@ PUBLIC = {
     "Scored": "tts_align.batch",
     "SpeechTokenizer": "tts_align.models.base",
     "Step": "tts_align.objectives.base",
+    "SymbolicJudge": "tts_align.judges.symbolic",
     "Vocoder": "tts_align.models.base",
 }
 """Public name -> the module that defines it."""

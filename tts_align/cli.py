@@ -17,12 +17,14 @@ DEBUG = "JSONARGPARSE_DEBUG"
 """Environment variable that makes parsers raise instead of explain; the flag --traceback sets it."""
 
 VERBS = {
+    "prepare": "make a manifest of recordings and texts: speech codes, speaker vectors",
     "sample": "speak every sentence several times with the policy: candidates",
     "judge": "listen to candidates and write down error rates and readings",
     "label": "turn judged candidates into desirable and undesirable rows, and pairs",
     "fit": "train the policy with an objective; goes on where it stopped, and tests at the end",
     "validate": "loss and metrics on the held-out rows",
     "test": "speak the test sentences before and after, judge, and write table, figures and audio",
+    "export": "write the trained policy as a model directory, CosyVoice's or vLLM's, and read it back",
     "predict": "score the held-out rows, for a callback of yours",
     "demo build": "build the embedded corpus and its models again",
 }
@@ -99,6 +101,13 @@ def run(args: list[str] | None = None) -> AlignCLI:
         return AlignCLI(args)
 
 
+def prepare(args: list[str]) -> None:
+    """The verb ``prepare``: needs no recipe."""
+    from tts_align.verbs.prepare import Processes, prepare
+
+    _plain_verb("prepare", args, prepare, trainer=Processes)
+
+
 def label(args: list[str]) -> None:
     """The verb ``label``: needs no model."""
     from tts_align.verbs.label import LabelRule, label
@@ -155,6 +164,8 @@ def main() -> None:
         from tts_align import __version__
 
         print(f"tts-align {__version__}")
+    elif verb == "prepare":
+        prepare(args[1:])
     elif verb == "label":
         label(args[1:])
     elif verb == "demo":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,53 @@ def written_atomically(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def occupied(directory: Path) -> bool:
+    """Whether writing a directory would take the place of something: of a file, or of a directory that holds any."""
+    return directory.is_file() or (directory.is_dir() and any(directory.iterdir()))
+
+
+@contextmanager
+def directory_written_atomically(directory: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A scratch directory that takes the place of another when the block ends well, and is removed when it does not.
+
+    Args:
+        directory: what appears; it need not exist.
+        overwrite: replace what is there.
+
+    Raises:
+        ValueError: something is there already.
+    """
+    directory = Path(directory).resolve()
+    if not overwrite and occupied(directory):
+        raise ValueError(f"{directory} is there already: choose another directory, or overwrite it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        _exchange(scratch, directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _exchange(scratch: Path, directory: Path) -> None:
+    """Put one directory where another may be, which is only removed when that has happened."""
+    if not directory.exists():
+        scratch.rename(directory)
+        return
+    old = scratch.with_name(f"{scratch.name}.old")
+    directory.rename(old)
+    try:
+        scratch.rename(directory)
+    except OSError:
+        old.rename(directory)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

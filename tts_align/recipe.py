@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -20,6 +20,11 @@ from tts_align.objectives import Objective
 MODE = "recipe"
 """Name of the loader for ``parser_mode``."""
 OBJECTIVE_FLAGS = ("--objective", "--objective.help")
+CONFIG_FLAGS = ("--config", "-c")
+SECTIONS = "by_objective"
+"""Key of an overlay whose entries each hold for one objective only."""
+SHORT = {"cosyvoice": "CosyVoiceLM"}
+"""Shorter names still, for what is typed most."""
 
 
 class RecipeError(ValueError):
@@ -62,7 +67,12 @@ def objective_path(name: str) -> str:
 
 
 def full_path(name: str) -> str:
-    """Import path of a public class; anything else passes through."""
+    """Import path of a public class; anything else passes through.
+
+    >>> full_path("cosyvoice") == full_path("CosyVoiceLM")
+    True
+    """
+    name = SHORT.get(name, name)
     return f"{PUBLIC[name]}.{name}" if name in PUBLIC else name
 
 
@@ -85,6 +95,7 @@ def load_recipe(text: str) -> Any:
     recipe = _expand(yaml.safe_load(text))
     if not isinstance(recipe, dict):
         return recipe
+    recipe.pop(SECTIONS, None)  # for expand_sections, which knows the objective
     objective = recipe.get("objective")
     if isinstance(objective, str):
         recipe["objective"] = {"class_path": objective_path(objective)}
@@ -95,6 +106,58 @@ def load_recipe(text: str) -> Any:
     if isinstance(model, dict):
         recipe["model"] = {key: full_path(v) if isinstance(v, str) else v for key, v in model.items()}
     return recipe
+
+
+def expand_sections(args: Sequence[str]) -> list[str]:
+    """Behind every overlay with a section for the chosen objective put that section, as a recipe of its own.
+
+    An overlay may hold ``by_objective: {tkto: {...}, sft: {...}}``: what suits a model under one objective means
+    nothing, or something else, under another.
+    """
+    recipes = {at: _recipe(args[at]) for at in _config_places(args)}
+    sections = {at: recipe[SECTIONS] for at, recipe in recipes.items() if SECTIONS in recipe}
+    if not sections:
+        return list(args)
+    chosen = _chosen_objective(args, recipes)
+    expanded: list[str] = []
+    for at, arg in enumerate(args):
+        expanded.append(arg)
+        for name, section in sections.get(at, {}).items():
+            if objective_path(name) == chosen:
+                expanded += [CONFIG_FLAGS[0], yaml.safe_dump(section)]
+    return expanded
+
+
+def _config_places(args: Sequence[str]) -> list[int]:
+    """Where recipes are named."""
+    flagged = tuple(f"{flag}=" for flag in CONFIG_FLAGS)
+    after = [at + 1 for at, arg in enumerate(args[:-1]) if arg in CONFIG_FLAGS]
+    return sorted(after + [at for at, arg in enumerate(args) if arg.startswith(flagged)])
+
+
+def _recipe(arg: str) -> dict[str, Any]:
+    """A recipe as it is written; what cannot be read is left for the parser to complain about."""
+    try:
+        with open(arg.partition("=")[2] if arg.startswith("-") else arg, encoding="utf-8") as file:
+            recipe = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _chosen_objective(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> str:
+    """Import path of the objective named last, in a recipe or by a flag."""
+    chosen = ""
+    for at, arg in enumerate(args):
+        named: Any = recipes.get(at, {}).get("objective")
+        if arg.startswith(f"{OBJECTIVE_FLAGS[0]}="):
+            named = arg.partition("=")[2]
+        elif at and args[at - 1] == OBJECTIVE_FLAGS[0]:
+            named = arg
+        if isinstance(named, dict):
+            named = named.get("name") or named.get("class_path")
+        chosen = objective_path(str(named)) if named else chosen
+    return chosen
 
 
 def expand_flags(args: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from tts_align.files import written_atomically
 
 RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
-ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, "cache", "contrast")
+EXPORT = "export.json"
+ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast")
 """What a run leaves in its directory, and ``run.overwrite`` removes."""
 
 IRRELEVANT = (

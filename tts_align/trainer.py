@@ -21,8 +21,8 @@ from tts_align.data.datamodule import AlignData
 from tts_align.messages import first_process, quiet, say
 from tts_align.module import AlignModule
 from tts_align.objectives import Objective, Part, Reads
-from tts_align.recipe import MODE, PlainParser, RecipeError, expand_flags, root_cause
-from tts_align.run import KeepLast, Run, RunSettings, finished, where
+from tts_align.recipe import MODE, PlainParser, RecipeError, expand_flags, expand_sections, objective_path, root_cause
+from tts_align.run import EXPORT, KeepLast, Run, RunSettings, finished, where
 from tts_align.verbs.trainer import AlignTrainer
 
 TRAINER_DEFAULTS = {
@@ -52,6 +52,11 @@ def wants_mismatched(objective: Namespace | None) -> bool:
     return objective_class(objective).wants_mismatched
 
 
+def wants_utterances(objective: Namespace | None) -> bool:
+    """Whether the chosen objective reads rows as codes and words, too; the data module follows it."""
+    return objective_class(objective).wants_utterances
+
+
 DESCRIPTIONS = {
     "fit": (
         "Train the policy with an objective, then test it. Everything is kept in run.directory: started again on the "
@@ -69,8 +74,17 @@ DESCRIPTIONS = {
     ),
     "sample": "Speak every sentence several times in every voice with model.policy; the first of sample, judge, label.",
     "judge": "Listen to candidates with model.judge and write what was heard; the second of sample, judge, label.",
+    "export": (
+        "Write the policy with the weights of the run's last checkpoint, or of --ckpt_path, as a model directory that "
+        "its runtime loads; adapters are merged. What was written is read back and compared with the model in memory "
+        "on rows of data.manifest; the numbers are in export.json in run.directory. Needs neither GPU nor objective."
+    ),
 }
 """What the help of each verb says first."""
+
+
+WITHOUT_OBJECTIVE = ("sample", "judge", "export")
+"""Verbs for which a recipe need not say what is optimised, nor on what."""
 
 
 class AlignParser(PlainParser, LightningArgumentParser):
@@ -78,7 +92,7 @@ class AlignParser(PlainParser, LightningArgumentParser):
 
 
 class AlignCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``, ``sample`` and ``judge`` for an :class:`AlignModule`.
+    """``fit``, ``validate``, ``test``, ``predict``, ``sample``, ``judge`` and ``export`` for an :class:`AlignModule`.
 
     Args:
         args: command line, without the name of the program.
@@ -113,11 +127,14 @@ class AlignCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs and ours, with the arguments that do not come from the command line."""
         lightning = {verb: {*given, "weights_only"} for verb, given in LightningCLI.subcommands().items()}
-        return {**lightning, "sample": {"model"}, "judge": {"model"}}
+        return {**lightning, "sample": {"model"}, "judge": {"model"}, "export": {"model", "manifest", "report"}}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put what a recipe begins with first, and the trainer's many options last."""
-        parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=True)
+        trains = self.verb not in WITHOUT_OBJECTIVE
+        parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=trains)
+        if not trains:
+            parser.set_defaults({"objective": {"class_path": objective_path("sft")}})
         parser.add_class_arguments(RunSettings, "run")
         parser.add_lightning_class_args(AlignModule, "model")
         parser.add_lightning_class_args(AlignData, "data")
@@ -139,10 +156,11 @@ class AlignCLI(LightningCLI):
         parser.link_arguments("objective", "model.objective")
         parser.link_arguments("objective", "data.reads", compute_fn=reads)
         parser.link_arguments("objective", "data.wants_mismatched", compute_fn=wants_mismatched)
+        parser.link_arguments("objective", "data.wants_utterances", compute_fn=wants_utterances)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line and name the run."""
-        self.config = parser.parse_args(expand_flags(args))
+        self.config = parser.parse_args(expand_flags(expand_sections(args)))
         chosen = self.config[self.config.subcommand]
         recipes = chosen.get("config") or []
         if chosen.run.directory is None:
@@ -180,7 +198,7 @@ class AlignCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         if self.subcommand == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
             callbacks.append(KeepLast(run.checkpoint, self.settings.checkpoint_every))
-        shows_bar = recipe.enable_progress_bar is not False and self.subcommand not in ("sample", "judge")
+        shows_bar = recipe.enable_progress_bar is not False and self.subcommand not in ("sample", "judge", "export")
         if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_bar())
         logger = recipe.logger
@@ -192,6 +210,8 @@ class AlignCLI(LightningCLI):
             "callbacks": callbacks,
             "enable_progress_bar": shows_bar,
         }
+        if self.subcommand == "export":  # without the devices that a training wants
+            ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
         return AlignTrainer(**{**recipe, **ours})
 
     def saved_recipe(self) -> str:
@@ -206,19 +226,26 @@ class AlignCLI(LightningCLI):
         """Train, from where an earlier call stopped; then test."""
         ckpt_path = ckpt_path or self._begin()
         try:
-            if Part.CONTRAST in model.objective.needs:
-                from tts_align.stages import prepare_contrast
-
-                prepare_contrast(self)
+            for part, prepare in self._stages().items():
+                if part in model.objective.needs - model.objective.trains:
+                    prepare(self)
             self.trainer.fit(model, ckpt_path=ckpt_path, weights_only=True, **kwargs)
         except SystemExit as end:  # Ctrl-C, or a SIGTERM, after which Lightning would end as if all were well
             say(f"\ninterrupted; the same command continues in {self.run.directory}")
             raise SystemExit(end.code or 1) from None
         if self._get(self.config_init, "trainer").fast_dev_run:
             return
-        if self.settings.test_after_fit and model.test_settings is not None:
+        held_out = not model.objective.scores and kwargs["datamodule"].validation is not None
+        if self.settings.test_after_fit and (model.test_settings is not None or held_out):
             self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
         where(self.run, say)
+
+    @staticmethod
+    def _stages() -> dict[Part, Callable[[AlignCLI], None]]:
+        """What has to be there before an objective that needs the part, and is made if it is not."""
+        from tts_align.stages import prepare_contrast, prepare_reward
+
+        return {Part.CONTRAST: prepare_contrast, Part.REWARD: prepare_reward}
 
     def work(self, model: AlignModule, function: Callable[..., object], datamodule: AlignData) -> None:
         """Call a function in every process of this run's trainer; see :meth:`AlignTrainer.work`."""
@@ -297,6 +324,12 @@ class AlignCLI(LightningCLI):
     def judge(self, datamodule: AlignData, **kwargs: Any) -> None:
         """Listen with the recipe's judge."""
         self.trainer.judge(**kwargs)
+
+    def export(self, datamodule: AlignData, ckpt_path: Path | None = None, **kwargs: Any) -> None:
+        """Write the run's last checkpoint, or another, as a model directory."""
+        checkpoint = Path(self._trained(None if ckpt_path is None else str(ckpt_path)))
+        report = self.run.directory / EXPORT
+        self.trainer.export(ckpt_path=checkpoint, manifest=datamodule.manifest, report=report, **kwargs)
 
     def _trained(self, given: str | None) -> str:
         """The checkpoint to look at."""

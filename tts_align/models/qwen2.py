@@ -169,6 +169,11 @@ class Qwen2CodecLM(CodecLM):
             if ".lora_" in name:  # in the base's type small steps would be lost
                 parameter.data = parameter.data.float()
 
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes, and of the special tokens behind them."""
+        return self.speech_embedding
+
     def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
         """Input vectors: every id from the table it belongs to."""
         is_text, is_speech = table == TEXT, table == SPEECH
@@ -184,8 +189,9 @@ class Qwen2CodecLM(CodecLM):
     def forward(self, rows: Rows, logits: bool = False) -> Scored:
         """Score every target of ``rows``; the head runs on real targets only."""
         mask = None if rows.segment is None else _same_row(rows.segment)
+        inputs = self.embed(rows.token, rows.table)
         hidden = self.backbone(
-            inputs_embeds=self.embed(rows.token, rows.table),
+            inputs_embeds=inputs if rows.vectors is None else inputs + rows.vectors.to(inputs.dtype),
             position_ids=rows.position,
             # Rows padded on the right need no mask beyond the causal one.
             attention_mask={"full_attention": mask},

@@ -151,6 +151,8 @@ def sample(
     sentences = read_prompts(prompts)
     items = wanted(sentences, speakers, samples, seed)
     check_speakers(module.policy, items)
+    if audio is not None and module.vocoder is not None:
+        module.vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
     sound = () if audio is None or module.vocoder is None else (str(audio), module.vocoder.digest())
     key = digest("sample", module.policy.digest(), module.sampling, sentences, tuple(speakers), samples, seed, *sound)
     shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)

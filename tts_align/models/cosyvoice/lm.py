@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CosyVoice2 (arXiv 2412.10117) and Fun-CosyVoice3 (arXiv 2505.17589) as policies, from and to their directories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tts_align.models.base import Context, Encoded
+from tts_align.models.cosyvoice.directory import ModelDirectory, backbone_sizes, load_state
+from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
+from tts_align.models.cosyvoice.text import TextTokenizer
+from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
+from tts_align.models.layout import Family, Layout
+from tts_align.models.qwen2 import LoRA, Qwen2CodecLM, Sizes
+
+END_OF_PROMPT = "<|endofprompt|>"
+ASSISTANT = "You are a helpful assistant."
+"""What version 3 was trained to find in front of every text."""
+_PLAIN = Context()
+
+
+class CosyVoiceLM(Qwen2CodecLM):
+    """The language model of a CosyVoice2 or Fun-CosyVoice3 directory; which of them, its yaml tells.
+
+    Only the speech path runs: the text vocabulary's head, stored in the file, is never computed.
+
+    A voice that is asked for by name gives the model what the published inference gives it: a recording to continue
+    with its transcript (zero_shot), an instruction, or nothing (cross_lingual, sft: the voice is the vocoder's alone).
+    A row's own ``instruct``, ``prompt_text`` and ``prompt_speech`` stand before those of the voice. Unlike in the
+    published code, an instruction in front of a version 3 text is not counted for the length limits, and the shortest
+    length holds back version 3's own end-of-speech (the published code holds back another id, to no effect).
+
+    Args:
+        directory: as downloaded, with cosyvoice2.yaml or cosyvoice3.yaml in it.
+        weights: file of the language model in the directory, such as llm.pt or llm.rl.pt, or a path of another.
+        voices: JSONL file of voices to speak in: speaker, audio, text (its transcript), instruct, mode.
+        dtype: of the weights; adapters stay float32.
+        lora: train adapters instead of all weights; the frozen base is then the reference.
+        packed: score several rows in one sequence instead of padding them.
+        bistream: blocks of text and speech tokens, for rows that interleave them.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        weights: str = "llm.pt",
+        voices: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        lora: LoRA | None = None,
+        packed: bool = False,
+        bistream: tuple[int, int] = (5, 15),
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self.source = ModelDirectory.find(directory)
+        self.directory, self.weights_name, self.voices_path, self.dtype = self.source.path, weights, voices, dtype
+        path = self.weights_path
+        state = backbone_names(load_state(path))
+        sizes = sizes_of(self.source, state)
+        with torch.device("meta"):
+            self._build(sizes, packed, bistream)
+        # Built without memory, so what no file holds is made here.
+        self.backbone.rotary_emb = type(self.backbone.rotary_emb)(config=self.backbone.config)
+        self._fill(state, path, getattr(torch, dtype))
+        self.text = TextTokenizer(self.source.backbone, sizes.family)
+        self._add_adapters(lora)
+
+    def _fill(self, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+        own = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        given = {key: tuple(value.shape) for key, value in state.items()}
+        if own != given:
+            wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
+            raise ValueError(
+                f"{path} does not hold this model's language model: {len(wrong)} of {len(own)} weights differ, "
+                f"{wrong[0]} first (expected {own.get(wrong[0])}, got {given.get(wrong[0])})"
+            )
+        # A copy: what training changes must not be pages of the file.
+        copies = {key: value.to(dtype, copy=True) for key, value in state.items()}
+        self.load_state_dict(copies, assign=True)
+        self.requires_grad_(True)
+
+    @property
+    def weights_path(self) -> Path:
+        """The file its weights come from: one of the directory, or else any other."""
+        elsewhere = Path(self.weights_name)
+        if not (self.source.path / elsewhere).is_file() and elsewhere.is_file():
+            return elsewhere
+        return self.source.file(self.weights_name)
+
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices it can be asked for, if there are any; otherwise a name is just a name."""
+        return tuple(self.voices) or None
+
+    @property
+    def voices(self) -> Voices:
+        """The voices of the recipe's file and of the directory."""
+        return open_voices(str(self.source.path), self.voices_path)
+
+    def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
+        """Token ids of the text behind what the published inference puts before it.
+
+        A text may bring its own instruction, closed by ``<|endofprompt|>``.
+        """
+        voice = self.voices.get(context.speaker)
+        head, own, words = text.rpartition(END_OF_PROMPT)
+        instruct, prompt_text, speech = _merged(context, voice)
+        if own and instruct:
+            raise ValueError(f"the text brings its own {END_OF_PROMPT}, and so does its instruction: {text!r:.80}")
+        before = prefix_text(self.sizes.family, head + own if own else instruct, prompt_text)
+        prefix, ids = self.text.encode(before) if before else [], self.text.encode(words)
+        return Encoded((*prefix, *ids), len(prefix), speech)
+
+    def rebuild(self) -> CosyVoiceLM:
+        """The model as its directory holds it, without adapters."""
+        return CosyVoiceLM(
+            str(self.source.path), self.weights_name, self.voices_path, self.dtype, None, self.packed, self.bistream
+        )
+
+    def published(self) -> dict[str, Tensor]:
+        """The weights as the published files hold them, adapters merged; see :func:`published_names`."""
+        return published_names(self._weights())
+
+    def save(self, directory: Path) -> None:
+        """Write a directory that the CosyVoice runtime loads, adapters merged; it appears whole or not at all."""
+        write_directory(self.source, self.published(), Path(directory))
+
+
+def _merged(context: Context, voice: Voice | None) -> tuple[str, str, tuple[int, ...]]:
+    """Instruction, transcript and codes of the recording: the row's own, or the voice's."""
+    if context.prompt_speech or context.prompt_text or context.instruct or voice is None:
+        return context.instruct, context.prompt_text, context.prompt_speech
+    if voice.mode == "zero_shot":
+        return "", voice.prompt_text, voice.speech
+    return voice.instruct if voice.mode == "instruct" else "", "", ()
+
+
+def prefix_text(family: Family, instruct: str, prompt_text: str) -> str:
+    """What stands before the words of an utterance.
+
+    Args:
+        family: version 3 wants its assistant line in front of everything.
+        instruct: how to speak; taken as it is when it is closed already.
+        prompt_text: transcript of the recording to continue.
+
+    >>> prefix_text("cosyvoice2", "", "Hello.")
+    'Hello.'
+    >>> prefix_text("cosyvoice3", "Speak softly.", "")
+    'You are a helpful assistant. Speak softly.<|endofprompt|>'
+    """
+    if not instruct.endswith(END_OF_PROMPT):
+        if family == "cosyvoice3":
+            instruct = f"{ASSISTANT} {instruct}" if instruct else ASSISTANT
+        instruct += END_OF_PROMPT if instruct else ""
+    return instruct + prompt_text
+
+
+def sizes_of(source: ModelDirectory, state: Mapping[str, Tensor]) -> Sizes:
+    """Sizes of a language model: what shapes do not tell is in the config of the text model beside it.
+
+    Args:
+        source: its directory.
+        state: its weights, under our names.
+    """
+    text = backbone_sizes(source.backbone)
+    rows = state["speech_embedding.weight"].shape[0]
+    codes = rows - Layout(source.family, 0).vocabulary
+    return Sizes(
+        codes=codes,
+        text_vocabulary=state["backbone.embed_tokens.weight"].shape[0],
+        family=source.family,
+        hidden_size=text.hidden_size,
+        layers=text.layers,
+        heads=text.heads,
+        key_value_heads=text.key_value_heads,
+        intermediate_size=text.intermediate_size,
+        rope_theta=text.rope_theta,
+        attention_dropout=text.attention_dropout,
+        rms_norm_eps=text.rms_norm_eps,
+    )
+
+
+def backbone_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our names, without the head of the text vocabulary."""
+    needed = ("speech_embedding.weight", f"{BODY}embed_tokens.weight")
+    if lacking := [key for key in needed if key not in published]:
+        raise ValueError(f"these are not the weights of a CosyVoice2 or Fun-CosyVoice3 language model: no {lacking[0]}")
+    return {_ours(key): value for key, value in published.items() if key != HEAD}
+
+
+def _ours(key: str) -> str:
+    return f"backbone.{key.removeprefix(BODY)}" if key.startswith(BODY) else key
+
+
+def published_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the published names, in float32, the text head being the same tensor as the text embedding."""
+    state: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        name = key.replace("backbone.", BODY, 1) if key.startswith("backbone.") else key
+        state[name] = value.detach().to("cpu", torch.float32)
+    state[HEAD] = state[f"{BODY}embed_tokens.weight"]
+    return state
