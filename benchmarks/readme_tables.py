@@ -71,8 +71,14 @@ def replaced(text: str, block: str, table: str) -> str:
 
 def written(text: str) -> str:
     """README.md as the saved results say it must be."""
-    for block, make in (("table1", table1), ("cost", cost)):
-        path = RESULTS / {"table1": "demo_table1.json", "cost": "step.json"}[block]
+    blocks = {
+        "table1": ("demo_table1", table1),
+        "cost": ("step", cost),
+        "size": ("cosyvoice_size", size),
+        "batched": ("sampling", batched),
+    }
+    for block, (name, make) in blocks.items():
+        path = RESULTS / f"{name}.json"
         text = replaced(text, block, make(json.loads(path.read_text("utf-8"))))
     return text
 
@@ -85,6 +91,35 @@ def cost(found: dict[str, Any]) -> str:
         ratios = [mine[packed]["ratio_to_bare_packed"][mine[packed]["measure"]] for packed in (True, False)]
         cells = " | ".join(f"{one['median']:.2f} ({one['low']:.2f}–{one['high']:.2f})" for one in ratios)
         lines.append(f"| `{name}` | {mine[True]['passes']} | {cells} |")
+    return "\n".join(lines)
+
+
+CASES = {
+    "full": "TKTO step, all weights, float32",
+    "lora": "TKTO step, LoRA of rank 16 on float32",
+    "lora_bfloat16": "TKTO step, LoRA of rank 16 on bfloat16",
+    "decoding": "speaking, float32",
+}
+
+
+def size(found: dict[str, Any]) -> str:
+    """Largest memory of a process, and processor time, at CosyVoice's full size."""
+    lines = ["| | trained parameters | memory at most | CPU time |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        trained = f"{row['trained_parameters'] / 1e6:.1f} M" if "trained_parameters" in row else ""
+        gigabytes, seconds = f"{row['peak_bytes'] / 1e9:.1f} GB", f"{row['seconds']['cpu']:.0f} s"
+        lines.append(f"| {CASES[row['case']]} | {trained} | {gigabytes} | {seconds} |")
+    return "\n".join(lines)
+
+
+def batched(found: dict[str, Any]) -> str:
+    """Tokens a second in one batch and one by one."""
+    lines = ["| model | one by one, tokens/s | in one batch, tokens/s | |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        speed, kind = row["tokens_per_second"], row["measure"]
+        gain = row["one_by_one_to_batched"][kind]["median"]
+        cells = f"{speed['one_by_one'][kind]:.0f} | {speed['batched'][kind]:.0f} | {gain:.1f}×"
+        lines.append(f"| {row['model']} | {cells} |")
     return "\n".join(lines)
 
 

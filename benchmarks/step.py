@@ -208,7 +208,7 @@ def compare(
         rows_per_step=shape.rows_per_step,
     )
     data.prepare(policy)
-    log_ratios = _random_log_ratios(data, policy, folder) if Part.CONTRAST in objective.needs else None
+    log_ratios = random_log_ratios(data, policy, folder) if Part.CONTRAST in objective.needs else None
     module = AlignModule(
         objective,
         policy,
@@ -244,7 +244,8 @@ def compare(
     return {"objective": name, "packed": packed, "passes": PASSES[name], **_summary(turns, device)}
 
 
-def _random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> TokenCache:
+def random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> TokenCache:
+    """Random log π⁺ − log π⁻ of every row, saved in a folder."""
     cache = TokenCache(folder, "contrast", {"made": "up"})
     for key, row in data.rows().items():
         random = np.random.default_rng(int(key, 16))

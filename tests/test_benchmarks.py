@@ -3,6 +3,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +82,21 @@ def test_the_demos_sentences_are_spoken_too(load: Any) -> None:
     assert [prompt.prefix for prompt in prompts] == [1, 1, 1]
     row = sampling.compare(model, prompts, Sampling(min_ratio=1.0, max_ratio=2.0), rounds=1)
     assert row["same_alone"] >= sampling.SAME
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.parametrize("case", ["full", "lora", "lora_bfloat16", "decoding"])
+def test_memory_is_measured_at_any_size(case: str, load: Any, tmp_path: Path) -> None:
+    size, sizes = load("cosyvoice_size"), replace(SIZES, text_vocabulary=600)
+    model = size.make_directory(tmp_path / "model", sizes)
+    row = size.measure(case, model, rows=2, text=4, speech=6, device="cpu")
+    assert row["peak_bytes"] > 1e8
+    assert row["seconds"].keys() == {"cpu", "wall"}
+    if case == "decoding":
+        assert row["codes"] == 8
+        return
+    every = sum(value.numel() for value in load("tts_align.models.qwen2").Qwen2CodecLM(sizes=sizes).parameters())
+    assert row["trained_parameters"] == every if case == "full" else 0 < row["trained_parameters"] < every
 
 
 def test_results_say_where_they_come_from(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

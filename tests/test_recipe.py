@@ -66,3 +66,43 @@ def test_cosyvoice_is_short_for_its_class():
         "CosyVoiceLM"
     )
     assert full_path("cosyvoice") == "tts_align.models.cosyvoice.lm.CosyVoiceLM"
+
+
+def test_both_overlays_of_cosyvoice_say_the_same():
+    folder = Path(__file__).parents[1] / "recipes" / "models"
+    second, third = ((folder / f"cosyvoice{version}.yaml").read_text() for version in "23")
+    body = second.partition("\nrun:")[2]
+    assert body.replace("cosyvoice2", "cosyvoice3") == third.partition("\nrun:")[2]
+    assert set(yaml.safe_load(second)["by_objective"]) >= {"sft", "dpo", "kto", "tkto"}
+
+
+@pytest.mark.parametrize(("objective", "rate"), [("sft", 1e-5), ("dpo", 1e-6), ("kto", 1e-6), ("tkto", 1e-6)])
+def test_the_overlay_puts_the_papers_constants_in_place_of_the_embedded_models(objective, rate):
+    """Whatever the recipe beneath sets for a small model is set again, or taken back."""
+    from jsonargparse import Namespace
+
+    from tts_align.trainer import AlignCLI
+
+    class Parsed(AlignCLI):
+        def instantiate_classes(self):
+            self.model = self.datamodule = self.trainer = None
+
+        def _run_subcommand(self, subcommand):
+            self.seen: Namespace = self.config[subcommand]
+
+    recipes = [f"recipes/{objective}.yaml", "recipes/models/cosyvoice2.yaml"]
+    args = ["fit", *(part for path in recipes for part in ("--config", str(Path(__file__).parents[1] / path)))]
+    seen = Parsed([*args, "--model.policy.init_args.directory", "DIR", "--data.manifest", "FILE"]).seen
+    assert seen.run.directory == f"runs/cosyvoice2-{objective}"
+    assert seen.model.optimizer.init_args.lr == rate
+    assert (seen.data.rows_per_step, seen.trainer.accumulate_grad_batches) == (32, 8)
+    assert seen.model.policy.init_args.directory == "DIR"
+    for unset in ("judge", "test", "lr_scheduler"):
+        assert seen.model[unset] is None
+    assert seen.model.vocoder.init_args.directory is None
+    knobs = seen.objective.get("init_args")
+    if objective == "tkto":
+        assert (knobs.beta, knobs.mu, knobs.lower, knobs.upper, knobs.sft_weight) == (0.1, 1, -2, 2, 0)
+        assert (seen.model.contrast.sft_weight, seen.model.contrast.balance) == (0, "neither")
+    elif objective != "sft":
+        assert (knobs.beta, knobs.sft_weight) == (0.1, 0)

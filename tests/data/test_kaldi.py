@@ -27,12 +27,12 @@ def test_a_folder_of_recordings(tmp_path: Path):
 
 
 def test_paths_start_from_the_folder_or_from_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = save_kaldi(tmp_path / "data/train", 2)
-    (folder / "wav.scp").write_text(f"u0 data/train/sounds/0.wav\nu1 {folder}/sounds/1.wav\n")
+    folder = save_kaldi(tmp_path / "data/train", 3)
+    (folder / "wav.scp").write_text(f"u0 data/train/sounds/0.wav\nu1 {folder}/sounds/1.wav\nu2 sounds/2.wav\n")
     monkeypatch.chdir(tmp_path)
     for name in (folder, Path("data/train")):
         read = read_manifest(name)
-        assert [read.find(row.audio) for row in read.rows] == [folder / "sounds/0.wav", folder / "sounds/1.wav"]
+        assert [read.find(row.audio) for row in read.rows] == [folder / f"sounds/{i}.wav" for i in range(3)]
 
 
 def test_tokens_vectors_and_rejected_speech(tmp_path: Path):

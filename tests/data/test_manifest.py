@@ -211,10 +211,11 @@ def test_attributes_keep_words_and_numbers_apart(suffix: str, tmp_path: Path):
     assert [type(value) for value in read.attributes.values()] == [str, float, str]
 
 
-def test_what_surrounds_an_utterance_does_not_make_another_sentence_of_it():
+def test_what_stands_before_the_words_makes_another_sentence_and_what_is_known_of_them_does_not():
     row = Row("a", "one", "en", "ann", speech=(1,))
-    changed = replace(row, instruct="fast", prompt_text="so", prompt_speech=(3,), attributes={"mos": 1.0})
-    assert changed.sentence == row.sentence
+    assert replace(row, attributes={"mos": 1.0}, speaker_vector=(0.5,), transcript="wan").sentence == row.sentence
+    for change in ({"instruct": "fast"}, {"prompt_text": "so"}, {"prompt_speech": (3,)}):
+        assert replace(row, **change).sentence != row.sentence  # a pair of them would compare contexts
 
 
 def test_what_only_prepare_can_use_is_read_for_it(tmp_path: Path):

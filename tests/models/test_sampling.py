@@ -54,6 +54,22 @@ def test_nucleus_equals_a_loop(weight: list[int], top_p: float, top_k: int):
     assert len(found) == len(wanted)
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 30), st.integers(1, 6))
+def test_the_most_probable_are_those_of_a_stable_sort(seed: int, top_k: int, vocabulary: int, kinds: int):
+    """Equal ones by id, which a top-k promises nothing about, as far as anything of them is kept."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randint(0, kinds + 1, (4, vocabulary), generator=random).float()
+    weight[:, 0] += 1
+    probability = weight / weight.sum(-1, keepdim=True)
+    kept, token = nucleus(probability, Sampling(top_p=0.9, top_k=top_k))
+    value, order = probability.sort(dim=-1, descending=True, stable=True)
+    value, order = value[:, :top_k], order[:, :top_k]
+    expected = torch.where(value.cumsum(-1) - value < 0.9, value, 0.0)
+    assert torch.equal(kept, expected)
+    assert torch.equal(token[expected > 0], order[expected > 0])
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20).filter(lambda w: sum(w) > 1e-3),

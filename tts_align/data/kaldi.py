@@ -50,8 +50,8 @@ def read_folder(path: Path) -> Iterator[Raw]:
 
     ``utt2spk`` and ``instruct`` are optional, but where they exist they must name every utterance. Speech codes
     (``utt2speech_token.pt``), speaker vectors (``utt2embedding.pt``, else ``spk2embedding.pt``) and the rejected codes
-    of the sibling folder ``<path>_reject`` are taken where they are. A path in ``wav.scp`` that is not absolute begins at
-    the folder or, as Kaldi has it, where the command runs. Commands (``... |``) are never run.
+    of the sibling folder ``<path>_reject`` are taken where they are. A path in ``wav.scp`` that is not absolute begins
+    at the folder or, as Kaldi has it, where the command runs. Commands (``... |``) are never run.
 
     Raises:
         ManifestError: a file cannot be read or is not what its name says.
@@ -90,7 +90,10 @@ def _row(path: Path, name: str, whole: _Folder) -> Raw:
     text, speaker, instruct = (whole.tables[table].values.get(name) for table in ("text", "utt2spk", "instruct"))
     row = {"id": name, "text": text, "speaker": speaker, "instruct": instruct}
     row["speaker_vector"] = whole.utterance_vectors.get(name) or whole.speaker_vectors.get(speaker or "")
-    sound = {"speech": whole.speech.get(name) or None, "audio": str(located(recording, path)) if recording else None}
+    sound = {
+        "speech": whole.speech.get(name) or None,
+        "audio": str(located(recording, path.absolute())) if recording else None,
+    }
     rejected = whole.rejected.get(name)
     return Raw(where, row | (sound if rejected is None else {"pair": {"chosen": sound, "rejected": rejected}}))
 

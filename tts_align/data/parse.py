@@ -95,7 +95,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
 
 
 def _unknown(given: Mapping[str, Any], faults: list[str]) -> set[str]:
-    unknown = given.keys() - _KNOWN
+    unknown = given.keys() - _KNOWN - _SPOKEN
     for name in sorted(unknown):
         near = difflib.get_close_matches(name, _KNOWN, 1, cutoff=0.8)
         if near:
@@ -104,6 +104,8 @@ def _unknown(given: Mapping[str, Any], faults: list[str]) -> set[str]:
 
 
 _KNOWN: Collection[str] = frozenset(COLUMNS + TRL)
+_SPOKEN = frozenset({"transcripts", "right", "sentence", "sample", "seed", "finished", "made_with"})
+"""Columns of what ``sample`` writes: with a label added to each line, that is a manifest as it is."""
 
 
 def _either(given: Mapping[str, Any], ours: str, theirs: str, faults: list[str]) -> Any:

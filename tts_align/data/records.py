@@ -97,9 +97,10 @@ class Row:
         return self.transcript or self.text
 
     @property
-    def sentence(self) -> tuple[str, str, str]:
-        """Text, language and speaker: rows that share all three are utterances of one sentence."""
-        return self.text, self.language, self.speaker
+    def sentence(self) -> tuple[object, ...]:
+        """Text, language, voice and what stands before the words; rows that share all speak one sentence."""
+        before = (self.instruct, self.prompt_text, self.prompt_speech)
+        return self.text, self.language, self.speaker, *before
 
     @property
     def sounds(self) -> tuple[Sound, ...]:

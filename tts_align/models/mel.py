@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -313,6 +313,10 @@ class MelVocoder(Vocoder):
             rand_init=False,
         )
 
+    def check_speakers(self, speakers: Iterable[str]) -> None:
+        """Raise ``ValueError`` for a speaker the codec does not know."""
+        self.codec.speaker_index(list(speakers))
+
     @torch.no_grad()
     def speak(self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]) -> list[Float[Tensor, " _"]]:
         """Waveforms of token sequences, frames_per_token * hop_samples samples for each token.
@@ -347,12 +351,28 @@ class MelVocoder(Vocoder):
     def _speak(self, speech: list[Tensor], speaker: Int[Tensor, " b"]) -> list[Tensor]:
         if not speech:
             return []
-        features = self.codec.features
         log_mel, frames = self.log_mel(speech, speaker)
-        # Silence, as long as two windows, behind the longest: so the end of an utterance sounds the same in any batch.
-        tail = -(-2 * features.window_samples // features.hop_samples)
-        real = torch.arange(log_mel.shape[1] + tail) < frames[:, None]
-        magnitude = torch.nn.functional.pad(features.magnitude(log_mel), (0, 0, 0, tail)) * real[..., None]
-        waveforms = self.griffin_lim(magnitude.transpose(1, 2)).clamp(-1, 1)
-        samples = (frames * features.hop_samples).tolist()
-        return [waveform[:count] for waveform, count in zip(waveforms, samples, strict=True)]
+        return sound_of(self.codec.features, self.griffin_lim, log_mel, frames)
+
+
+def sound_of(
+    features: LogMel,
+    griffin_lim: torchaudio.transforms.GriffinLim,
+    log_mel: Float[Tensor, "b f m"],
+    frames: Int[Tensor, " b"],
+) -> list[Float[Tensor, " _"]]:
+    """Waveforms of padded log-mel, hop_samples samples for each real frame.
+
+    Args:
+        features: what made such log-mel.
+        griffin_lim: finds the phases.
+        log_mel: of each utterance.
+        frames: how many are real.
+    """
+    # Silence, as long as two windows, behind the longest: so the end of an utterance sounds the same in any batch.
+    tail = -(-2 * features.window_samples // features.hop_samples)
+    real = torch.arange(log_mel.shape[1] + tail) < frames[:, None]
+    magnitude = torch.nn.functional.pad(features.magnitude(log_mel), (0, 0, 0, tail)) * real[..., None]
+    waveforms = griffin_lim(magnitude.transpose(1, 2)).clamp(-1, 1)
+    samples = (frames * features.hop_samples).tolist()
+    return [waveform[:count] for waveform, count in zip(waveforms, samples, strict=True)]

@@ -35,12 +35,26 @@ def nucleus(probability: Float[Tensor, "b v"], sampling: Sampling) -> tuple[Floa
         >>> token.tolist(), [round(p, 1) for p in kept[0].tolist()]
         ([[1, 2, 0]], [0.6, 0.3, 0.0])
     """
-    # Stable, as in the published code: ties, common in half precision, must not fall as some top-k likes.
-    kept, token = probability.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k:
-        kept, token = kept[:, : sampling.top_k], token[:, : sampling.top_k]
+    kept, token = _largest(probability, sampling.top_k or probability.shape[-1])
     before = kept.cumsum(-1) - kept
     return torch.where(before < sampling.top_p, kept, 0.0), token
+
+
+def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """The first entries of a stable descending sort, as in the published code: of equal ones those of lower id.
+
+    Ties are common in half precision, and ``topk`` may take any of them. Sorting the whole vocabulary takes as long as
+    many layers of the model, though, and is only needed where equal entries lie on both sides of the border.
+    """
+    if count < values.shape[-1]:
+        best, token = values.topk(count + 1)
+        border = best[:, count - 1]
+        if not ((border == best[:, count]) & (border > 0)).any():
+            token = token[:, :count].sort(-1).values
+            best, order = values.gather(1, token).sort(dim=-1, descending=True, stable=True)
+            return best, token.gather(1, order)
+    best, token = values.sort(dim=-1, descending=True, stable=True)
+    return best[:, :count], token[:, :count]
 
 
 def pick(weight: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:

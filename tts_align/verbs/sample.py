@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,8 +97,20 @@ def check_speakers(policy: CodecLM, items: Sequence[Wanted]) -> None:
         raise ValueError(f"unknown voices {', '.join(unknown)}: the policy speaks as {', '.join(known)}")
 
 
-def write_sound(module: SpeaksAndListens, batch: Sequence[Candidate], folder: Path) -> dict[str, dict[str, str]]:
-    """Write a WAV file of each utterance that has any speech; returns the column ``audio`` of each, by its name."""
+def write_sound(
+    module: SpeaksAndListens, batch: Sequence[Candidate], folder: Path, start: Path
+) -> dict[str, dict[str, str]]:
+    """Write a WAV file of each utterance that has any speech.
+
+    Args:
+        module: its vocoder speaks.
+        batch: utterances.
+        folder: where to.
+        start: directory that paths start from.
+
+    Returns:
+        The column ``audio`` of each utterance, by its name.
+    """
     from tts_align.audio import write_wav
 
     assert module.vocoder is not None
@@ -106,7 +119,7 @@ def write_sound(module: SpeaksAndListens, batch: Sequence[Candidate], folder: Pa
     paths = [Path(folder, f"{_UNSAFE.sub(lambda found: quote(found[0], safe=''), one.id)}.wav") for one in spoken]
     for path, sound in zip(paths, sounds, strict=True):
         write_wav(path, sound, module.vocoder.sample_rate)
-    return {one.id: {"audio": str(path)} for one, path in zip(spoken, paths, strict=True)}
+    return {one.id: {"audio": os.path.relpath(path, start)} for one, path in zip(spoken, paths, strict=True)}
 
 
 def sample(
@@ -161,7 +174,7 @@ def sample(
     share = len(items[rank::world])
     with bar(share, share - len(mine), "sample", rank) as shown:
         for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance):
-            files = {} if audio is None else write_sound(module, batch, audio)
+            files = {} if audio is None else write_sound(module, batch, audio, Path(out).parent)
             shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
     shards.merge(barrier, rank)
     return Path(out)

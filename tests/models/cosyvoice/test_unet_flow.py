@@ -157,9 +157,9 @@ def test_loss_and_gradients_equal_the_published_ones_but_for_padding(name):
     assert off(as_published.input_embedding.weight.grad, own["grad.input_embedding"]) < TOLERANCE
     assert off(gradient_norm(as_published), own["grad_norm"]) < TOLERANCE
 
-    assert 0 < off(ours.loss(**given).value, own["loss"]) < 1e-3
-    assert off(gradient_norm(ours), own["grad_norm"]) < 1e-2
-    assert off(ours.input_embedding.weight.grad, own["grad.input_embedding"]) < 0.2
+    assert 0 < off(ours.loss(**given).value, own["loss"]) < 1e-4
+    assert off(gradient_norm(ours), own["grad_norm"]) < 1e-3
+    assert off(ours.input_embedding.weight.grad, own["grad.input_embedding"]) < 0.05
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -143,7 +143,7 @@ def _hertz(mel: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 @functools.lru_cache(maxsize=16)
 def _window(samples: int, device: torch.device) -> Float[Tensor, " {samples}"]:
-    return torch.hann_window(samples, device=device)
+    return torch.hann_window(samples, device=device, dtype=torch.float32)
 
 
 def _check_length(samples: int, least: int) -> None:

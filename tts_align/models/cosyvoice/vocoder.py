@@ -16,6 +16,7 @@ from tts_align.models.base import CodecLM, Vocoder
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_state
 from tts_align.models.cosyvoice.flow import load_flow
 from tts_align.models.cosyvoice.hift import HiFT, load_hift
+from tts_align.models.cosyvoice.precision import full_precision
 from tts_align.models.cosyvoice.voice_rows import STORED, read_voice_rows
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.flow import TokenFlow
@@ -120,9 +121,8 @@ class CosyVoiceVocoder(Vocoder):
         for name in speakers:
             self.voices[name]
 
-    @torch.no_grad()
     def speak(self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]) -> list[Float[Tensor, " _"]]:
-        """Waveforms of code sequences; none gives an empty one.
+        """Waveforms of code sequences, made in float32 whatever the trainer's precision; none gives an empty one.
 
         Args:
             speech: codes of each utterance.
@@ -131,6 +131,10 @@ class CosyVoiceVocoder(Vocoder):
         Raises:
             ValueError: a voice that is not there.
         """
+        with torch.no_grad(), full_precision(self.get_buffer("device_of").device.type):
+            return self._speak(speech, speakers)
+
+    def _speak(self, speech: Sequence[Tensor], speakers: Sequence[str]) -> list[Tensor]:
         voices = {name: self.voices[name] for name in dict.fromkeys(speakers)}
         waveforms = [torch.zeros(0)] * len(speech)
         thin = self.directory.family == "cosyvoice3"

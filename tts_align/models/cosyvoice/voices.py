@@ -13,10 +13,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.audio import load_audio
+from tts_align.audio import AudioError, load_audio
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_plain
 from tts_align.models.cosyvoice.features import acoustic_mel
 from tts_align.models.cosyvoice.frontend import MAX_SECONDS, SAMPLE_RATE, CosyVoiceTokenizer, SpeakerEncoder
+from tts_align.models.cosyvoice.precision import full_precision
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voice_rows import STORED, Mode, VoiceRow, bare_transcript, read_voice_rows
 
@@ -87,7 +88,8 @@ class Voices(Mapping[str, Voice]):
         if name not in self._makers:
             raise UnknownSpeaker(self._unknown(name))
         if name not in self._known:
-            self._known[name] = self._makers[name]()
+            with full_precision():
+                self._known[name] = self._makers[name]()
         return self._known[name]
 
     def __contains__(self, name: object) -> bool:
@@ -134,8 +136,10 @@ class Voices(Mapping[str, Voice]):
             speech = tuple(self._tokenizer.encode([coarse])[0].tolist())
             voice = Voice(row.speaker, row.mode, row.text, row.instruct, speech, mel, self._encoder.encode([coarse])[0])
             return aligned(voice, frames.frames_per_token)
-        except ValueError as error:
+        except AudioError as error:  # which names the file
             raise ValueError(f"{row.where}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {row.audio}: {error}") from None
 
     def _unpack(self, name: str, entry: Mapping[str, Any]) -> Voice:
         """The voice of an entry of ``spk2info.pt``: just a vector, or all that a recording gives."""
