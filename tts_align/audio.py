@@ -117,7 +117,7 @@ def _load(
     if not silent and np.abs(mono).max() <= SILENCE:
         raise AudioError(name, "is silent")
     sound = torch.from_numpy(mono)
-    return sound if rate == sample_rate else _resampler(rate, sample_rate, name)(sound)
+    return sound if rate == sample_rate else resample(sound, rate, sample_rate)
 
 
 def _check_length(name: str, frames: int, rate: int, max_seconds: float | None) -> None:
@@ -127,11 +127,22 @@ def _check_length(name: str, frames: int, rate: int, max_seconds: float | None) 
         raise AudioError(name, f"lasts {frames / rate:.1f} s, expected at most {max_seconds:g} s: cut it")
 
 
-def _resampler(old: int, new: int, name: str) -> nn.Module:
+def resample(sound: Float[Tensor, " time"], old: int, new: int) -> Float[Tensor, " new_time"]:
+    """The same sound at another rate.
+
+    Args:
+        sound: the samples.
+        old: their rate, in Hz.
+        new: the wanted rate, in Hz.
+    """
     step = math.gcd(old, new)
-    if (old // step) * (new // step) > _LARGEST_KERNEL:
-        raise AudioError(name, f"has {old} samples a second, which do not go well into {new}: convert it first")
-    return _cached_resampler(old, new)
+    if (old // step) * (new // step) <= _LARGEST_KERNEL:
+        return _cached_resampler(old, new)(sound)
+    # Rates with hardly a common factor would need a huge table of filters: through the spectrum of the whole instead,
+    # which stretches it by less than a sample.
+    length = -(-len(sound) * new // old)
+    spectrum = torch.fft.rfft(sound.double())[: length // 2 + 1]
+    return (torch.fft.irfft(spectrum, n=length) * (length / len(sound))).to(sound.dtype)
 
 
 @lru_cache(maxsize=16)

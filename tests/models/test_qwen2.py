@@ -462,3 +462,16 @@ def test_dropout_of_attention_is_in_training_only(tiny_dropout: Path):
     assert (score(model, rows) - score(model, rows)).abs().max() > 1e-3
     model.eval()
     torch.testing.assert_close(score(model, rows), score(model, rows), rtol=0, atol=0)
+
+
+def test_a_recording_that_is_continued_is_no_repetition() -> None:
+    """Repetition-aware sampling looks at what was drawn: a window full of the prompt's codes must not matter."""
+    model = Qwen2CodecLM(sizes=Sizes(CODES, 9, hidden_size=16, layers=1, heads=2, key_value_heads=1))
+    with torch.no_grad():
+        model.llm_decoder.weight.zero_()
+        model.llm_decoder.bias.fill_(-20.0)
+        model.llm_decoder.bias[3] = 20.0  # nothing but code 3 is ever probable
+    window = Sampling(repetition_window=10, repetition_share=0.1, min_ratio=1.0, max_ratio=2.0)
+    (spoken,) = model.generate([Prompt((1,), seed=5, speech=(3,) * 10)], window)
+    assert spoken.speech[0] == 3
+    assert 3 not in spoken.speech[1:]  # now it has been drawn

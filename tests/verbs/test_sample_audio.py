@@ -222,3 +222,18 @@ def test_a_killed_run_goes_on_and_keeps_its_sounds(tmp_path: Path):
     sample(Module(vocoder=second), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=folder)
     assert (first.spoken, second.spoken) == (10, 2)
     assert len(heard(tmp_path / "out.jsonl")) == len(list(folder.iterdir())) == 12
+
+
+def test_another_voice_of_the_same_name_is_spoken_anew(place: Path, tmp_path: Path):
+    listed = tmp_path / "voices.jsonl"
+    rows = [json.loads(line) for line in (place / "voices.jsonl").read_text().splitlines()]
+    audio = str((place / rows[0]["audio"]).resolve())
+    (tmp_path / "s.jsonl").write_text(json.dumps({"id": "a", "text": "Bye."}) + "\n")
+    for text in ("One.", "Two."):
+        listed.write_text(json.dumps({"speaker": "me", "audio": audio, "text": text}) + "\n")
+        policy = CosyVoiceLM(str(place / "cosyvoice2"), voices=str(listed))
+        module = Parts(policy, None, SAMPLING, None)
+        if text == "One.":
+            sample(module, tmp_path / "s.jsonl", tmp_path / "out.jsonl", 1, ("me",))
+    with pytest.raises(ValueError, match="other settings"):
+        sample(module, tmp_path / "s.jsonl", tmp_path / "out.jsonl", 1, ("me",))

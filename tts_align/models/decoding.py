@@ -34,8 +34,8 @@ class Decoding:
         self.finished = [False] * len(prompts)
         self.row = torch.arange(len(prompts), device=self.device)  # which utterance each row of the cache is
         window = sampling.repetition_window
-        recent = [[-1] * window + list(prompt.speech) for prompt in prompts]
-        self.recent = torch.tensor([ids[len(ids) - window :] for ids in recent], dtype=torch.long, device=self.device)
+        # Only what has been drawn counts as repetition, not the codes of a recording that is continued.
+        self.recent = torch.full((len(prompts), window), -1, dtype=torch.long, device=self.device)
         self.prefill(prompts)
 
     def prefill(self, prompts: Sequence[Prompt]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from tts_align.data.candidates import Candidate, candidate_id, candidate_seed
 from tts_align.data.prompts import SentencePrompt, read_prompts
-from tts_align.models.base import CodecLM, Context, Sampling
+from tts_align.models.base import CodecLM, Context, Encoded, Sampling
 from tts_align.verbs.parts import SpeaksAndListens, bar
 from tts_align.verbs.shards import Shards, digest
 
@@ -73,11 +73,7 @@ def speak(
     Yields:
         The utterances of one batch.
     """
-    texts = {
-        (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
-        for item in items
-    }
-    encoded = {name: policy.encode_text(*text) for name, text in texts.items()}
+    encoded = encode(policy, items)
     order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker].text))
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]
@@ -87,6 +83,15 @@ def speak(
             Candidate(item.prompt, item.speaker, item.sample, item.seed, tuple(one.speech.tolist()), one.finished)
             for item, one in zip(batch, spoken, strict=True)
         ]
+
+
+def encode(policy: CodecLM, items: Sequence[Wanted]) -> dict[tuple[str, str], Encoded]:
+    """What the policy reads for each sentence and voice."""
+    texts = {
+        (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
+        for item in items
+    }
+    return {name: policy.encode_text(*text) for name, text in texts.items()}
 
 
 def check_speakers(policy: CodecLM, items: Sequence[Wanted]) -> None:
@@ -167,7 +172,9 @@ def sample(
     if audio is not None and module.vocoder is not None:
         module.vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
     sound = () if audio is None or module.vocoder is None else (str(audio), module.vocoder.digest())
-    key = digest("sample", module.policy.digest(), module.sampling, sentences, tuple(speakers), samples, seed, *sound)
+    # What is read, not only what is written in the file: a voice of the same name may be another one now.
+    read = encode(module.policy, items)
+    key = digest("sample", module.policy.digest(), module.sampling, sentences, read, samples, seed, *sound)
     shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)
     missing = set(shards.missing)
     mine = [item for item in items[rank::world] if item.id in missing]

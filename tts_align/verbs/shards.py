@@ -45,6 +45,7 @@ class Shards:
         self.folder = self.out.with_name(f"{self.out.name}.parts")
         self.shard = self.folder / f"{key}-{rank}.jsonl"
         self.rows: dict[str, dict[str, Any]] = {}
+        self._whole = False
         if self.out.exists():
             self._read(self.out)
             if not self.rows and not overwrite:
@@ -70,7 +71,9 @@ class Shards:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add finished rows to this process's shard."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _drop_cut_line(self.shard)
+        if not self._whole:  # only an earlier process can have left half a line
+            _drop_cut_line(self.shard)
+            self._whole = True
         keyed = [row | {KEY: self.key} for row in rows]
         with self.shard.open("a", encoding="utf-8") as file:
             file.write("".join(map(json_line, keyed)))

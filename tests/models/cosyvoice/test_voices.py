@@ -40,7 +40,7 @@ def listed(folder: Path, *rows: dict) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rate", [16000, 22050, 24000, 48000])
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 22051, 24000, 48000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_recording_becomes_a_voice(directory: ModelDirectory, tmp_path: Path, rate: int, channels: int):
     audio = record(tmp_path / "a.wav", 1.27, rate, channels)
@@ -124,7 +124,6 @@ def test_files_without_voices_are_named(directory: ModelDirectory, tmp_path: Pat
     ("seconds", "rate", "what"),
     [
         (30.1, 16000, r"lasts 30\.1 s, expected at most 30 s"),
-        (1.0, 8000, "has 8000 samples a second, expected at least 16000"),
         (0.0, 16000, "is empty"),
         (0.035, 16000, "too short to give a speech code"),
         (0.01, 16000, "expected at least"),

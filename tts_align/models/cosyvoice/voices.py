@@ -62,7 +62,8 @@ class Voices(Mapping[str, Voice]):
 
     The file has a JSON object on each line: ``speaker``, ``audio`` (a path, relative to the file), ``text`` (its
     transcript), ``instruct`` (how to speak) and ``mode``. Without a mode it is instruct if there is an instruction,
-    zero_shot if there is a transcript, and else cross_lingual. Recordings last at most 30 s and have 16 kHz or more.
+    zero_shot if there is a transcript, and else cross_lingual. Recordings last at most 30 s, at any rate;
+    below 16 kHz a voice sounds dull.
 
     Args:
         directory: of the model.
@@ -121,9 +122,7 @@ class Voices(Mapping[str, Voice]):
         frames = self.directory.frames
         try:
             # From the file to each rate in one step, as resampling twice would lose twice.
-            fine, coarse = (
-                load_audio(row.audio, rate, MAX_SECONDS, SAMPLE_RATE) for rate in (frames.sample_rate, SAMPLE_RATE)
-            )
+            fine, coarse = (load_audio(row.audio, rate, MAX_SECONDS) for rate in (frames.sample_rate, SAMPLE_RATE))
             mel = acoustic_mel(
                 fine[None],
                 fmax=frames.fmax,
