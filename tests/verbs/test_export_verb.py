@@ -214,3 +214,15 @@ def test_rows_of_the_manifest_in_its_own_words(tmp_path):
     assert of == "random rows"
     assert len(rows) == 10
     collate(rows, policy.layout)  # they fit it
+
+
+def test_a_source_without_the_text_head_gets_one(tmp_path: Path) -> None:
+    """The runtime wants it; and weights of another name stay beside the new ones, which the report says."""
+    source = make_directory(tmp_path / "source", "cosyvoice3")
+    state = torch.load(source / "llm.pt", weights_only=True)
+    torch.save({key: value for key, value in state.items() if "lm_head" not in key}, source / "llm.pt")
+    checked = export(CosyVoiceLM(str(source)), tmp_path / "out")
+    assert "llm.model.lm_head.weight" in torch.load(tmp_path / "out" / "llm.pt", weights_only=True)
+    assert not any("still the old one" in line for line in checked.lines())
+    other = export(CosyVoiceLM(str(source), weights="llm.rl.pt"), tmp_path / "other")
+    assert "llm.rl.pt in there is still the old one" in other.lines()[0]

@@ -20,7 +20,15 @@ from tts_align.data.sources import read_rows
 from tts_align.files import directory_written_atomically
 from tts_align.models.base import CodecLM, Context
 from tts_align.models.cosyvoice.directory import load_state
-from tts_align.models.cosyvoice.export import LLM, check_target, published_from_vllm, vllm_names, write_vllm
+from tts_align.models.cosyvoice.export import (
+    EMBEDDING,
+    HEAD,
+    LLM,
+    check_target,
+    published_from_vllm,
+    vllm_names,
+    write_vllm,
+)
 from tts_align.models.cosyvoice.lm import CosyVoiceLM, backbone_names
 from tts_align.models.layout import TokenRow, collate
 from tts_align.models.qwen2 import Qwen2CodecLM
@@ -68,7 +76,10 @@ class Checked:
             if self.tolerance is not None
             else "from rounding to bfloat16; every weight is the trained one, rounded"
         )
+        name = Path(self.source).name
+        note = [f"note:         these are llm.pt now; {name} in there is still the old one"]
         return [
+            *(note if self.format == "cosyvoice" and name.startswith("llm.") and name != LLM else []),
             f"exported:     {self.directory} ({self.format})",
             f"weights:      {self.tensors} tensors, names and shapes as in {self.source}",
             f"read back:    {self.rows} rows, {self.tokens} tokens of {self.of}",
@@ -126,6 +137,7 @@ def _write_model(policy: CodecLM, directory: Path) -> tuple[CodecLM, str, int]:
     if isinstance(policy, CosyVoiceLM):
         source = policy.weights_path
         given, expected = shapes(load_state(directory / LLM)), shapes(load_state(source))
+        expected.setdefault(HEAD, expected.get(EMBEDDING, ()))  # the runtime wants it, even where the source lacks it
     else:
         source = Path(str(getattr(policy, "directory", None) or "the recipe's policy"))
         plain = {key: value for key, value in policy.state_dict().items() if ".lora_" not in key}
