@@ -15,17 +15,22 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch.optim.lr_scheduler import LinearLR
 
+from tts_align.callbacks.guards import HackingGuard
 from tts_align.contrast import SIDES, Contrast, undesirable_weight, write_log_ratios
 from tts_align.data.datamodule import AlignData
+from tts_align.data.demo.audio import ALPHABET
 from tts_align.data.prompts import read_prompts
+from tts_align.files import write_json
 from tts_align.judges.base import Judge
 from tts_align.judges.ctc import CTCJudge
 from tts_align.judges.symbolic import SymbolicJudge
 from tts_align.models.base import CodecLM, Sampling, Vocoder
 from tts_align.models.mel import MelVocoder
 from tts_align.models.qwen2 import Qwen2CodecLM
+from tts_align.models.reward import RewardModel
+from tts_align.models.reward_sizes import Attribute, RewardSizes
 from tts_align.module import AlignModule
-from tts_align.objectives import KTO, Objective
+from tts_align.objectives import KTO, MTR, Objective
 from tts_align.report import System, Utterance
 from tts_align.verbs.judge import judge, listen
 from tts_align.verbs.label import label
@@ -37,6 +42,16 @@ TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1, max_rati
 DRAWN = Sampling(top_p=0.97, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
 FINAL_FACTOR = 0.05
 """Of the learning rate: it falls linearly over the whole training, for every method alike."""
+REWARD_EPOCHS, REWARD_RATE = 10, 2e-3
+REWARD_SIZES: dict[str, Any] = {
+    "characters": ALPHABET,
+    "width": 96,
+    "layers": 3,
+    "heads": 4,
+    "feed_forward": 256,
+    "decoder_layers": 1,
+}
+"""Half a million parameters."""
 Name = Literal["symbolic", "audio"]
 
 
@@ -50,6 +65,8 @@ class Fit:
         paired_only: use only rows that stand in pairs.
         steps: stop after so many optimiser steps instead of one epoch.
         contrast: file of token weights.
+        reward: directory of a reward model.
+        guard: listens while it trains, and may stop it.
     """
 
     objective: Objective
@@ -57,6 +74,8 @@ class Fit:
     paired_only: bool = False
     steps: int = -1
     contrast: Path | None = None
+    reward: Path | None = None
+    guard: HackingGuard | None = None
 
 
 @dataclass
@@ -99,14 +118,15 @@ class Corpus:
 
     def labelled(self, seed: int, split: str = "preference", sentences: int | None = None) -> Path:
         """Manifest of labelled rows, from candidates drawn with this seed."""
-        out = self.work / f"{split}-{seed}.jsonl"
+        out = self.work / f"{split}-{seed}-labelled.jsonl"
         if out.exists():
             return out
         prompts = Path(__file__).parents[1] / "tts_align/data/demo/assets/audio" / f"sentences/{split}.jsonl"
         module = Parts(self.base, self.listener("labeller"), DRAWN, self.vocoder)
         drawn, heard = self.work / f"{split}-{seed}-drawn.jsonl", self.work / f"{split}-{seed}-heard.jsonl"
-        sample(module, prompts, drawn, 5, SPEAKERS, 256, seed)
-        judge(module, drawn, heard, 256)
+        if not heard.exists():
+            sample(module, prompts, drawn, 5, SPEAKERS, 256, seed)
+            judge(module, drawn, heard, 256)
         label(heard, out)
         return out
 
@@ -116,6 +136,7 @@ class Corpus:
             str(self.labelled(seed)),
             reads=fit.objective.reads,
             wants_mismatched=fit.objective.wants_mismatched,
+            wants_utterances=fit.objective.wants_utterances,
             rows_per_step=self.rows_per_step,
             paired_only=fit.paired_only,
             flip_labels=flip,
@@ -132,11 +153,16 @@ class Corpus:
             fit.objective,
             self.policy(),
             contrast=Contrast(weights=str(fit.contrast)) if fit.contrast else None,
+            reward=RewardModel(str(fit.reward)) if fit.reward else None,
+            vocoder=self.vocoder if fit.guard else None,
+            judge=self.judge if fit.guard else None,
+            sampling=TESTED,
             cache=str(self.work / "cache"),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=fit.learning_rate),
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
         )
-        trainer = quiet_trainer(max_epochs=1 if fit.steps < 0 else -1, max_steps=fit.steps)
+        watched = {"callbacks": [fit.guard]} if fit.guard else {}
+        trainer = quiet_trainer(max_epochs=1 if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
         begun = time.process_time()
         trainer.fit(module, data)
         cost = {"steps": trainer.global_step, "cpu_seconds": round(time.process_time() - begun, 1)}
@@ -161,6 +187,33 @@ class Corpus:
         ratios = write_log_ratios(module, pair, self.work / "cache")
         note.write_text(str(ratios.path))
         return ratios.path
+
+    def reward(self, seed: int, split: str = "preference", attributes: tuple[Attribute, ...] = ()) -> Path:
+        """A reward model that has learnt, from this seed's rows, what the labelling recogniser heard in them."""
+        out = self.work / "-".join(["reward", str(seed), split, *(one.name for one in attributes)])
+        if out.exists():
+            return out
+        seed_everything(seed, verbose=False)
+        data = AlignData(
+            str(self.labelled(seed, split)), reads=MTR.reads, wants_utterances=True, rows_per_step=32, seed=seed
+        )
+        policy = self.policy()
+        data.prepare(policy)
+        steps = data.steps_per_epoch * REWARD_EPOCHS
+        model = RewardModel(sizes=RewardSizes(policy.layout.codes, attributes=attributes, **REWARD_SIZES))
+        module = AlignModule(
+            MTR(),
+            policy,
+            reward=model,
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=REWARD_RATE),
+            lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
+        )
+        begun = time.process_time()
+        quiet_trainer(max_epochs=REWARD_EPOCHS).fit(module, data)
+        model.eval().save(out)
+        cost = {"steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
+        write_json(self.work / f"{out.name}.json", cost)
+        return out
 
     def _labels(self, seed: int, paired_only: bool) -> Any:
         data = self.data(Fit(KTO(), 1e-3, paired_only), seed)

@@ -69,6 +69,63 @@ def replaced(text: str, block: str, table: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
+def diffro(found: dict[str, Any]) -> str:
+    """DiffRO and its controls beside the other methods, on the audio corpus, and the differences seed by seed."""
+    table = json.loads((RESULTS / "demo_table1.json").read_text("utf-8"))["rows"]
+    shown = ("base", "sft", "dpo", "kto_unpaired", "tkto_unpaired")
+    others = [row for row in table if row["corpus"] == "audio" and row["method"] in shown]
+    lines = ["| method | seeds | updates | CPU s | accuracy % | CER % | nearest CER % | bad % |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for rows in (others, [row for row in found["rows"] if row["method"] != "base"]):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            mine = [row for row in rows if row["method"] == method]
+            cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS)
+            steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
+            seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
+            lines.append(f"| `{method}` | {len(mine)} | {steps} | {seconds} | {cells} |")
+    lines += ["", "`diffro` against the others, same sentences, voices and seeds, with 95 % intervals:", ""]
+    lines += ["| against | seed | CER, points | accuracy, points | nearest CER, points |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        if row["method"] == "diffro":
+            names = ("cer", "accuracy", "nearest_cer")
+            cells = " | ".join(points(row["difference_from_base"][name]) for name in names)
+            lines.append(f"| `base` | {row['seed']} | {cells} |")
+    for one in found["comparisons"]:
+        cells = " | ".join(points(one[metric]) for metric in ("accuracy", "nearest_cer"))
+        lines.append(f"| `{one['second']}` | {one['seed']} | | {cells} |")
+    return "\n".join(lines)
+
+
+def diffro_cost(found: dict[str, Any]) -> str:
+    """CPU time of a step as a multiple of another's, and memory as a multiple of the logits."""
+    names = {
+        "diffro_to_sft": "DiffRO to SFT",
+        "diffro_free_to_sft": "DiffRO with free roll-outs to SFT",
+        "policy_gradient_to_sft": "policy gradient with sound and transcription to SFT",
+        "policy_gradient_to_diffro": "policy gradient to DiffRO",
+    }
+    lines = ["| one step, CPU time | ratio |", "|---|---|"]
+    for key, name in names.items():
+        one = found["ratios"][key]
+        lines.append(f"| {name} | {one['median']:.2f} ({one['low']:.2f}–{one['high']:.2f}) |")
+    held = found["memory"]["straight_through"]
+    lines.append(f"| held for the backward pass beside the logits, in sizes of the logits | {held['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
+def diffro_attribute(found: dict[str, Any]) -> str:
+    """Pitch and errors of one voice asked to be the other."""
+    lines = ["| policy | pitch, Hz | change, Hz | CER % |", "|---|---|---|---|"]
+    for voice, one in found["base"].items():
+        lines.append(f"| base, `{voice}` | {one['pitch_hz']:.1f} | | {100 * one['cer']:.1f} |")
+    for name, one in found.items():
+        if isinstance(one, dict) and "difference_from_base" in one:
+            change = one["difference_from_base"]["pitch_hz"]
+            moved = f"{change['value']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
+            lines.append(f"| `{name}` | {one['pitch_hz']:.1f} | {moved} | {100 * one['cer']:.1f} |")
+    return "\n".join(lines)
+
+
 def written(text: str) -> str:
     """README.md as the saved results say it must be."""
     blocks = {
@@ -76,6 +133,9 @@ def written(text: str) -> str:
         "cost": ("step", cost),
         "size": ("cosyvoice_size", size),
         "batched": ("sampling", batched),
+        "diffro": ("diffro", diffro),
+        "diffro_cost": ("diffro_cost", diffro_cost),
+        "diffro_attribute": ("diffro_attribute", diffro_attribute),
     }
     for block, (name, make) in blocks.items():
         path = RESULTS / f"{name}.json"

@@ -105,3 +105,32 @@ def test_results_say_where_they_come_from(load: Any, tmp_path: Path, monkeypatch
     found = json.loads(machine.save("toy", {"machine": machine.machine()}).read_text())["machine"]
     assert found.keys() >= {"commit", "versions", "device", "threads"}
     assert found["versions"]["torch"].startswith("2.")
+
+
+def test_the_end_to_end_benchmark_collects_what_its_runs_say(
+    folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One variant with one optimiser step in each stage, and the longer stages behind it."""
+    monkeypatch.setattr("sys.argv", ["tts-align"])
+    e2e = load("e2e")
+    monkeypatch.setattr(e2e, "save", lambda name, results: (tmp_path / name).write_text(json.dumps(results)))
+    e2e.main(
+        tmp_path / "work",
+        ("rm_fm_lm",),
+        epochs=1,
+        second_epochs=1,
+        third_epochs=1,
+        sentences=2,
+        rows=3,
+        max_rows=26,
+        out="found",
+        third=False,
+    )
+    found = json.loads((tmp_path / "found").read_text())
+    system = found["systems"]["rm_fm_lm"]
+    assert system["utterances"] == 3
+    assert system["synthesis"]["utterances"] == 4
+    assert 0 <= system["cer"]["original"]["value"] <= system["cer"]["reconstruction"]["value"]
+    assert system["codes"]["entropy_bits"] > 0
+    assert system["command"].startswith("tts-align fit --config recipes/e2e.yaml --config recipes/e2e/stage2.yaml")
+    assert not any(key.startswith("_") for key in system)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import checkpoint_weights, gap, make_rows, save_recipe, save_rows
+from tiny_sound import save_e2e_recipe, save_recordings, spoken_rows
 
 from tts_align.cli import run
 
@@ -45,3 +46,32 @@ def test_two_processes(tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.Mo
         assert gap(one, two) < 1e-5, name
     saved = yaml.safe_load((tmp_path / "two" / "config.yaml").read_text())
     assert saved["trainer"]["devices"] in (2, "2")
+
+
+STAGES = {"stage 1": "stage1", "stage 2": "stage2", "stage 3": ""}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_two_processes_train_end_to_end(tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch):
+    """E2E from recordings: stages 1, 2 and 3 in one call, with the bits of float32 sums as the only difference."""
+    monkeypatch.setattr(sys, "argv", ["tts-align"])
+    manifest = save_recordings(tmp_path, spoken_rows(sentences=4))
+    held_out = save_recordings(tmp_path, spoken_rows(sentences=2, seed=4)[:2], "held_out.jsonl")
+    path = save_e2e_recipe(tmp_path, tiny_policy, manifest, data__validation=held_out, data__rows_per_step=4)
+    flags = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    command = [sys.executable, "-m", "tts_align", "fit", "--config", path, "--run.directory", "two", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stage 1 of end-to-end training") == 1
+    monkeypatch.chdir(tmp_path)
+    alone = run(["fit", "--config", path, "--run.directory", "one"])
+    assert alone.trainer.global_step == 2
+    for name, place in STAGES.items():
+        one, two = checkpoint_weights(tmp_path / "one" / place), checkpoint_weights(tmp_path / "two" / place)
+        assert all(math.isfinite(float(value.sum())) for value in two.values())
+        assert gap(one, two) < 1e-5, name
+    again = run(["validate", "--config", path, "--run.directory", "one"])
+    assert again.model.objective.start == str(Path("one/stage2"))

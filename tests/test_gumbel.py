@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tts_align import gumbel
-from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, row_generators
+from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, posterior_noise, row_generators
 
 CODES = 7
 
@@ -145,3 +145,23 @@ def test_mistakes_are_named(change, message):
         gumbel_softmax_st(logits, **({"codes": CODES, "noise": noise} | change))
     with pytest.raises(ValueError, match="one generator for each of the 2 rows, got 1"):
         RowNoise(row_generators([1]), (1, 2))
+
+
+def test_noise_of_a_sample_that_is_already_there():
+    """The chosen code wins; over draws of the code, the noise is a standard Gumbel number again, everywhere."""
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0, 0.0, 9.0]).expand(40_000, -1).contiguous()
+    chosen = torch.multinomial(logits[0, :CODES].softmax(-1), 40_000, True, generator=torch.Generator().manual_seed(3))
+    noise = posterior_noise(logits, CODES, chosen, RowNoise(row_generators([4]), (40_000,)))
+    assert torch.equal((logits[:, :CODES] + noise).argmax(-1), chosen)
+    assert torch.equal(gumbel_softmax_st(logits, CODES, noise).argmax(-1), chosen)
+    torch.testing.assert_close(noise.mean(0), torch.full((CODES,), 0.5772157), rtol=0, atol=0.03)
+    torch.testing.assert_close(noise.var(0), torch.full((CODES,), math.pi**2 / 6), rtol=0, atol=0.08)
+    # Two codes' numbers are as independent as they were before anything was chosen.
+    assert abs(float(torch.corrcoef(noise.T)[0, 3])) < 0.02
+
+
+def test_a_chosen_code_wins_however_improbable_and_special_ids_do_no_harm():
+    logits = torch.tensor([[0.0, 1e4, -1e4, 0.0], [0.0, 1e4, -1e4, 0.0]])
+    noise = posterior_noise(logits, 3, torch.tensor([2, 3]), RowNoise(row_generators([1, 2]), (1, 1)))
+    assert noise.isfinite().all()
+    assert (logits[:, :3] + noise).argmax(-1)[0] == 2

@@ -30,6 +30,7 @@ LAYERS = [
         "report",
         "table",
         "reward_fit",
+        "stage_fit",
         "reward_evaluation",
     },
     {"recipe", "run", "stages", "trainer"},

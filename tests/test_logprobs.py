@@ -94,6 +94,31 @@ def test_a_rank_without_values_takes_part(tmp_path):
         assert (total.item(), count.item()) == (9.0, 3.0)
 
 
+@pytest.mark.parametrize("block", [2**19, 7, 14])
+def test_divergences_have_torchs_gradient_and_hold_one_tensor(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(logprobs._BLOCK, "cpu", block)
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = (3 * torch.randn(9, 7, generator=random, dtype=torch.float64) for _ in range(2))
+    ours.requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: full_kl(logits, theirs), (ours,))
+    kept: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = full_kl(ours, theirs)
+    assert kept == [ours.numel()]
+    expected = torch.nn.functional.kl_div(
+        theirs.log_softmax(-1), ours.log_softmax(-1), log_target=True, reduction="sum"
+    )
+    (pull,) = torch.autograd.grad(found.sum(), ours)
+    torch.testing.assert_close(pull, torch.autograd.grad(expected, ours)[0])
+    with torch.no_grad():
+        assert not full_kl(ours, theirs).requires_grad
+
+
 @pytest.mark.parametrize("block", [1, 7, 14, 30])
 def test_divergences_do_not_depend_on_the_blocks(block: int, monkeypatch: pytest.MonkeyPatch):
     ours, theirs = torch.randn(9, 7), torch.randn(9, 7)

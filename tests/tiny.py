@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
 from tts_align.models.qwen2 import LoRA, Qwen2CodecLM, Sizes
+from tts_align.models.reward import RewardModel
+from tts_align.models.reward_sizes import RewardSizes
 from tts_align.module import AlignModule
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Part
 
@@ -30,6 +32,13 @@ CODES, LETTERS = 20, "abcdefgh "
 SIZES = Sizes(CODES, len(LETTERS), hidden_size=16, layers=2, heads=2, key_value_heads=1, intermediate_size=24)
 LORA = LoRA(rank=2, alpha=4)
 OBJECTIVES = {"sft": SFT, "dpo": DPO, "kto": KTO, "tkto": TKTO}
+
+
+def make_reward(seed: int = 0, **sizes: Any) -> RewardModel:
+    """A reward model of random weights over the policy's codes and letters, with dropout."""
+    torch.manual_seed(seed)
+    knobs = {"width": 8, "layers": 1, "heads": 2, "feed_forward": 12, "decoder_layers": 1, "dropout": 0.2}
+    return RewardModel(sizes=RewardSizes(CODES, LETTERS, **(knobs | sizes)))
 
 
 def save_tokenizer(folder: Path) -> Path:
@@ -84,19 +93,26 @@ def build(
     lr: float = 0.1,
     optimizer: Any = torch.optim.SGD,
     bistream: tuple[int, int] = (5, 15),
+    parts: Mapping[str, Any] | None = None,
     **data: Any,
 ) -> tuple[AlignModule, AlignData]:
     """A module and its data, as a recipe would build them; token-level KTO gets random log-ratios for weights."""
     torch.manual_seed(1)  # of the adapters
     policy = Qwen2CodecLM(str(directory), lora=lora, packed=packed, bistream=bistream)
-    knobs = {"reads": objective.reads, "wants_mismatched": objective.wants_mismatched, "rows_per_step": 8}
+    knobs: dict[str, Any] = {"reads": objective.reads, "rows_per_step": 8}
+    knobs |= {name: getattr(objective, name) for name in ("wants_mismatched", "wants_utterances")}
     datamodule = AlignData(manifest, **(knobs | data))
     contrast = None
     if Part.CONTRAST in objective.needs:
         datamodule.prepare(policy)
         contrast = Contrast(weights=str(save_log_ratios(datamodule, policy, cache).path))
     module = AlignModule(
-        objective, policy, contrast=contrast, cache=str(cache), optimizer=functools.partial(optimizer, lr=lr)
+        objective,
+        policy,
+        contrast=contrast,
+        cache=str(cache),
+        optimizer=functools.partial(optimizer, lr=lr),
+        **(parts or {}),
     )
     return module, datamodule
 

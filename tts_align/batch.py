@@ -91,6 +91,7 @@ class Rows(Record):
         mask: which entries of the target matrix are real.
         end: which of them are end-of-speech.
         keys: digest of each row's content and layout: what caches are indexed by.
+        vectors: added to the vectors of the inputs, for gradients that reach what made the speech codes.
     """
 
     token: Int[Tensor, "b l"]
@@ -103,6 +104,7 @@ class Rows(Record):
     mask: Bool[Tensor, "r t"]
     end: Bool[Tensor, "r t"]
     keys: tuple[str, ...]
+    vectors: Float[Tensor, "b l h"] | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without waiting for a device."""
@@ -130,6 +132,7 @@ class Utterances(Record):
         code_target: for each real code, in the order of the rows, which of the flat targets it is.
         code_place: for each real code its flat index (row * s + code).
         targets: how many targets each row has.
+        rows: the rows before they were arranged (:class:`tts_align.models.layout.TokenRow`).
         seeds: one for each row, another one in every epoch: what is drawn for a row depends on nothing else.
         heard: what is said in each, as a recogniser writes it; ``None`` where nobody knows.
         wanted: what its text ought to sound like, written likewise.
@@ -142,6 +145,7 @@ class Utterances(Record):
     code_target: Int[Tensor, " c"]
     code_place: Int[Tensor, " c"]
     targets: tuple[int, ...]
+    rows: tuple[Any, ...]
     seeds: tuple[int, ...]
     heard: tuple[str | None, ...]
     wanted: tuple[str, ...]
@@ -150,10 +154,33 @@ class Utterances(Record):
 
     def __post_init__(self) -> None:
         """Check that there is one of everything for each row."""
-        lists = (self.targets, self.seeds, self.heard, self.wanted, self.speakers, self.attributes)
+        lists = (self.targets, self.rows, self.seeds, self.heard, self.wanted, self.speakers, self.attributes)
         counts = {len(self.speech), *map(len, lists)}
         if len(counts) > 1:
             raise ValueError(f"expected everything once for each of {len(self.speech)} rows, got {sorted(counts)}")
+
+
+@dataclass(frozen=True)
+class Recordings(Record):
+    """How rows sound, for objectives that make the speech codes themselves.
+
+    Args:
+        heard: features that the speech tokenizer reads, padded.
+        frames: real frames of them.
+        mel: frames that a flow model is to make, padded; their rate is that model's own.
+        mel_mask: which of them are real.
+        speaker: vectors of the voices; without columns when the rows bring none.
+        codes: how many codes the tokenizer makes of each row.
+        tokenised: what it has made of them, once it has been asked.
+    """
+
+    heard: Float[Tensor, "r f c"]
+    frames: Int[Tensor, " r"]
+    mel: Float[Tensor, "r g k"]
+    mel_mask: Bool[Tensor, "r g"]
+    speaker: Float[Tensor, "r d"]
+    codes: tuple[int, ...]
+    tokenised: Any = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +196,8 @@ class Totals:
         desirable_rows: rows labelled desirable, or chosen.
         desirable_tokens: real targets of those rows.
         labels: how many rows have each attribute, and ``text``: a known transcript; for objectives that read them.
+        codes: speech codes of all rows, likewise.
+        letters: of the known transcripts, likewise.
     """
 
     rows: int
@@ -176,6 +205,8 @@ class Totals:
     desirable_rows: int
     desirable_tokens: int
     labels: Mapping[str, int] = field(default_factory=dict, hash=False)
+    codes: int = 0
+    letters: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +221,7 @@ class Batch(Record):
             this rank's for the whole step on its first micro-batch (one entry per micro-batch), none on the others.
         first: whether this is the first micro-batch of its optimiser step.
         utterances: the same rows as codes and words, for objectives with models that read them.
+        recordings: the same rows as sound, for objectives that train the speech tokenizer, or a model of sound.
     """
 
     rows: Rows
@@ -198,6 +230,7 @@ class Batch(Record):
     mismatched: tuple[Rows, ...] = ()
     first: bool = True
     utterances: Utterances | None = None
+    recordings: Recordings | None = None
 
     def __post_init__(self) -> None:
         """Check that rows and labels belong together."""

@@ -67,7 +67,8 @@ class Evaluation:
 
     Args:
         module: its policy is the aligned system; its vocoder and judge are used.
-        reference: the system before training; ``None`` for the policy without its adapter.
+        reference: the system before training; ``None`` for the policy without its adapter, or for none at all when
+            it has no adapter.
         settings: what is spoken.
     """
 
@@ -91,7 +92,7 @@ class Evaluation:
         policy = self.module.policy
         if self.reference is not None:
             self._hear("base", self.reference, batch)
-        else:
+        elif policy.adapted:
             with policy.without_adapter():
                 self._hear("base", policy, batch)
         self._hear("aligned", policy, batch)

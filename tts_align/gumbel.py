@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -119,6 +119,35 @@ class _GumbelSoftmax(torch.autograd.Function):
             weighted = share * upstream
             into[:, :codes] = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).div_(ctx.temperature)
         return out, None, None, None, None
+
+
+def posterior_noise(
+    logits: Float[Tensor, "m v"], codes: int, chosen: Int[Tensor, " m"], noise: RowNoise
+) -> Float[Tensor, "m c"]:
+    """Gumbel numbers under which the code at each position was the one that was chosen.
+
+    Distributed as standard ones are, given that ``logits + noise`` is largest at ``chosen``: so a sample that is
+    already there gets the gradient that it would have had when it was drawn.
+
+    Args:
+        logits: scores at the real targets.
+        codes: speech codes; the leading ids of the vocabulary.
+        chosen: code at each position; where there is none, such as at end-of-speech, anything may come out.
+        noise: the rows' generators.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scores, chosen = logits.detach()[:, :codes].to(dtype), chosen.clamp(max=codes - 1)[:, None]
+    found = noise.draw(codes, logits.device, dtype)
+    # The largest of all is a Gumbel number around the log of their sum, whichever it is; the others are cut off there.
+    top = scores.logsumexp(-1, keepdim=True) + found.gather(1, chosen)
+    found.add_(scores)
+    torch.logaddexp(found.neg_(), -top, out=found)
+    found = torch.minimum(found.neg_(), top - _APART).scatter_(1, chosen, top)
+    return found.sub_(scores)
+
+
+_APART = 1e-4
+"""How much the chosen code is ahead at least, so that rounding cannot make it a draw."""
 
 
 def annealed(step: int, steps: int, start: float = 2.0, end: float = 0.8) -> float:

@@ -3,43 +3,71 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tts_align.batch import Mean
 
 
 def chosen_logp(logits: Float[Tensor, "m v"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Log-probability of each target under its logits, in float32.
+    """Log-probability of each target under its logits, in float32 at least.
 
     >>> chosen_logp(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
     tensor([0.2500, 0.2500])
     """
-    return -torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return -torch.nn.functional.cross_entropy(wide, target, reduction="none")
 
 
 def full_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
     """Exact KL(policy || reference) at every position, over the whole vocabulary, in float32.
 
+    Gradients reach the policy only; for them one tensor of the shape of the logits is held, in their type.
+
     Args:
         policy: logits of the policy.
         reference: logits of the reference at the same positions.
     """
-    # A block of positions at a time: what stays in the processor's cache costs a quarter, and little memory is needed.
-    positions = max(_BLOCK.get(policy.device.type, _BLOCK["cuda"]) // policy.shape[-1], 1)
-    blocks = zip(policy.split(positions), reference.split(positions), strict=True)
-    return torch.cat([_block_kl(*block) for block in blocks])
+    return _FullKL.apply(policy, reference)
 
 
 _BLOCK = {"cpu": 2**19, "cuda": 2**25}
 """Logits in a block; on a GPU starting a kernel costs more than the memory."""
 
 
-def _block_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
-    policy_logp, reference_logp = policy.float().log_softmax(-1), reference.float().log_softmax(-1)
-    return (policy_logp.exp() * (policy_logp - reference_logp)).sum(-1)
+class _FullKL(torch.autograd.Function):
+    """The divergence, and with it its gradient p (log p - log q - KL) where one is wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, policy: Tensor, reference: Tensor) -> Tensor:
+        # A block of positions at a time: what stays in the processor's cache costs a quarter, and little memory is
+        # needed.
+        positions = max(_BLOCK.get(policy.device.type, _BLOCK["cuda"]) // policy.shape[-1], 1)
+        gradient = torch.empty_like(policy) if ctx.needs_input_grad[0] else None
+        found = []
+        for start in range(0, max(len(policy), 1), positions):
+            block = slice(start, start + positions)
+            ours, theirs = policy[block], reference[block]
+            dtype = torch.promote_types(ours.dtype, torch.float32)
+            logp = ours.to(dtype).log_softmax(-1)
+            ratio, share = logp - theirs.to(dtype).log_softmax(-1), logp.exp()
+            found.append((share * ratio).sum(-1))
+            if gradient is not None:
+                gradient[block] = share * (ratio - found[-1][:, None])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None
 
 
 def masked_sum(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float[Tensor, " r"]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -21,12 +21,16 @@ from torch.utils.data import DataLoader
 
 from tts_align.batch import Batch, Mean, Record, Rows, Scored
 from tts_align.cache import TOLERANCE, TOLERANCE_HALF, TokenCache
+from tts_align.callbacks.tokens import KeepParts, TokenStatistics
 from tts_align.contrast import Contrast
 from tts_align.evaluation import Evaluation, TestSettings
 from tts_align.judges.base import Judge
 from tts_align.logprobs import across_ranks
-from tts_align.models.base import CodecLM, Sampling, Vocoder
+from tts_align.models.base import CodecLM, FlowHead, RewardHead, Sampling, TokenizerHead, Vocoder
 from tts_align.objectives.base import Objective, Outcome, Part, Step
+from tts_align.reward_evaluation import RewardEvaluation
+from tts_align.reward_fit import RewardFit
+from tts_align.stage_fit import StageFit
 
 
 class AlignModule(LightningModule):
@@ -38,6 +42,11 @@ class AlignModule(LightningModule):
         reference: frozen model the policy is compared with; by default the policy as its directory holds it, or its
             base when it trains adapters.
         contrast: π⁺ and π⁻ of token-level KTO, or weights made with them; ``fit`` makes its own pair without.
+        reward: scores speech tokens, differentiably; ``fit`` trains it first when it is new.
+        reward_fit: how ``fit`` does that.
+        flow: turns speech tokens into mel frames, for objectives that train through it.
+        tokenizer: turns sound into speech tokens, for objectives that train it.
+        stage_fit: how ``fit`` trains what comes before the objective's stage, if it has stages.
         vocoder: turns speech tokens into sound, for ``judge`` and ``test``.
         judge: listens, for ``judge`` and ``test``; never the one that labelled the training data.
         sampling: how tokens are drawn in ``sample`` and ``test``.
@@ -53,6 +62,11 @@ class AlignModule(LightningModule):
         policy: CodecLM,
         reference: CodecLM | None = None,
         contrast: Contrast | None = None,
+        reward: RewardHead | None = None,
+        reward_fit: RewardFit | None = None,
+        flow: FlowHead | None = None,
+        tokenizer: TokenizerHead | None = None,
+        stage_fit: StageFit | None = None,
         vocoder: Vocoder | None = None,
         judge: Judge | None = None,
         sampling: Sampling | None = None,
@@ -65,17 +79,35 @@ class AlignModule(LightningModule):
         self.strict_loading = False  # frozen parts are rebuilt from their own paths, not saved
         self.objective, self.policy, self.contrast = objective, policy, contrast
         self.vocoder, self.judge = vocoder, judge
-        self.sampling, self.test_settings = sampling or Sampling(), test
+        self.sampling, self.test_settings, self.reward_fit = sampling or Sampling(), test, reward_fit
+        made_here = Part.REWARD in objective.needs - objective.trains and Part.TOKENIZER not in objective.needs
+        if reward_fit is not None and not made_here:
+            raise ValueError(f"model.reward_fit has no effect: {type(objective).__name__} does not train one first")
+        self.stage_fit = stage_fit
+        if stage_fit is not None and (Part.TOKENIZER not in objective.needs - objective.trains):
+            raise ValueError("model.stage_fit has no effect: there is no stage before the one that is to be trained")
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
         for listener in (vocoder, judge):
             if listener is not None:
                 listener.requires_grad_(False).eval()
+        if vocoder is not None:
+            vocoder.bind(policy)
         if contrast is not None and Part.CONTRAST not in objective.needs:
             raise ValueError(f"model.contrast has no effect: {type(objective).__name__} does not use it; leave it out")
         if reference is not None and policy.adapted:
             raise ValueError("model.reference has no effect: with adapters the reference is the policy's frozen base")
         self.given_reference = reference is not None
         self.parts = nn.ModuleDict()
+        given: dict[Part, nn.Module | None] = {Part.REWARD: reward, Part.FLOW: flow, Part.TOKENIZER: tokenizer}
+        for part, model in given.items():
+            if model is not None and part not in objective.needs:
+                raise ValueError(
+                    f"model.{part} has no effect: {type(objective).__name__} does not use it; leave it out"
+                )
+            if model is not None:
+                self.parts[part] = model
+        if not objective.scores:
+            policy.requires_grad_(False).eval()
         if reference is not None:
             self.parts[Part.REFERENCE] = reference
         elif Part.REFERENCE in objective.needs and not policy.adapted:
@@ -84,15 +116,21 @@ class AlignModule(LightningModule):
         if missing:
             keys = " and ".join(f"model.{part}" for part in sorted(missing))
             raise ValueError(f"{type(objective).__name__} cannot run: the recipe must set {keys}")
-        for name, part in self.parts.items():
+        for name, model in self.parts.items():
             if Part(name) not in objective.trains:
-                part.requires_grad_(False).eval()
+                model.requires_grad_(False).eval()
+        objective.bind(policy, self._named_parts)
+        if vocoder is not None and {Part.FLOW, Part.TOKENIZER} <= {Part(name) for name in self.parts}:
+            voices = tuple(getattr(objective, "voices", ()))
+            vocoder.attach(
+                cast("FlowHead", self.parts[Part.FLOW]), cast("TokenizerHead", self.parts[Part.TOKENIZER]), voices
+            )
         self.reference_cache: TokenCache | None = None
         self.contrast_cache: TokenCache | None = None
         self._mismatched: Mean | None = None
         self._sums: dict[str, dict[str, Mean]] = {"train": {}, "val": {}}
         self._logged = 0
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | RewardEvaluation | None = None
 
     # ------------------------------------------------------------------ the shared step
 
@@ -106,8 +144,11 @@ class AlignModule(LightningModule):
 
     def score(self, batch: Batch) -> Step:
         """One policy forward over all rows, and of the other parts no more than the objective needs."""
-        objective, rows = self.objective, batch.rows
-        policy: Scored = self.policy(rows, logits=objective.wants_logits)
+        objective, parts = self.objective, self._named_parts
+        batch = objective.prepare(batch, self.policy, parts)
+        rows = batch.rows
+        nothing = Scored(torch.zeros(0, 0, device=self.device), torch.zeros(0, 0, dtype=torch.bool, device=self.device))
+        policy: Scored = self.policy(rows, logits=objective.wants_logits) if objective.scores else nothing
         reference = contrast = None
         if Part.REFERENCE in objective.needs:
             reference = self.score_reference(rows)
@@ -115,8 +156,20 @@ class AlignModule(LightningModule):
             assert self.contrast_cache is not None
             contrast = self._cached(self.contrast_cache, rows)
         mismatched = self.score_mismatched(batch) if objective.wants_mismatched else None
-        parts = {Part(name): part for name, part in self.parts.items()}
-        return Step(batch, policy, reference, contrast, mismatched, parts)
+        return Step(batch, policy, reference, contrast, mismatched, parts, self._step_number)
+
+    @property
+    def _named_parts(self) -> dict[Part, nn.Module]:
+        return {Part(name): part for name, part in self.parts.items()}
+
+    @property
+    def hearer(self) -> TokenizerHead | None:
+        """The tokenizer whose codes the rows are made of, if it is part of the training."""
+        return cast("TokenizerHead", self.parts[Part.TOKENIZER]) if Part.TOKENIZER in self.parts else None
+
+    @property
+    def _step_number(self) -> int:
+        return self.trainer.global_step if self._trainer is not None else 0
 
     @torch.no_grad()
     def score_reference(self, rows: Rows) -> Scored:
@@ -211,6 +264,13 @@ class AlignModule(LightningModule):
         """Keep Lightning's precisions away from batches: these are frozen and hold no floating-point numbers."""
         self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Watch the codes and keep the parts of a training that makes its own codes."""
+        if self.hearer is None:
+            return []
+        there = {type(one) for one in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (KeepParts, TokenStatistics) if kind not in there]
+
     def on_fit_start(self) -> None:
         """Compute what frozen parts say, now that everything is on its device."""
         self._prepare_caches()
@@ -230,6 +290,8 @@ class AlignModule(LightningModule):
         for name, part in self.parts.items():
             if Part(name) not in self.objective.trains:
                 part.eval()
+        if not self.objective.scores:
+            self.policy.eval()
         for listener in (self.vocoder, self.judge):
             if listener is not None:
                 listener.eval()
@@ -323,14 +385,28 @@ class AlignModule(LightningModule):
     # ------------------------------------------------------------------ test
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test sentences of this rank, a batch of utterances at a time."""
+        """Test sentences of this rank, a batch of utterances at a time; held-out rows for a reward model."""
+        if self.objective.trains_reward_only:
+            self.evaluation = RewardEvaluation(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+            return self.evaluation.loader()
         if self.test_settings is None or self.judge is None:
             raise ValueError("nothing to test with: the recipe must set model.test.prompts and model.judge")
         reference = cast("CodecLM", self.parts[Part.REFERENCE]) if Part.REFERENCE in self.parts else None
         if reference is None and not self.policy.adapted:
-            reference = self.policy.rebuild().requires_grad_(False).eval()
+            reference = self.objective.before(self.policy)
+            if reference is not None:
+                reference.requires_grad_(False).eval()
         self.evaluation = Evaluation(self, reference, replace(self.test_settings))
         return self.evaluation.loader(self.trainer.global_rank, self.trainer.world_size)
+
+    def on_test_start(self) -> None:
+        """What is tested are models on their own."""
+        self._folded = self.objective.folded(self.policy, self._named_parts)
+        self._folded.__enter__()
+
+    def on_test_end(self) -> None:
+        """Put back what was learnt besides."""
+        self._folded.__exit__(None, None, None)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Speak a batch before and after training, and judge it."""

@@ -19,7 +19,7 @@ from tts_align.files import written_atomically
 
 RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
 EXPORT = "export.json"
-ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast")
+ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast", "reward", "model", "stage1", "stage2", "parts")
 """What a run leaves in its directory, and ``run.overwrite`` removes."""
 
 IRRELEVANT = (

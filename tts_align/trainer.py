@@ -57,6 +57,11 @@ def wants_utterances(objective: Namespace | None) -> bool:
     return objective_class(objective).wants_utterances
 
 
+def wants_sound(objective: Namespace | None) -> bool:
+    """Whether the chosen objective makes the codes itself, of recordings; the data module follows it."""
+    return objective_class(objective).wants_sound
+
+
 DESCRIPTIONS = {
     "fit": (
         "Train the policy with an objective, then test it. Everything is kept in run.directory: started again on the "
@@ -157,6 +162,7 @@ class AlignCLI(LightningCLI):
         parser.link_arguments("objective", "data.reads", compute_fn=reads)
         parser.link_arguments("objective", "data.wants_mismatched", compute_fn=wants_mismatched)
         parser.link_arguments("objective", "data.wants_utterances", compute_fn=wants_utterances)
+        parser.link_arguments("objective", "data.wants_sound", compute_fn=wants_sound)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line and name the run."""
@@ -235,7 +241,10 @@ class AlignCLI(LightningCLI):
             raise SystemExit(end.code or 1) from None
         if self._get(self.config_init, "trainer").fast_dev_run:
             return
-        held_out = not model.objective.scores and kwargs["datamodule"].validation is not None
+        from tts_align.stages import keep_reward
+
+        keep_reward(self)
+        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
         if self.settings.test_after_fit and (model.test_settings is not None or held_out):
             self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
         where(self.run, say)
@@ -243,9 +252,9 @@ class AlignCLI(LightningCLI):
     @staticmethod
     def _stages() -> dict[Part, Callable[[AlignCLI], None]]:
         """What has to be there before an objective that needs the part, and is made if it is not."""
-        from tts_align.stages import prepare_contrast, prepare_reward
+        from tts_align.stages import prepare_contrast, prepare_reward, prepare_stages
 
-        return {Part.CONTRAST: prepare_contrast, Part.REWARD: prepare_reward}
+        return {Part.CONTRAST: prepare_contrast, Part.REWARD: prepare_reward, Part.TOKENIZER: prepare_stages}
 
     def work(self, model: AlignModule, function: Callable[..., object], datamodule: AlignData) -> None:
         """Call a function in every process of this run's trainer; see :meth:`AlignTrainer.work`."""
@@ -301,10 +310,15 @@ class AlignCLI(LightningCLI):
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Validate the run's last checkpoint, or another."""
+        from tts_align.stages import restore_reward
+
+        restore_reward(self)
+        self._prepare_stages()
         self.trainer.validate(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Test the run's last checkpoint, or another."""
+        self._prepare_stages()
         self.trainer.test(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
         where(self.run, say)
 
@@ -314,8 +328,14 @@ class AlignCLI(LightningCLI):
         if datamodule.validation is None:
             raise ValueError("nothing to predict: the recipe must set data.validation")
         datamodule.trainer = self.trainer
-        datamodule.prepare(model.policy)
+        datamodule.prepare(model.policy, model.hearer if datamodule.wants_sound else None)
         self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=ckpt_path, weights_only=True, **kwargs)
+
+    def _prepare_stages(self) -> None:
+        """The parts that are frozen in the run's stage are not in its checkpoint."""
+        from tts_align.stages import prepare_stages
+
+        prepare_stages(self)
 
     def sample(self, datamodule: AlignData, **kwargs: Any) -> None:
         """Speak with the recipe's policy."""

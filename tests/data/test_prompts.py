@@ -76,3 +76,19 @@ def test_a_bare_reading_stands_for_a_list_of_one():
         "transcripts": {"からい": "からい"},
     }
     assert SentencePrompt.from_row(row).right == ("からい",)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "wanted"),
+    [
+        ({"spans": (Span(0, 1, ("い",), ("う",)),), "transcripts": {"い": "x", "う": "y"}}, "x"),
+        ({"spans": (Span(0, 1, ("い", "う")),), "transcripts": {"い": "x", "う": "y"}}, "x"),
+        ({"transcripts": {"": "x"}}, "x"),
+        ({"transcripts": {"": "a"}}, ""),
+        ({}, ""),
+        ({"spans": (Span(0, 1, ("い",)),)}, ""),
+    ],
+    ids=["right one", "first right one", "unmarked", "the text itself", "nothing said", "no transcript"],
+)
+def test_what_a_recogniser_should_write(knobs, wanted):
+    assert SentencePrompt("s", "a", **knobs).wanted == wanted

@@ -12,7 +12,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -20,7 +19,9 @@ from tts_align.batch import Batch, Totals, Utterances
 from tts_align.data.mismatch import partners
 from tts_align.data.plan import Indices, Plan
 from tts_align.data.select import Item, Utterance
+from tts_align.data.sound import Heard, collate_recordings
 from tts_align.models.base import CodecLM, Context, Encoded
+from tts_align.models.code_places import code_places
 from tts_align.models.layout import Layout, TokenRow, collate
 
 
@@ -35,6 +36,7 @@ class Examples:
         items: indices of the rows that stay together, (items, 1) or (items, 2) with the chosen one first.
         mismatched: for each row its text with the speech of another sentence; empty if not wanted.
         utterances: whether batches bring the rows as codes and words, too.
+        heard: the rows as sound; empty if not wanted.
     """
 
     rows: tuple[TokenRow, ...]
@@ -43,6 +45,7 @@ class Examples:
     items: Indices
     mismatched: tuple[TokenRow, ...] = ()
     utterances: bool = False
+    heard: tuple[Heard, ...] = ()
 
     @classmethod
     def of(
@@ -131,17 +134,9 @@ def as_utterances(
         seeds: of each.
         layout: how they are arranged.
     """
-    codes = [torch.tensor(source.sound.speech) for source in sources]
-    lengths = torch.tensor([len(row) for row in codes])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    targets = [layout.arrange(row).target for row in rows]
-    flat = torch.tensor([target for row in targets for target in row])
     return Utterances(
-        speech=pad_sequence(codes, batch_first=True),
-        mask=mask,
-        code_target=(flat < layout.codes).nonzero()[:, 0],
-        code_place=mask.flatten().nonzero()[:, 0],
-        targets=tuple(map(len, targets)),
+        **code_places(rows, layout),
+        rows=tuple(rows),
         seeds=tuple(seeds),
         heard=tuple(source.heard for source in sources),
         wanted=tuple(source.row.wanted for source in sources),
@@ -190,11 +185,15 @@ class MicroBatches(Dataset[Batch]):
             ),
             first=micro.first,
             utterances=self._utterances(micro) if examples.utterances else None,
+            recordings=collate_recordings([examples.heard[i] for i in micro.rows]) if examples.heard else None,
         )
 
     def _utterances(self, micro: MicroBatch) -> Utterances:
         examples = self.examples
-        seeds = [row_seed(self.layout.key(examples.rows[i]), micro.epoch) for i in micro.rows]
+        # Rows that are still to be tokenised may be alike but for their sound.
+        names = [examples.sources[i].row.id if examples.heard else "" for i in micro.rows]
+        keys = [self.layout.key(examples.rows[i]) for i in micro.rows]
+        seeds = [row_seed(f"{key}{name}", micro.epoch) for key, name in zip(keys, names, strict=True)]
         return as_utterances(
             [examples.sources[i] for i in micro.rows], [examples.rows[i] for i in micro.rows], seeds, self.layout
         )
@@ -276,11 +275,14 @@ class PlanSampler(DistributedSampler[MicroBatch]):
         targets, desirable = self.targets[rows], self.examples.desirable[rows]
         sources = [self.examples.sources[row] for row in rows] if self.examples.utterances else []
         labels = Counter(name for source in sources for name in _attributes(source))
-        labels["text"] = sum(source.heard is not None for source in sources)
+        heard = [source.heard for source in sources if source.heard is not None]
+        labels["text"] = len(heard)
         return Totals(
             rows=len(rows),
             tokens=int(targets.sum()),
             desirable_rows=int(desirable.sum()),
             desirable_tokens=int(targets[desirable].sum()),
             labels=dict(labels),
+            codes=sum(len(source.sound.speech) for source in sources),
+            letters=sum(map(len, heard)),
         )

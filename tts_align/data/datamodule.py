@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
@@ -19,8 +20,9 @@ from tts_align.data.encode import encode_audio
 from tts_align.data.manifest import read_manifest
 from tts_align.data.plan import Plan
 from tts_align.data.select import Utterance, select, usable
+from tts_align.data.sound import AcousticMel, Ears, Heard
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
-from tts_align.models.base import CodecLM, SpeechTokenizer
+from tts_align.models.base import CodecLM, SpeechTokenizer, TokenizerHead, Vocoder
 from tts_align.models.layout import TokenRow
 from tts_align.objectives.base import Reads
 
@@ -38,6 +40,7 @@ class AlignData(LightningDataModule):
         reads: which rows the objective can use; follows the objective.
         wants_mismatched: whether the objective compares with speech of another sentence; follows the objective.
         wants_utterances: whether the objective reads rows as codes and words, too; follows the objective.
+        wants_sound: whether the objective makes the codes itself, of recordings; follows the objective.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: instead, about so many text and speech tokens.
         bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
@@ -49,6 +52,8 @@ class AlignData(LightningDataModule):
         flip_labels: train on the opposite labels.
         max_rows: use so many manifest rows, drawn by the seed; for trials.
         tokenizer: makes speech tokens of recordings, for rows that have no speech tokens.
+        vocoder: speaks rows that have speech tokens and no recording, for objectives that want sound.
+        acoustic: mel that model.flow makes, for objectives that want sound; what model.tokenizer hears by default.
         num_workers: processes that prepare batches; 0 for the training process itself.
     """
 
@@ -59,6 +64,7 @@ class AlignData(LightningDataModule):
         reads: Reads = Reads.SPEECH,
         wants_mismatched: bool = False,
         wants_utterances: bool = False,
+        wants_sound: bool = False,
         rows_per_step: int | None = None,
         tokens_per_step: int | None = None,
         bucket_steps: int = 8,
@@ -69,6 +75,8 @@ class AlignData(LightningDataModule):
         flip_labels: bool = False,
         max_rows: int | None = None,
         tokenizer: SpeechTokenizer | None = None,
+        vocoder: Vocoder | None = None,
+        acoustic: AcousticMel | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -79,6 +87,11 @@ class AlignData(LightningDataModule):
             faults.append(f"data.bistream_share must lie in 0..1, got {bistream_share}")
         if max_rows is not None and max_rows < 1:
             faults.append(f"data.max_rows must be at least 1, got {max_rows}")
+        given = {"data.vocoder": vocoder, "data.acoustic": acoustic}
+        if not wants_sound:
+            faults += [f"{name} has no effect: the objective wants no sound" for name, one in given.items() if one]
+        elif tokenizer is not None:
+            faults.append("data.tokenizer has no effect: model.tokenizer makes the speech tokens; leave it out")
         if faults:
             raise ValueError("; ".join(faults))
         self.manifest, self.validation = manifest, validation
@@ -87,6 +100,8 @@ class AlignData(LightningDataModule):
         self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
         self.tokenizer, self.num_workers = tokenizer, num_workers
+        self.wants_sound, self.vocoder, self.acoustic = wants_sound, vocoder, acoustic
+        self._hearer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
         self._restored: dict[str, Any] = {}
 
@@ -94,14 +109,17 @@ class AlignData(LightningDataModule):
         """Read the manifests for the policy being trained."""
         if stage in ("fit", "validate"):
             assert self.trainer is not None
-            self.prepare(self.trainer.lightning_module.policy)  # type: ignore[arg-type]
+            module: Any = self.trainer.lightning_module
+            self.prepare(module.policy, module.hearer if self.wants_sound else None)
 
-    def prepare(self, policy: CodecLM) -> None:
+    def prepare(self, policy: CodecLM, hearer: TokenizerHead | None = None) -> None:
         """Read, check, select and tokenise; does nothing the second time.
 
         Args:
             policy: knows how text becomes tokens, and how rows are arranged.
+            hearer: makes the codes during the training, for objectives that want sound.
         """
+        self._hearer = hearer or self._hearer
         if self.manifest is None:
             raise ValueError("nothing to train on: the recipe must set data.manifest")
         if "train" not in self._splits:
@@ -110,18 +128,22 @@ class AlignData(LightningDataModule):
             self._splits["validation"] = self._split(self.validation, policy, training=False)
 
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
-        manifest = read_manifest(path, self.on_bad_row, codes=policy.layout.codes)
-        rows = encode_audio(manifest, self.tokenizer)
+        manifest = read_manifest(path, self.on_bad_row, codes=None if self.wants_sound else policy.layout.codes)
+        rows = manifest.rows if self.wants_sound else encode_audio(manifest, self.tokenizer)
         if training and self.max_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
             rows = tuple(rows[i] for i in np.sort(kept))
         try:
             items = select(rows, self.reads, self.paired_only, self.flip_labels, self.seed)
+            heard: tuple[Heard, ...] = ()
+            if self.wants_sound:
+                items, heard = self._ears.hear(items, manifest)
             examples = Examples.of(
                 items, policy, self.wants_mismatched, self.bistream_share, self.seed, self.wants_utterances
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        examples = replace(examples, heard=heard)
         plan = Plan(
             tokens=examples.tokens(policy.layout),
             rows_per_item=examples.items.shape[1],
@@ -135,6 +157,12 @@ class AlignData(LightningDataModule):
         _say_once(f"{path}\n{usable(rows, self.seed)}\nused here: {len(examples.rows)} rows as {self.reads}")
         keys = tuple(map(policy.layout.key, examples.rows))
         return Split(examples, plan, targets, policy.layout, policy.packed, keys)
+
+    @property
+    def _ears(self) -> Ears:
+        if self._hearer is None:
+            raise ValueError("nothing to hear recordings with: the recipe must set model.tokenizer")
+        return Ears(self._hearer, self.vocoder, self.acoustic)
 
     def train_dataloader(self) -> AlignLoader:
         """This rank's micro-batches, from where training stands."""

@@ -30,9 +30,9 @@ class Utterance:
     @property
     def heard(self) -> str | None:
         """What is said: what a recogniser heard, or the text where the speech is good; ``None`` if nobody knows."""
-        if self.row.pair is None and "transcript" in self.row.notes:
-            return self.row.notes["transcript"]
-        return self.row.wanted if self.sound is self.row.sounds[0] and self.row.desirable is not False else None
+        if self.row.pair is not None:
+            return self.row.wanted if self.sound is self.row.pair.chosen else None
+        return self.row.notes.get("transcript", self.row.wanted if self.row.desirable is not False else None)
 
 
 Item = tuple[Utterance, ...]
@@ -81,7 +81,7 @@ def _readers(reads: Reads) -> str:
 def usable(rows: Sequence[Row], seed: int = 0) -> Usable:
     """Count what each kind of objective can use."""
     labelled = _labelled(rows)
-    sides: defaultdict[tuple[str, str, str], set[bool]] = defaultdict(set)
+    sides: defaultdict[tuple[object, ...], set[bool]] = defaultdict(set)
     for item in labelled:
         sides[item.row.sentence].add(item.desirable)
     given = sum(row.pair is not None for row in rows)
@@ -161,7 +161,7 @@ def _labelled(rows: Sequence[Row]) -> list[Utterance]:
 def _pairs(rows: Sequence[Row], seed: int) -> tuple[Item, ...]:
     """Given pairs, and labelled utterances of one sentence, each used at most once."""
     pairs: list[Item] = []
-    loose: defaultdict[tuple[str, str, str], tuple[list[Utterance], list[Utterance]]]
+    loose: defaultdict[tuple[object, ...], tuple[list[Utterance], list[Utterance]]]
     loose = defaultdict(lambda: ([], []))
     for row in rows:
         if row.pair is not None:

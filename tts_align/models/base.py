@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tts_align.batch import Rows, Scored
+from tts_align.batch import Batch, Rows, Scored
 from tts_align.models.flow_records import FlowDraws, FlowLoss, FlowPrompt, FlowRates, MelFrames
 from tts_align.models.layout import Layout, TokenRow
 from tts_align.models.tokenizer import Tokenised
@@ -195,6 +195,12 @@ class CodecLM(nn.Module, ABC):
             sampling: how tokens are drawn.
             progress: called with the number of utterances that have ended since the last call.
         """
+
+    def roll_out(self, batch: Batch) -> Batch:
+        """The texts of a batch with utterances, spoken anew by this model; see :mod:`tts_align.models.rollouts`."""
+        from tts_align.models.rollouts import roll_out
+
+        return roll_out(batch, self)
 
     @abstractmethod
     def rebuild(self) -> CodecLM:

@@ -69,6 +69,11 @@ class RewardModel(RewardHead):
         if path is not None:
             self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
 
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes."""
+        return self.embedding
+
     # --- texts and labels ---
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -211,7 +216,18 @@ class RewardModel(RewardHead):
             regularisers: for training; none by default.
             generator: on the CPU, of the mixup's draws.
         """
-        return regularised_losses(self, self.embed(tokens), mask, labels, regularisers or Regularisers(), generator)
+        return self.losses_embedded(self.embed(tokens), mask, labels, regularisers, generator)
+
+    def losses_embedded(
+        self,
+        embedded: Float[Tensor, "r s h"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        regularisers: Regularisers | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, TaskLoss]:
+        """As :meth:`losses`, of vectors in the place of those that :meth:`embed` makes."""
+        return regularised_losses(self, embedded, mask, labels, regularisers or Regularisers(), generator)
 
     @torch.no_grad()
     def transcribe(

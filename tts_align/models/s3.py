@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from tts_align.models.base import SpeechTokenizer
+from tts_align.models.base import TokenizerHead
 from tts_align.models.cosyvoice.features import whisper_mel
 from tts_align.models.s3_files import S3Sizes, check_state, published_name, read_state, write_state
 from tts_align.models.tokenizer import SHRINK, FiniteScalarQuantiser, Tokenised
@@ -95,7 +95,7 @@ class S3Block(nn.Module):
         return hidden + self.narrow(functional.gelu(self.widen(self.norm(hidden))))
 
 
-class S3Tokenizer(SpeechTokenizer):
+class S3Tokenizer(TokenizerHead):
     """Log-mel -> convolutions -> attention -> project down -> round -> index -> project up.
 
     `load` takes published weights. An utterance of f frames has ceil(ceil(f / 2) / 2) tokens, as the published file for
@@ -124,7 +124,7 @@ class S3Tokenizer(SpeechTokenizer):
         self.down = nn.Linear(sizes.width, len(sizes.levels))
         self.quantiser = FiniteScalarQuantiser(sizes.levels, SHRINK)
         self.up = nn.Linear(len(sizes.levels), sizes.embedding_channels)
-        self.codes = self.quantiser.codebook_size
+        self.codes, self.embedding_channels = self.quantiser.codebook_size, sizes.embedding_channels
         self.fresh = tuple(name for name, _ in self.named_parameters())
 
     @classmethod
@@ -207,6 +207,17 @@ class S3Tokenizer(SpeechTokenizer):
                 exactly what its index gives.
         """
         return self.up(self.quantiser.values(tokens).to(self.up.weight.dtype))
+
+    @torch.no_grad()
+    def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
+        """Log-mel as Whisper's; no frames of what is shorter than a window of 25 ms."""
+        if len(waveform) < _WINDOW_SAMPLES:
+            return waveform.new_zeros(0, self.sizes.mel_channels)
+        return whisper_mel(waveform.float(), mel_channels=self.sizes.mel_channels).T
+
+    def count(self, frames: int) -> int:
+        """Two strided convolutions, each of which keeps a last half."""
+        return ((frames + 1) // 2 + 1) // 2
 
     @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tts_align.batch import Batch, Mean, Scored
+from tts_align.batch import Batch, Mean, Recordings, Scored, Utterances
+
+if TYPE_CHECKING:
+    from tts_align.models.base import CodecLM
 
 
 class Part(StrEnum):
@@ -32,6 +36,8 @@ class Reads(StrEnum):
     """Good speech: rows labelled desirable or chosen, and rows without a label."""
     PAIR = "pair"
     """Chosen and rejected speech of one sentence."""
+    ANY = "any"
+    """Every utterance, whatever its label; a pair is two of them."""
     LABELLED = "labelled"
     """Rows labelled desirable or undesirable; a pair is two of them."""
 
@@ -42,12 +48,13 @@ class Step:
 
     Args:
         batch: the rows, their labels, and the counts of the whole optimiser step.
-        policy: what the policy says, with gradient.
+        policy: what the policy says, with gradient; of no rows when the objective does not ask it.
         reference: what the frozen reference says, if the objective needs it.
         contrast: log π⁺ − log π⁻ of each target, shape (r, t), if the objective needs it.
         mismatched: mean over all ranks of the log-ratio log π − log π_ref of speech under another sentence's text, if
             the objective asks for mismatched rows.
         parts: further models the objective needs.
+        number: of the optimiser step, counted from 0.
     """
 
     batch: Batch
@@ -56,6 +63,21 @@ class Step:
     contrast: Float[Tensor, "r t"] | None = None
     mismatched: Mean | None = None
     parts: Mapping[Part, nn.Module] = field(default_factory=dict)
+    number: int = 0
+
+    @property
+    def utterances(self) -> Utterances:
+        """Codes, words and attributes of the rows."""
+        if self.batch.utterances is None:
+            raise ValueError("there are no utterances in this batch: the objective must say `wants_utterances = True`")
+        return self.batch.utterances
+
+    @property
+    def recordings(self) -> Recordings:
+        """The rows as sound."""
+        if self.batch.recordings is None:
+            raise ValueError("there is no sound in this batch: the objective must say `wants_sound = True`")
+        return self.batch.recordings
 
     @property
     def log_ratio(self) -> Float[Tensor, "r t"]:
@@ -122,6 +144,13 @@ class Objective(nn.Module, ABC):
         whether policy and reference keep their full distributions.
     ``wants_mismatched``
         whether the step brings :attr:`Step.mismatched`, at the price of one more forward without gradient.
+    ``wants_utterances``
+        whether the step brings :attr:`Step.utterances`, the rows as codes and words.
+    ``wants_sound``
+        whether the step brings :attr:`Step.recordings`, the rows as sound; their codes are placeholders, which
+        :meth:`prepare` replaces.
+    ``scores``
+        whether the policy scores the rows and trains; without it the policy is only there for its codes.
     """
 
     registry: ClassVar[dict[str, type[Objective]]] = {}
@@ -130,6 +159,9 @@ class Objective(nn.Module, ABC):
     reads: ClassVar[Reads] = Reads.SPEECH
     wants_logits: ClassVar[bool] = False
     wants_mismatched: ClassVar[bool] = False
+    wants_utterances: ClassVar[bool] = False
+    wants_sound: ClassVar[bool] = False
+    scores: ClassVar[bool] = True
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Check the class facts and register the class under ``name``."""
@@ -143,6 +175,31 @@ class Objective(nn.Module, ABC):
         if holder is not None and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"objective name {name!r} is taken by {holder.__module__}.{holder.__qualname__}")
         Objective.registry[name] = cls
+
+    @property
+    def trains_reward_only(self) -> bool:
+        """Whether what is to be tested is a reward model."""
+        return not self.scores and self.trains == frozenset({Part.REWARD})
+
+    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+        """Look at the models, before anything is trained; what is to be learnt between them can be made here.
+
+        Args:
+            policy: the model that is trained.
+            parts: the others.
+        """
+
+    def prepare(self, batch: Batch, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Batch:
+        """The batch as the policy shall score it; by default as it is."""
+        return batch
+
+    def folded(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> AbstractContextManager[None]:
+        """Within the block the models work without this objective: what it learnt besides is in their weights."""
+        return nullcontext()
+
+    def before(self, policy: CodecLM) -> CodecLM | None:
+        """The policy before it was trained, for ``test``; ``None`` when there was none worth hearing."""
+        return policy.rebuild()
 
     @abstractmethod
     def forward(self, step: Step) -> Outcome:

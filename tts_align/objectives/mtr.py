@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the multi-task reward model of DiffRO (arXiv 2507.05911), with the regularisers of RRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from tts_align.batch import Mean
+from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative
+
+if TYPE_CHECKING:
+    from tts_align.models.base import RewardHead
+    from tts_align.rewards import TaskLoss
+
+TEXT_TASKS = ("asr", "ctc")
+"""Tasks whose label is the transcript."""
+
+
+class MTR(Objective, name="mtr"):
+    """Multi-task recognition: the reward model learns what is said in speech codes, and how.
+
+    Every utterance serves, good or bad, with what is known about it: a transcript (what a recogniser heard, or the
+    text where the speech is good) and any of the attributes. The policy is only there for its codes.
+
+    The loss of a task is its mean over the rows that have its label; a row's loss on text is the sum over its tokens.
+    The defaults train plainly; RRPO uses label smoothing 0.1, adversarial 0.5 and mixup.
+
+    Args:
+        weights: weight of each task's loss; 1 for those left out.
+        label_smoothing: share of the target's probability that is spread over all classes; not for ctc and numbers.
+        mixup: alpha of the Beta distribution that says how utterances are mixed two by two; 0 for not at all.
+        adversarial: weight of the loss on the encoder's output moved against the model; 0 for none.
+        radius: how far it is moved.
+    """
+
+    needs = frozenset({Part.REWARD})
+    trains = needs
+    reads = Reads.ANY
+    wants_utterances = True
+    scores = False
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        adversarial: float = 0.0,
+        radius: float = 0.5,
+    ) -> None:
+        super().__init__()
+        from tts_align.rewards import Regularisers
+
+        self.weights = dict(weights or {})
+        check_not_negative(**self.weights)
+        self.regularisers = Regularisers(label_smoothing, mixup, adversarial, radius)
+
+    def forward(self, step: Step) -> Outcome:
+        """Sum of the tasks' losses on this micro-batch."""
+        reward, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
+        if unknown := sorted(self.weights.keys() - set(reward.tasks)):
+            raise ValueError(f"weights of {', '.join(unknown)} have no effect: the tasks are {', '.join(reward.tasks)}")
+        labels = reward.encode_labels(said.heard, said.attributes).to(said.speech.device)
+        regularisers = self.regularisers if self.training else None
+        losses = reward.losses(said.speech, said.mask, labels, regularisers, torch.default_generator)
+        share = [self.weights.get(name, 1.0) * _share(name, loss, step) for name, loss in losses.items()]
+        return Outcome(
+            torch.stack(share).sum(), {name: Mean(loss.total.detach(), loss.count) for name, loss in losses.items()}
+        )
+
+
+def _share(name: str, loss: TaskLoss, step: Step) -> Tensor:
+    """This micro-batch's share of a task's mean over all rows of the optimiser step that have its label."""
+    said = step.utterances
+    if name in TEXT_TASKS:
+        return loss.total / max(step.batch.totals.labels["text"], 1)
+    here = sum(name in row for row in said.attributes)
+    # An attribute may be several numbers in a row, which are averaged.
+    return loss.total / loss.count.clamp(min=1) * here / max(step.batch.totals.labels.get(name, 0), 1)
