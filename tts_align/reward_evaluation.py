@@ -28,6 +28,8 @@ from tts_align.objectives.base import Part
 if TYPE_CHECKING:
     from tts_align.module import AlignModule
 
+_LETTERS_PER_CODE = 4
+"""No speech is faster; a model that has hardly learnt would write for ever."""
 Answer = Mapping[str, Any]
 """What is known of one utterance (``said``, and attributes) and what the model says (``heard``, and ``predicted``)."""
 
@@ -59,7 +61,11 @@ class RewardEvaluation:
         assert said is not None
         hidden = self.model.encode(self.model.embed(said.speech), said.mask)
         reads = {"asr", "ctc"} & set(self.model.tasks)
-        heard: Sequence[str | None] = self.model.transcribe(said.speech, said.mask) if reads else [None] * len(hidden)
+        heard: Sequence[str | None] = (
+            self.model.transcribe(said.speech, said.mask, _LETTERS_PER_CODE * said.speech.shape[1])
+            if reads
+            else [None] * len(hidden)
+        )
         logits = self.model.attributes(hidden, said.mask)
         predicted = {one.name: one.predict(logits[one.name]).tolist() for one in self.model.sizes.attributes}
         self.answers += [
