@@ -74,14 +74,14 @@ def test_end_to_end_from_nothing_but_the_package(overlays: tuple[str, ...], tmp_
     assert (place / "test/utterances.jsonl").read_text() == before
 
 
-SHORT = ["--trainer.limit_test_batches", "2", "--trainer.limit_val_batches", "2"]
+FEW_BATCHES = ["--trainer.limit_test_batches", "2", "--trainer.limit_val_batches", "2"]
 
 
 def test_a_reward_model_is_trained_tested_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture):
     place = tmp_path / "mtr"
     recipe = ["--config", str(RECIPES / "mtr.yaml"), "--run.directory", str(place), "--run.threads", "1"]
     cli = run(
-        ["fit", *recipe, "--data.max_rows", "64", "--trainer.max_steps", "2", "--trainer.max_epochs", "1", *SHORT]
+        ["fit", *recipe, "--data.max_rows", "64", "--trainer.max_steps", "2", "--trainer.max_epochs", "1", *FEW_BATCHES]
     )
     assert cli.trainer.global_step == 2
     assert f"reward model: {place / 'model'}" in capsys.readouterr().out

@@ -304,11 +304,21 @@ class AlignModule(LightningModule):
         return self.step(batch, "train")
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Log once in so many steps, reduced over ranks once."""
+        """Log when it is time."""
+        self.log_when_due()
+
+    def log_when_due(self) -> bool:
+        """Log once in so many steps, reduced over ranks once; a callback, whose turn is before, may ask for it, too.
+
+        Returns:
+            Whether this call has logged.
+        """
         step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step != self._logged and step % every == 0:
+        due = step != self._logged and step % every == 0
+        if due:
             self._logged = step
             self._log("train")
+        return due
 
     def on_train_end(self) -> None:
         """Log what is left."""
@@ -419,7 +429,9 @@ class AlignModule(LightningModule):
         self.evaluation.finish(Path(self.trainer.default_root_dir))
 
     def predict_step(self, batch: Batch, _: int) -> Scored:
-        """Score rows."""
+        """Score rows, of the codes that the tokenizer makes if that is part of the training."""
+        if self.hearer is not None:
+            batch = self.objective.prepare(batch, self.policy, self._named_parts)
         return self.policy(batch.rows)
 
 

@@ -11,6 +11,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import seed_everything
 
+from tts_align.callbacks.guards import HackingGuard
 from tts_align.contrast import (
     SIDES,
     WEIGHTS,
@@ -171,6 +172,10 @@ def _stage_changes(cli: AlignCLI, fit: StageFit, stage: int, earlier: Path) -> d
     }
     if stage == 1:
         changes |= {f"model.{name}": None for name in ("reward", "flow") if name not in fit.losses}
+    callbacks = config.trainer.callbacks
+    if isinstance(callbacks, list):  # guards listen with the judge, which belongs to the last stage
+        guards = HackingGuard.__module__
+        changes["trainer.callbacks"] = [one for one in callbacks if not one.class_path.startswith(f"{guards}.")]
     rate = fit.learning_rate if stage == 1 else fit.second_learning_rate
     if rate is not None:
         changes["model.optimizer.init_args.lr"] = rate

@@ -312,14 +312,16 @@ class AlignCLI(LightningCLI):
         """Validate the run's last checkpoint, or another."""
         from tts_align.stages import restore_reward
 
+        ckpt_path = self._trained(ckpt_path)
         restore_reward(self)
         self._prepare_stages()
-        self.trainer.validate(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
+        self.trainer.validate(ckpt_path=ckpt_path, weights_only=True, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Test the run's last checkpoint, or another."""
+        ckpt_path = self._trained(ckpt_path)
         self._prepare_stages()
-        self.trainer.test(ckpt_path=self._trained(ckpt_path), weights_only=True, **kwargs)
+        self.trainer.test(ckpt_path=ckpt_path, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -327,6 +329,7 @@ class AlignCLI(LightningCLI):
         ckpt_path = self._trained(ckpt_path)
         if datamodule.validation is None:
             raise ValueError("nothing to predict: the recipe must set data.validation")
+        self._prepare_stages()
         datamodule.trainer = self.trainer
         datamodule.prepare(model.policy, model.hearer if datamodule.wants_sound else None)
         self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=ckpt_path, weights_only=True, **kwargs)

@@ -256,7 +256,7 @@ def looks(watch: CollapseGuard, numbers: Sequence[tuple[float, Sequence[float]]]
         trainer.callback_metrics |= {"train/saturated": torch.tensor(saturated)}
         trainer.callback_metrics |= {f"train/reward_bin{i}": torch.tensor(share) for i, share in enumerate(bins)}
         for _ in range(2):  # two micro-batches of one step
-            watch.on_train_batch_end(trainer)
+            watch.on_train_batch_end(trainer, Mock(spec=AlignModule))
     return trainer, memory
 
 
@@ -301,6 +301,44 @@ def test_it_sees_what_diffro_logs(setup: Setup, tmp_path: Path):
     trainer = make_trainer(tmp_path, CollapseGuard())
     trainer.fit(module, datamodule=data)
     assert 0 <= trainer.callback_metrics["train/reward_entropy_nats"] <= math.log(5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_it_looks_at_each_log_once_and_at_once(
+    accumulate: int, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Lightning calls callbacks before the module, which logs: a guard that does not ask sees the log before."""
+    module, data = build(
+        DiffRO(), setup.policy, setup.rows, tmp_path / "cache", parts={"reward": make_reward()}, rows_per_step=2
+    )
+    logged: list[int] = []
+    log = AlignModule._log
+
+    def noted(self: AlignModule, stage: str) -> None:
+        logged.append(self.trainer.global_step)
+        log(self, stage)
+        self.trainer.callback_metrics["train/saturated"] = torch.tensor(1.0)
+
+    monkeypatch.setattr(AlignModule, "_log", noted)
+    watch = CollapseGuard(patience=2, stop=True)
+    options = {"log_every_n_steps": 1, "accumulate_grad_batches": accumulate, "limit_val_batches": 0, "max_steps": 4}
+    trainer = make_trainer(tmp_path, watch, **options)
+    trainer.fit(module, datamodule=data)
+    assert (watch.bad, trainer.global_step, logged) == (2, 2, [1, 2])
+
+
+def test_what_has_collapsed_stays_stopped():
+    trainer, _ = looks(CollapseGuard(), [])
+    watch = CollapseGuard(stop=True)
+    watch.load_state_dict({"bad": 3, "seen": 30})
+    watch.on_train_start(trainer, Mock(spec=AlignModule))
+    assert trainer.should_stop
+
+
+def test_without_rewards_there_is_nothing_to_watch(setup: Setup, tmp_path: Path):
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", rows_per_step=4)
+    with pytest.raises(ValueError, match="CollapseGuard has no effect: the objective logs no rewards"):
+        make_trainer(tmp_path, CollapseGuard()).fit(module, datamodule=data)
 
 
 def test_wrong_knobs_of_the_collapse_guard():

@@ -6,17 +6,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from spoken import ATTRIBUTES, CODES, make_reward, spoken_step
+from steps import LAYOUT
 from torch import Tensor
 from torch.nn import functional
 
 from tts_align.batch import Totals
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
 from tts_align.models.reward import RewardModel
+from tts_align.models.reward_sizes import RewardSizes
 from tts_align.objectives import DiffRO, Outcome, Part, Reads
 from tts_align.objectives.base import Step
 
@@ -314,3 +317,20 @@ def test_totals_are_of_the_whole_step():
     half = Totals(2 * len(LENGTHS), 2 * step.batch.totals.tokens, 2, 2)
     twice = replace(step, batch=replace(step.batch, totals=half))
     assert run(DiffRO(), twice).loss.item() == pytest.approx(run(DiffRO(), step).loss.item() / 2, rel=1e-5)
+
+
+def test_the_reward_model_must_fit_before_anything_is_trained():
+    policy = SimpleNamespace(layout=LAYOUT)
+    wider = RewardModel(sizes=RewardSizes(CODES + 1, "あ", width=8, layers=1, heads=2, feed_forward=8))
+    for objective, reward, message in (
+        (DiffRO(), wider, f"the {CODES} codes of model.policy, got {CODES + 1} codes"),
+        (DiffRO(tasks=("asr", "emotion")), make_reward(), "model.reward's asr, ctc, mood, mos, age, got emotion"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            objective.bind(cast("Any", policy), {Part.REWARD: reward})
+
+
+def test_the_histogram_leaves_out_what_has_no_label():
+    found = run(DiffRO(tasks=("asr", "mood")), spoken_step((4, 2, 6), rich=True)).metrics
+    assert found["saturated"].count.item() == 5  # three texts, two moods
+    assert sum(found[f"reward_bin{number}"].total.item() for number in range(5)) == 5

@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from tiny import gap, make_trainer, weights
 from tiny_sound import (
@@ -36,6 +38,8 @@ from tts_align.data.manifest import write_manifest
 from tts_align.module import AlignModule
 from tts_align.objectives import Part, Step
 from tts_align.objectives.e2e import E2E
+from tts_align.stage_fit import StageFit
+from tts_align.stages import _stage_changes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*' does not have many workers",
@@ -508,6 +512,43 @@ def test_step_needs_sound(build: Any):
     step: Step = module.score(micro_batches(module, data)[0])
     with pytest.raises(ValueError, match="no sound"):
         _ = replace(step, batch=replace(step.batch, recordings=None)).recordings
+
+
+def test_predicting_scores_what_the_tokenizer_hears(build: Any):
+    module, data = build(make(2))
+    batch = micro_batches(module, data)[0]
+    module.eval()
+    with torch.no_grad():
+        found, wanted = module.predict_step(batch, 0), module.score(batch).policy
+    assert gap({"": found.logp}, {"": wanted.logp}) == 0
+
+
+def test_what_is_rewarded_is_checked_before_the_stages_are_fitted(build: Any):
+    with pytest.raises(ValueError, match=r"attributes must be among .*, asr, ctc, speaker, got mood"):
+        build(make(3, attributes=("speaker", "mood")))
+
+
+def test_guards_wait_for_the_last_stage():
+    """They listen with a judge, which earlier stages do not have."""
+    watch = Namespace(class_path="tts_align.callbacks.guards.HackingGuard")
+    other = Namespace(class_path="tts_align.callbacks.tokens.TokenStatistics")
+    chosen = Namespace(class_path="tts_align.objectives.e2e.E2E", init_args=Namespace(stage=3))
+    config = Namespace(objective=chosen, trainer=Namespace(callbacks=[watch, other]))
+    cli: Any = SimpleNamespace(config={"fit": config}, subcommand="fit")
+    for stage in (1, 2):
+        assert _stage_changes(cli, StageFit(), stage, Path("run"))["trainer.callbacks"] == [other]
+
+
+def test_nothing_is_fitted_for_a_test_without_a_checkpoint(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr("sys.argv", ["tts-align"])
+    path = save_e2e_recipe(tmp_path, tiny_policy, save_recordings(tmp_path), trainer__max_epochs=1)
+    for verb in ("test", "validate"):
+        with pytest.raises(SystemExit):
+            run([verb, "--config", path])
+        assert "train first" in capsys.readouterr().err
+    assert not (tmp_path / "run/stage1").exists()
 
 
 def test_stages_are_fitted_once_and_continue(

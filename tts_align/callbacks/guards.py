@@ -247,11 +247,21 @@ class CollapseGuard(Callback):
         self.saturated, self.entropy_nats, self.patience, self.stop = saturated, entropy_nats, patience, stop
         self.bad, self._seen = 0, -1
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What was stopped once does not go on when the command is given again."""
+        if self.stop and self.bad >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look at what has just been logged."""
         metrics, step = trainer.callback_metrics, trainer.global_step
-        if "train/saturated" not in metrics or step == self._seen or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not step or step == self._seen or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
+        logged = cast("AlignModule", pl_module).log_when_due()  # its own turn comes after that of all callbacks
+        if "train/saturated" not in metrics:
+            if not logged:  # a resumed run, before its first log
+                return
+            raise ValueError("CollapseGuard has no effect: the objective logs no rewards, as diffro does; leave it out")
         self._seen = step
         bins = [float(metrics[name]) for name in sorted(metrics) if name.startswith("train/reward_bin")]
         share, spread = float(metrics["train/saturated"]), histogram_entropy(bins)

@@ -92,6 +92,18 @@ class DiffRO(Objective, name="diffro"):
         if self.free and sft_weight:
             raise ValueError("sft_weight needs stored rows: leave it out with `rollout: free`, or force the teacher")
 
+    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+        """Check that policy and reward model speak of the same codes, and that the tasks are there."""
+        reward = cast("RewardHead", parts[Part.REWARD])
+        if reward.codes != policy.layout.codes:
+            raise ValueError(
+                f"model.reward must read the {policy.layout.codes} codes of model.policy, got {reward.codes} codes"
+            )
+        if unknown := [name for name in self.tasks if name not in reward.tasks]:
+            raise ValueError(
+                f"tasks must be some of model.reward's {', '.join(reward.tasks)}, got {', '.join(unknown)}"
+            )
+
     def prepare(self, batch: Batch, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Batch:
         """Let the policy speak, if the prefixes are to be its own."""
         return policy.roll_out(batch) if self.free else batch
@@ -156,7 +168,8 @@ def _per_task(scores: RewardScores) -> dict[str, Mean]:
 
 def _spread(scores: RewardScores, tasks: Sequence[str]) -> dict[str, Mean]:
     """Share of saturated rewards, and the histogram of how sure the reward model is, task by task together."""
-    sure = torch.cat([rows.mean.detach()[rows.count > 0].exp() for rows in scores.tasks])
+    sure = torch.cat([rows.mean.detach().exp() for rows in scores.tasks])
+    known = torch.cat([rows.count > 0 for rows in scores.tasks])  # to pick those would wait for the GPU
     place = (sure * BINS).long().clamp(0, BINS - 1)
-    bins = {f"reward_bin{number}": Mean.of((place == number).float()) for number in range(BINS)}
-    return {"saturated": Mean.of((sure > SATURATED).float()), **bins}
+    bins = {f"reward_bin{number}": Mean.of((place == number).float(), known) for number in range(BINS)}
+    return {"saturated": Mean.of((sure > SATURATED).float(), known), **bins}

@@ -132,6 +132,14 @@ class E2E(Objective, name="e2e"):
         counts = {"policy": policy.layout.codes, **{name: reader.codes for name, reader in readers.items()}}
         if wrong := {name: count for name, count in counts.items() if count != tokenizer.codes}:
             raise ValueError(f"all models must have the {tokenizer.codes} codes of model.tokenizer, got {wrong}")
+        if self.stage == 3:
+            tasks = cast("RewardHead", parts[Part.REWARD]).tasks
+            if unknown := [name for name in self.attributes if name not in tasks]:
+                raise ValueError(
+                    f"attributes must be among model.reward's tasks, {', '.join(tasks)}, got {', '.join(unknown)}"
+                )
+            if not {"asr", "ctc"} & set(tasks):
+                raise ValueError("stage 3 rewards the text: model.reward must have decoder_layers or ctc")
         if self.stage == 1:
             for name, reader in readers.items():
                 reader.table.requires_grad_(False)  # folding overwrites it
