@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RewardFit:
-    """Training of a new reward model, by the objective mtr on the recipe's own data.
+    """Training of a new reward model, by the objective mtr on the recipe's own data; unused for a trained one.
 
     Args:
         manifest: its training rows; those of ``data.manifest`` by default.

@@ -344,3 +344,12 @@ def test_without_rewards_there_is_nothing_to_watch(setup: Setup, tmp_path: Path)
 def test_wrong_knobs_of_the_collapse_guard():
     with pytest.raises(ValueError, match=r"expected saturated in \(0, 1\], .* got 0.0, 0.05 and 3"):
         CollapseGuard(saturated=0.0)
+
+
+def test_a_policy_that_has_fallen_silent_stops_the_training(prompts: str):
+    guard = HackingGuard(prompts)
+    errors = {"a": 0.1, "b": 0.1}
+    guard.heard = [{"step": 0, "cer": errors, "vectors": {}, "reward": -1.0}]
+    assert guard.reason() == ""
+    guard.heard.append({"step": 50, "cer": {"a": 1.0, "b": 1.0}, "vectors": {}, "reward": -math.inf})
+    assert "fallen silent" in guard.reason()  # and not fooled, though its errors have risen

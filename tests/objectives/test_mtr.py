@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tts_align.batch import Totals
-from tts_align.models.reward import RewardModel
+from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.models.reward import RewardModel, RewardSizes
 from tts_align.objectives import MTR, Outcome, Part, Reads
 from tts_align.objectives.base import Step
 
@@ -138,3 +139,10 @@ def test_wrong_knobs(knobs: dict[str, Any], message: str):
 def test_weights_of_unknown_tasks():
     with pytest.raises(ValueError, match="weights of place have no effect: the tasks are asr, ctc, mood, mos, age"):
         run(MTR({"place": 1.0}), make_step())
+
+
+def test_a_reward_model_of_other_codes_is_refused() -> None:
+    reward = RewardModel(sizes=RewardSizes(7, "ab", width=8, layers=1, heads=2, feed_forward=8, decoder_layers=1))
+    policy = Qwen2CodecLM(sizes=Sizes(9, 5, hidden_size=16, layers=1, heads=2, key_value_heads=1))
+    with pytest.raises(ValueError, match=r"must read the 9 codes of model\.policy, got 7"):
+        MTR().bind(policy, {Part.REWARD: reward})

@@ -109,7 +109,7 @@ class HackingGuard(Callback):
     def _hear(self, trainer: Trainer, module: AlignModule) -> None:
         self._checked = trainer.global_step
         errors, vectors, rewards = self._listen(trainer, module)
-        reward = float(np.mean(list(rewards.values())))
+        reward = float(np.mean(list(rewards.values()))) if rewards else -math.inf
         self.heard.append({"step": trainer.global_step, "cer": errors, "vectors": vectors, "reward": reward})
         numbers = {"guard/cer": float(np.mean(list(errors.values()))), "guard/reward": reward}
         if vectors:
@@ -182,6 +182,8 @@ class HackingGuard(Callback):
         first, last = self.heard[0], self.heard[-1]
         if len(self.heard) < 2:
             return ""
+        if last["reward"] == -math.inf:
+            return "the policy has fallen silent: not one utterance holds any speech"
         fooled = [self._fooled(one) for one in self.heard[1:][-self.patience :]]
         if len(fooled) == self.patience and all(fooled):
             return fooled[-1]

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tts_align.batch import Mean
 from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative
+from tts_align.rewards import Regularisers, TaskLoss
 
 if TYPE_CHECKING:
-    from tts_align.models.base import RewardHead
-    from tts_align.rewards import TaskLoss
+    from tts_align.models.base import CodecLM, RewardHead
 
 TEXT_TASKS = ("asr", "ctc")
 """Tasks whose label is the transcript."""
@@ -52,11 +52,17 @@ class MTR(Objective, name="mtr"):
         radius: float = 0.5,
     ) -> None:
         super().__init__()
-        from tts_align.rewards import Regularisers
-
         self.weights = dict(weights or {})
         check_not_negative(**self.weights)
         self.regularisers = Regularisers(label_smoothing, mixup, adversarial, radius)
+
+    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+        """Check that the reward model reads the codes of the data."""
+        reward = cast("RewardHead", parts[Part.REWARD])
+        if reward.codes != policy.layout.codes:
+            raise ValueError(
+                f"model.reward must read the {policy.layout.codes} codes of model.policy, got {reward.codes} codes"
+            )
 
     def forward(self, step: Step) -> Outcome:
         """Sum of the tasks' losses on this micro-batch."""
