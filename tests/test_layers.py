@@ -13,7 +13,7 @@ PACKAGE = Path(tts_align.__file__).parent
 # A layer may import from the layers above it and from itself; a base class may stand above the rest of its folder.
 LAYERS = [
     {"files", "assets", "audio"},
-    {"batch", "logprobs", "gumbel", "rewards"},
+    {"batch", "logprobs", "gumbel", "rewards", "handover"},
     {"models"},
     {"objectives", "judges.base"},
     {"metrics"},

@@ -23,10 +23,10 @@ from tts_align.contrast import (
     write_log_ratios,
 )
 from tts_align.files import write_json
+from tts_align.handover import PARTS
 from tts_align.messages import say
 from tts_align.objectives import Part
 from tts_align.objectives.e2e import E2E
-from tts_align.objectives.e2e_parts import PARTS
 from tts_align.objectives.kto import KTO
 from tts_align.objectives.mtr import MTR
 from tts_align.objectives.tkto import TKTO

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tts_align.handover import PARTS, write_weights
 from tts_align.metrics.tokens import TokenCounts
 from tts_align.objectives import Part
-from tts_align.objectives.e2e_parts import PARTS, write_weights
 
 if TYPE_CHECKING:
     from tts_align.models.base import RewardHead

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tts_align.batch import Batch, Mean, Utterances
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
+from tts_align.handover import PARTS, loaded, read_weights, said_by
 from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
-from tts_align.objectives.e2e_parts import PARTS, loaded, read_weights, said_by
 
 if TYPE_CHECKING:
     from tts_align.models.base import CodecLM, FlowHead, RewardHead, TokenizerHead
