@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Special tokens stand where the published models have them; long texts are cut without losing a letter."""
+"""Special tokens stand where the published models have them."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import pickle
-import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from onnx_models import save_text_tokenizer
 from parity import FOLDER
 
-from tts_align.models.cosyvoice.text import TextTokenizer, special_tokens, split_text
+from tts_align.models.cosyvoice.text import TextTokenizer, special_tokens
 
 PUBLISHED = FOLDER / "tokens" / "special_tokens.json"
 needs_dump = pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no dump at {PUBLISHED}")
@@ -104,77 +102,3 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
     (path / "merges.txt").write_text("x y z w\n")
     with pytest.raises(ValueError, match="cannot read the text tokenizer in"):
         TextTokenizer(path, "cosyvoice2")
-
-
-def words(text: str) -> int:
-    return len(text.split())
-
-
-def slowly(sentences: list[str], count: object, shortest: int, longest: int, tail: int) -> list[str]:
-    """The rule, with sentences known beforehand."""
-    pieces: list[list[str]] = [[]]
-    for sentence in sentences:
-        before, after = count("".join(pieces[-1])), count("".join([*pieces[-1], sentence]))
-        if before > shortest and after > longest:
-            pieces.append([])
-        pieces[-1].append(sentence)
-    if len(pieces) > 1 and count("".join(pieces[-1])) < tail:
-        pieces[-2:] = [pieces[-2] + pieces[-1]]
-    return ["".join(piece) for piece in pieces]
-
-
-LIMITS = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 10)).map(lambda t: (t[0], sum(t[:2]), t[2]))
-
-
-@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from([". ", "? ", "! ", "; ", '." ', "...\n"]))), LIMITS)
-def test_english_is_cut_between_sentences(parts: list[tuple[int, str]], limits: tuple[int, int, int]):
-    sentences = [" ".join(["ab"] * count) + end for count, end in parts]
-    pieces = split_text("".join(sentences), words, *limits)
-    assert pieces == (slowly(sentences, words, *limits) if sentences else [])
-
-
-@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from("。？！；：、"))), LIMITS)
-def test_chinese_is_measured_in_characters(parts: list[tuple[int, str]], limits: tuple[int, int, int]):
-    sentences = ["好" * count + end for count, end in parts]
-    pieces = split_text("".join(sentences), lambda _: 1 / 0, *limits)
-    assert pieces == (slowly(sentences, len, *limits) if sentences else [])
-
-
-@given(st.text(alphabet="ab 1.,:;?!\"'”)。！、好あ<|>\n"), LIMITS)
-def test_nothing_is_lost(text: str, limits: tuple[int, int, int]):
-    pieces = split_text(text, len, *limits)
-    assert "".join(pieces) == text
-    assert all(pieces)
-
-
-@given(st.lists(st.integers(2, 60), min_size=1))
-def test_pieces_keep_to_the_limits(counts: list[int]):
-    pieces = split_text("".join("a" * (count - 2) + ". " for count in counts), len)
-    assert all(len(piece) >= 20 for piece in pieces[1:])
-    assert all(len(piece) > 60 for piece in pieces[:-1])
-    # Sentences of at most 60: a piece ends before it is longer than 60 and one of them, or 20 more with the tail.
-    assert all(len(piece) <= 120 for piece in pieces[:-1])
-    for piece in pieces:
-        ends = [match.end() for match in re.finditer(r"\. ", piece)]
-        missed = [end for end, following in itertools.pairwise(ends) if end > 60 and following > 80]
-        assert all(len(piece) - end < 20 for end in missed)  # only a short tail goes beyond
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ("Pi is 3.14 at 12:30. And more.", ["Pi is 3.14 at 12:30. ", "And more."]),
-        ('"Stop!" he said. She did.', ['"Stop!" ', "he said. ", "She did."]),
-        ("你好.再见。", ["你好.", "再见。"]),
-        ("はい。（いいえ。）そう！", ["はい。", "（いいえ。）", "そう！"]),
-        ("no end", ["no end"]),
-        ("", []),
-    ],
-)
-def test_where_sentences_end(text: str, pieces: list[str]):
-    assert split_text(text, len, 0, 0, 0) == pieces
-
-
-def test_control_tokens_keep_a_text_whole():
-    text = "a. b. <|endofprompt|> c. d."
-    assert split_text(text, len, 0, 0, 0) == [text]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words to token ids: the Qwen2 tokenizer with CosyVoice's own tokens behind it, and long texts in pieces."""
+"""Words to token ids: the Qwen2 tokenizer with CosyVoice's own tokens behind it."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -127,50 +126,3 @@ def _loaded(directory: Path, family: Family) -> Tokenizer:
     tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
     tokenizer.add_tokens(list(special_tokens(family)), special_tokens=True)
     return tokenizer.backend_tokenizer
-
-
-_SENTENCE_END = re.compile(
-    r"(?:[。？！；：、．]|[.?!;:](?![A-Za-z0-9]))+"  # not the point of 3.5, nor the colon of 12:30
-    r"[\"'”’»」』)）】》]*\s*"
-)
-_COUNTED_BY_CHARACTERS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-
-
-def split_text(
-    text: str, count_tokens: Callable[[str], int], shortest: int = 60, longest: int = 80, tail: int = 20
-) -> list[str]:
-    """Cut a long text into pieces that are spoken one by one; joined they are the text again.
-
-    A piece ends at punctuation, once it is longer than ``shortest`` and with one more sentence would be longer than
-    ``longest``. A text in Chinese or Japanese is measured in characters, any other in tokens. A text with control
-    tokens (``<|`` and ``|>``) stays whole, as an instruction in it counts for all of it.
-
-    Args:
-        text: what to cut.
-        count_tokens: number of tokens of a text.
-        shortest: a piece is not ended up to this length.
-        longest: and ended before it is longer than this, if it can be.
-        tail: a last piece shorter than this joins the one before.
-    """
-    if not text or ("<|" in text and "|>" in text):
-        return [text] if text else []
-    count = len if _COUNTED_BY_CHARACTERS.search(text) else count_tokens
-    pieces = [""]
-    for sentence in _sentences(text):
-        if count(pieces[-1]) > shortest and count(pieces[-1] + sentence) > longest:
-            pieces.append("")
-        pieces[-1] += sentence
-    if len(pieces) > 1 and count(pieces[-1]) < tail:
-        last = pieces.pop()
-        pieces[-1] += last
-    return pieces
-
-
-def _sentences(text: str) -> Iterator[str]:
-    """Parts of a text that end with punctuation, with the quotes, brackets and blanks behind it."""
-    start = 0
-    for match in _SENTENCE_END.finditer(text):
-        yield text[start : match.end()]
-        start = match.end()
-    if start < len(text):
-        yield text[start:]
