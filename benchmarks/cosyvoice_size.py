@@ -29,17 +29,17 @@ from lightning.pytorch import Callback, Trainer
 from machine import Clock, machine, save
 from step import random_log_ratios
 
-from tts_align.contrast import Contrast
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.messages import quiet
-from tts_align.models.base import Sampling
+from tts_align.models.base.generation import Sampling
 from tts_align.models.cosyvoice.directory import BACKBONE
 from tts_align.models.cosyvoice.lm import CosyVoiceLM, published_names
-from tts_align.models.qwen2 import LoRA, Qwen2CodecLM, Sizes
-from tts_align.module import AlignModule
+from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
 from tts_align.objectives import TKTO
+from tts_align.training.contrast import Contrast
+from tts_align.training.module import AlignModule
+from tts_align.utils.messages import quiet
 
 SIZES = Sizes(
     codes=6561,

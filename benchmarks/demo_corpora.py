@@ -15,27 +15,31 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch.optim.lr_scheduler import LinearLR
 
-from tts_align.callbacks.guards import HackingGuard
-from tts_align.contrast import SIDES, Contrast, undesirable_weight, write_log_ratios
+from tts_align.cli.judge import judge
+from tts_align.cli.label import label
+from tts_align.cli.sample import sample
 from tts_align.data.datamodule import AlignData
 from tts_align.data.demo.audio import ALPHABET
-from tts_align.data.prompts import read_prompts
-from tts_align.files import write_json
-from tts_align.judges.base import Judge
-from tts_align.judges.ctc import CTCJudge
-from tts_align.judges.symbolic import SymbolicJudge
-from tts_align.models.base import CodecLM, Sampling, Vocoder
-from tts_align.models.mel import MelVocoder
-from tts_align.models.qwen2 import Qwen2CodecLM
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import Attribute, RewardSizes
-from tts_align.module import AlignModule
+from tts_align.evaluation.judges.base import Judge
+from tts_align.evaluation.judges.ctc import CTCJudge
+from tts_align.evaluation.judges.symbolic import SymbolicJudge
+from tts_align.evaluation.listening import listen
+from tts_align.evaluation.parts import Parts
+from tts_align.evaluation.prompts import read_prompts
+from tts_align.evaluation.report import System, Utterance
+from tts_align.evaluation.speaking import speak, wanted
+from tts_align.models.base.generation import Sampling
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.vocoder import Vocoder
+from tts_align.models.codec.mel import MelVocoder
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
+from tts_align.models.reward.config import Attribute, RewardSizes
+from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import KTO, MTR, Objective
-from tts_align.report import System, Utterance
-from tts_align.verbs.judge import judge, listen
-from tts_align.verbs.label import label
-from tts_align.verbs.parts import Parts
-from tts_align.verbs.sample import sample, speak, wanted
+from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.contrast import SIDES, Contrast, undesirable_weight, write_log_ratios
+from tts_align.training.module import AlignModule
+from tts_align.utils.files import write_json
 
 SPEAKERS = ("sakura", "takumi")
 TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)

@@ -24,12 +24,12 @@ import torch
 from demo_corpora import Corpus, Fit, Name
 from jsonargparse import auto_cli
 
-from tts_align.cache import TokenCache
-from tts_align.contrast import separation
-from tts_align.files import read_json_lines, write_json, write_json_lines
-from tts_align.metrics.functional import paired_difference
+from tts_align.evaluation.metrics.functional import paired_difference
+from tts_align.evaluation.report import METRICS, Utterance, summarise
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective
-from tts_align.report import METRICS, Utterance, summarise
+from tts_align.training.cache import TokenCache
+from tts_align.training.contrast import separation
+from tts_align.utils.files import read_json_lines, write_json, write_json_lines
 
 RESULTS = Path(__file__).with_name("results") / "demo_table1.json"
 RATES = (1e-3, 2e-3)

@@ -25,10 +25,10 @@ from demo_corpora import SPEAKERS, Corpus, Fit
 from demo_table1 import METHODS, Experiment, Method, compare, load, row
 from jsonargparse import auto_cli
 
-from tts_align.callbacks.guards import HackingGuard
-from tts_align.files import write_json, write_json_lines
+from tts_align.evaluation.report import METRICS
 from tts_align.objectives import DiffRO, Part
-from tts_align.report import METRICS
+from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.utils.files import write_json, write_json_lines
 
 RESULTS = Path(__file__).with_name("results") / "diffro.json"
 RATES, ANCHORS = (1e-3, 2e-3), (0.3, 1.0, 3.0)

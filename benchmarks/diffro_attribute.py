@@ -20,14 +20,14 @@ from demo_corpora import SPEAKERS, TESTED, Corpus, Fit
 from jsonargparse import auto_cli
 from torchaudio.functional import detect_pitch_frequency
 
-from tts_align.data.prompts import read_prompts
-from tts_align.files import write_json
-from tts_align.metrics.functional import paired_difference
-from tts_align.models.base import CodecLM
-from tts_align.models.reward_sizes import Attribute
+from tts_align.evaluation.listening import listen
+from tts_align.evaluation.metrics.functional import paired_difference
+from tts_align.evaluation.prompts import read_prompts
+from tts_align.evaluation.speaking import speak, wanted
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.reward.config import Attribute
 from tts_align.objectives import DiffRO
-from tts_align.verbs.judge import listen
-from tts_align.verbs.sample import speak, wanted
+from tts_align.utils.files import write_json
 
 RESULTS = Path(__file__).with_name("results") / "diffro_attribute.json"
 VOICE = Attribute("speaker", "classes", SPEAKERS)

@@ -26,17 +26,17 @@ from torch import Tensor
 
 from tts_align.batch import Batch, Scored, Totals, Utterances
 from tts_align.data.collate import MicroBatches, PlanSampler
-from tts_align.files import write_json
-from tts_align.judges.base import Expected, Heard
+from tts_align.evaluation.judges.base import Expected, Heard
 from tts_align.logprobs import full_kl
-from tts_align.models.code_places import code_places
-from tts_align.models.layout import Layout, TokenRow, collate
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import RewardSizes
-from tts_align.models.rollouts import roll_out
-from tts_align.module import AlignModule
+from tts_align.models.base.code_places import code_places
+from tts_align.models.base.layout import Layout, TokenRow, collate
+from tts_align.models.base.rollouts import roll_out
+from tts_align.models.reward.config import RewardSizes
+from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import SFT, DiffRO, Objective, Part
 from tts_align.objectives.base import Step
+from tts_align.training.module import AlignModule
+from tts_align.utils.files import write_json
 
 RESULTS = Path(__file__).with_name("results") / "diffro_cost.json"
 BETA = 0.1

@@ -24,20 +24,21 @@ import torch
 from jsonargparse import auto_cli
 from machine import HERE, machine, save
 
-from tts_align.cli import run
+from tts_align.batch import Reads
+from tts_align.cli.entry import run
+from tts_align.cli.lightning import AlignCLI
 from tts_align.data.manifest import read_manifest
 from tts_align.data.select import select
 from tts_align.data.sound import Ears, collate_recordings
-from tts_align.files import read_json_lines
-from tts_align.judges.base import Expected, Heard
-from tts_align.judges.ctc import CTCJudge
-from tts_align.metrics.functional import cluster_bootstrap, paired_difference
-from tts_align.metrics.tokens import TokenCounts
-from tts_align.models.flow_vocoder import FlowVocoder
-from tts_align.models.mel import MelVocoder
-from tts_align.objectives import Part, Reads
-from tts_align.report import METRICS, Utterance
-from tts_align.trainer import AlignCLI
+from tts_align.evaluation.judges.base import Expected, Heard
+from tts_align.evaluation.judges.ctc import CTCJudge
+from tts_align.evaluation.metrics.functional import cluster_bootstrap, paired_difference
+from tts_align.evaluation.metrics.tokens import TokenCounts
+from tts_align.evaluation.report import METRICS, Utterance
+from tts_align.models.codec.mel import MelVocoder
+from tts_align.models.flow.vocoder import FlowVocoder
+from tts_align.objectives import Part
+from tts_align.utils.files import read_json_lines
 
 RECIPES = HERE.parent / "recipes"
 VARIANTS = ("rm", "rm_fm", "rm_fm_lm")

@@ -20,9 +20,9 @@ import torch
 from jsonargparse import auto_cli
 from machine import Clock, machine, ratio, save
 
-from tts_align.data.prompts import read_prompts
-from tts_align.models.base import Context, Prompt, Sampling, Spoken
-from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.evaluation.prompts import read_prompts
+from tts_align.models.base.generation import Context, Prompt, Sampling, Spoken
+from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 
 BIG = Sizes(
     codes=6561, text_vocabulary=500, hidden_size=256, layers=4, heads=4, key_value_heads=2, intermediate_size=1024

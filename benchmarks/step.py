@@ -33,16 +33,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 from tts_align.batch import Batch
-from tts_align.cache import TokenCache
-from tts_align.contrast import Contrast
+from tts_align.cli.lightning import quiet
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.models.layout import TokenRow
-from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
-from tts_align.module import AlignModule
+from tts_align.models.base.layout import TokenRow
+from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.objectives import Objective, Part
-from tts_align.trainer import quiet
+from tts_align.training.cache import TokenCache
+from tts_align.training.contrast import Contrast
+from tts_align.training.module import AlignModule
 
 Name = Literal["sft", "dpo", "kto", "tkto"]
 PASSES = {"sft": 3, "dpo": 3, "kto": 4, "tkto": 4}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tts_align.batch import Batch, Mean, Rows, Scored, Totals
-from tts_align.models.layout import Layout, TokenRow, collate
+from tts_align.models.base.layout import Layout, TokenRow, collate
 
 LAYOUT = Layout("cosyvoice2", codes=10)
 TOTALS = Totals(2, 6, 1, 3)

@@ -9,11 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from places import BENCHMARKS
 
-from tts_align.models.base import Sampling
-from tts_align.models.qwen2 import Sizes
+from tts_align.models.base.generation import Sampling
+from tts_align.models.policy.qwen2 import Sizes
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIZES = Sizes(20, 12, hidden_size=16, layers=1, heads=2, key_value_heads=1, intermediate_size=24)
 
 
@@ -77,7 +77,7 @@ def test_utterances_are_the_same_in_a_batch_and_alone(load: Any) -> None:
 
 def test_the_demos_sentences_are_spoken_too(load: Any) -> None:
     sampling = load("sampling")
-    model = load("tts_align.models.qwen2").Qwen2CodecLM("demo:audio/base")
+    model = load("tts_align.models.policy.qwen2").Qwen2CodecLM("demo:audio/base")
     prompts = sampling.demo_prompts(model, 3)
     assert [prompt.prefix for prompt in prompts] == [1, 1, 1]
     row = sampling.compare(model, prompts, Sampling(min_ratio=1.0, max_ratio=2.0), rounds=1)
@@ -95,7 +95,7 @@ def test_memory_is_measured_at_any_size(case: str, load: Any, tmp_path: Path) ->
     if case == "decoding":
         assert row["codes"] == 8
         return
-    every = sum(value.numel() for value in load("tts_align.models.qwen2").Qwen2CodecLM(sizes=sizes).parameters())
+    every = sum(value.numel() for value in load("tts_align.models.policy.qwen2").Qwen2CodecLM(sizes=sizes).parameters())
     assert row["trained_parameters"] == every if case == "full" else 0 < row["trained_parameters"] < every
 
 

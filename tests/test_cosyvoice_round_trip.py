@@ -14,23 +14,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from places import RECIPES
 from sources import save_shard, shard_rows, sound
 from tiny import gap
 from tiny_directory import FAMILIES, STALE, make_directory
 
-from tts_align.cli import label, run
+from tts_align.cli.entry import label, run
+from tts_align.cli.export import score
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.files import read_json_lines
-from tts_align.judges.base import Expected, Heard, Judge, Reading, Verdict
-from tts_align.models.base import Context
+from tts_align.evaluation.judges.base import Expected, Heard, Judge, Reading, Verdict
+from tts_align.models.base.generation import Context
+from tts_align.models.base.layout import TokenRow
 from tts_align.models.cosyvoice.directory import load_state
 from tts_align.models.cosyvoice.lm import CosyVoiceLM
 from tts_align.models.cosyvoice.vocoder import thin_silence
-from tts_align.models.layout import TokenRow
-from tts_align.verbs.export import score
+from tts_align.utils.files import read_json_lines
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 OBJECTIVES = ("sft", "dpo", "kto", "tkto")
 CODES, SAMPLES_PER_FRAME = 40, 480
 # What a recipe for 0.5B parameters and a GPU needs to run here in a blink.

@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 
 from tts_align import logprobs
-from tts_align.batch import Mean
-from tts_align.logprobs import across_ranks, chosen_logp, full_kl, masked_mean, masked_sum
+from tts_align.batch import Mean, across_ranks
+from tts_align.logprobs import chosen_logp, full_kl, masked_mean, masked_sum
 
 
 def slow_logp(row: list[float]) -> list[float]:

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from places import ROOT
 
 import tts_align
 
-ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
@@ -49,7 +48,7 @@ def test_every_import_is_required_and_every_requirement_imported() -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, tts_align, tts_align.cli; "
+        "import sys, tts_align, tts_align.cli.entry; "
         "print([m for m in ('torch', 'lightning', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -68,7 +67,7 @@ def test_unknown_names_raise() -> None:
 
 
 def test_the_console_script_returns_nothing() -> None:
-    assert "tts-align = tts_align.cli:main" in SETUP["options.entry_points"]["console_scripts"]
+    assert "tts-align = tts_align.cli.entry:main" in SETUP["options.entry_points"]["console_scripts"]
 
 
 def test_version_is_in_one_place() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
-from tts_align.cli import run
+from tts_align.cli.entry import run
 from tts_align.objectives import Objective
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import RECIPES
 
-from tts_align.cli import run
+from tts_align.cli.entry import run
 from tts_align.objectives import Objective
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "1500"]
 OF_ITS_OWN = {"diffro": ["--model.reward_fit.epochs", "1", "--data.max_rows", "200"]}
 """What makes a stage before the policy's short."""

@@ -18,10 +18,10 @@ from tiny_directory import FAMILIES, make_directory
 from tts_align.data.datamodule import AlignData
 from tts_align.data.records import Row
 from tts_align.models.cosyvoice.lm import CosyVoiceLM
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import Attribute, RewardSizes
-from tts_align.module import AlignModule
+from tts_align.models.reward.config import Attribute, RewardSizes
+from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import MTR, DiffRO, Objective, Part
+from tts_align.training.module import AlignModule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*' does not have many workers",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
-from tts_align.cache import TokenCache
-from tts_align.cli import run
-from tts_align.contrast import WEIGHTS, separation
+from tts_align.cli.entry import run
+from tts_align.training.cache import TokenCache
+from tts_align.training.contrast import WEIGHTS, separation
 
-ROOT = Path(__file__).parents[1]
 RECIPES = [str(ROOT / "recipes" / name) for name in ("tkto.yaml", "models/symbolic.yaml")]
 
 

@@ -17,16 +17,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
-from tts_align.cache import TokenCache
-from tts_align.contrast import Contrast
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.models.qwen2 import LoRA, Qwen2CodecLM, Sizes
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import RewardSizes
-from tts_align.module import AlignModule
+from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
+from tts_align.models.reward.config import RewardSizes
+from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Part
+from tts_align.training.cache import TokenCache
+from tts_align.training.contrast import Contrast
+from tts_align.training.module import AlignModule
 
 CODES, LETTERS = 20, "abcdefgh "
 SIZES = Sizes(CODES, len(LETTERS), hidden_size=16, layers=2, heads=2, key_value_heads=1, intermediate_size=24)

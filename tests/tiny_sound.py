@@ -15,21 +15,21 @@ import torch
 from tiny import CODES, LETTERS, make_rows, save_recipe
 from torch import Tensor
 
-from tts_align.audio import write_wav
 from tts_align.batch import Batch
 from tts_align.data.collate import MicroBatch, MicroBatches, PlanSampler
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.models.base import Vocoder
-from tts_align.models.dit import DiTFlow, DiTFlowSizes
-from tts_align.models.fsq import FSQSizes, MelFSQ
-from tts_align.models.qwen2 import Qwen2CodecLM
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import Attribute, RewardSizes
-from tts_align.module import AlignModule
+from tts_align.models.base.vocoder import Vocoder
+from tts_align.models.codec.mel_fsq import FSQSizes, MelFSQ
+from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
+from tts_align.models.reward.config import Attribute, RewardSizes
+from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import Part
 from tts_align.objectives.e2e import E2E
+from tts_align.training.module import AlignModule
+from tts_align.utils.audio import write_wav
 
 VOICES = ("ann", "bob")
 FSQ = FSQSizes(

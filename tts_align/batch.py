@@ -26,9 +26,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -81,7 +83,7 @@ class Rows(Record):
 
     Args:
         token: ids, each in the embedding table that ``table`` names.
-        table: 0 text, 1 speech, 2 special; see :mod:`tts_align.models.layout`.
+        table: 0 text, 1 speech, 2 special; see :mod:`tts_align.models.base.layout`.
         position: rotary position of each input inside its row.
         segment: number of the row inside its bin, counted from 1, 0 for padding; ``None`` when every bin is one
             right-padded row, where a causal mask alone is enough.
@@ -132,7 +134,7 @@ class Utterances(Record):
         code_target: for each real code, in the order of the rows, which of the flat targets it is.
         code_place: for each real code its flat index (row * s + code).
         targets: how many targets each row has.
-        rows: the rows before they were arranged (:class:`tts_align.models.layout.TokenRow`).
+        rows: the rows before they were arranged (:class:`tts_align.models.base.layout.TokenRow`).
         seeds: one for each row, another one in every epoch: what is drawn for a row depends on nothing else.
         heard: what is said in each, as a recogniser writes it; ``None`` where nobody knows.
         wanted: what its text ought to sound like, written likewise.
@@ -287,3 +289,25 @@ class Mean(Record):
     def value(self) -> Float[Tensor, ""]:
         """Total over count; 0 when nothing was counted."""
         return self.total / self.count.clamp(min=torch.finfo(self.count.dtype).tiny)
+
+
+class Reads(StrEnum):
+    """Which rows an objective can use."""
+
+    SPEECH = "speech"
+    """Good speech: rows labelled desirable or chosen, and rows without a label."""
+    PAIR = "pair"
+    """Chosen and rejected speech of one sentence."""
+    ANY = "any"
+    """Every utterance, whatever its label; a pair is two of them."""
+    LABELLED = "labelled"
+    """Rows labelled desirable or undesirable; a pair is two of them."""
+
+
+def across_ranks(mean: Mean) -> Mean:
+    """The same mean over the values of all ranks; a rank without values takes part with a count of 0."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return mean
+    both = torch.stack([mean.total.float(), mean.count.float()])
+    dist.all_reduce(both)
+    return Mean(both[0], both[1])

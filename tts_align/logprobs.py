@@ -6,12 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from tts_align.batch import Mean
 
 
 def chosen_logp(logits: Float[Tensor, "m v"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
@@ -78,12 +75,3 @@ def masked_sum(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float
 def masked_mean(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float[Tensor, " r"]:
     """Mean of each row over the positions that count; 0 for a row without any."""
     return masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
-
-
-def across_ranks(mean: Mean) -> Mean:
-    """The same mean over the values of all ranks; a rank without values takes part with a count of 0."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return mean
-    both = torch.stack([mean.total.float(), mean.count.float()])
-    dist.all_reduce(both)
-    return Mean(both[0], both[1])

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from tts_align.data.records import Row
-from tts_align.models.base import CodecLM, Context, Encoded
-from tts_align.models.layout import Layout
+from tts_align.models.base.generation import Context, Encoded
+from tts_align.models.base.layout import Layout
+from tts_align.models.base.policy import CodecLM
 
 
 class Letters(CodecLM):

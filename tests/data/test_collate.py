@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from letters import Letters, make_rows
 
+from tts_align.batch import Reads
 from tts_align.data.collate import Examples, MicroBatches, PlanSampler
 from tts_align.data.plan import Plan
 from tts_align.data.select import select
-from tts_align.objectives.base import Reads
 
 
 def build(reads: Reads, count: int = 40, seed: int = 0, **options: Any) -> tuple[Examples, Letters]:

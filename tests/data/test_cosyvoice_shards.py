@@ -9,13 +9,13 @@ import pytest
 from pyarrow import parquet
 from sources import save_shard, shard_rows, sound_file
 
+from tts_align.batch import Reads
 from tts_align.data.cosyvoice import NoRecording, is_place, read_recordings
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import read_manifest, write_manifest
 from tts_align.data.records import ManifestError, Pair, Row, Sound
 from tts_align.data.select import select
-from tts_align.models.base import CodecLM
-from tts_align.objectives.base import Reads
+from tts_align.models.base.policy import CodecLM
 
 
 def tokens(number: int) -> list[int]:

@@ -11,10 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from tts_align.batch import Batch
+from tts_align.batch import Batch, Reads
 from tts_align.data.datamodule import AlignData
-from tts_align.models.base import CodecLM
-from tts_align.objectives.base import Reads
+from tts_align.models.base.policy import CodecLM
 
 pytestmark = [
     # Not about our code: a loader without workers, no logger, short epochs.

@@ -11,7 +11,7 @@ from torch import Tensor
 from tts_align.data.encode import encode_audio
 from tts_align.data.manifest import read_manifest, write_manifest
 from tts_align.data.records import Manifest, ManifestError, Pair, Row, Sound
-from tts_align.models.base import SpeechTokenizer
+from tts_align.models.base.tokenizer import SpeechTokenizer
 
 
 class Loudness(SpeechTokenizer):

@@ -13,7 +13,7 @@ from tiny import make_reward, make_rows
 from tts_align.data.manifest import read_manifest, write_manifest
 from tts_align.data.pseudo import fill_columns
 from tts_align.data.records import Pair, Row, Sound
-from tts_align.models.reward_sizes import Attribute
+from tts_align.models.reward.config import Attribute
 
 ATTRIBUTES = (
     Attribute("mood", "classes", ("happy", "sad")),

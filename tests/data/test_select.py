@@ -3,9 +3,9 @@
 
 import pytest
 
+from tts_align.batch import Reads
 from tts_align.data.records import Pair, Row, Sound
 from tts_align.data.select import select, usable
-from tts_align.objectives.base import Reads
 
 
 def row(number: int, text: str, label: bool | None, speaker: str = "a") -> Row:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from tiny_sound import FSQ, TOKEN_SAMPLES, VOICES, Tones, save_recordings, spoken_rows, tones
 
+from tts_align.batch import Reads
 from tts_align.data.manifest import read_manifest, write_manifest
 from tts_align.data.records import ManifestError, Pair, Row, Sound
 from tts_align.data.select import select
 from tts_align.data.sound import PLACEHOLDER, AcousticMel, Ears, collate_recordings
-from tts_align.models.base import Vocoder
-from tts_align.models.fsq import MelFSQ
-from tts_align.models.mel import LogMel
-from tts_align.models.s3 import S3Tokenizer
-from tts_align.models.s3_files import S3Sizes
-from tts_align.objectives import Reads
+from tts_align.models.base.vocoder import Vocoder
+from tts_align.models.codec.mel import LogMel
+from tts_align.models.codec.mel_fsq import MelFSQ
+from tts_align.models.cosyvoice.s3.files import S3Sizes
+from tts_align.models.cosyvoice.s3.tokenizer import S3Tokenizer
 
 
 @pytest.fixture(scope="module")

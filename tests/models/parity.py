@@ -6,16 +6,16 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from places import SHARED
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tts_align.models.layout import Layout, TokenRow
-from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.models.base.layout import Layout, TokenRow
+from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 
-FOLDER = Path(__file__).parents[3] / "shared" / "reference" / "cosyvoice" / "parity"
+FOLDER = SHARED / "reference" / "cosyvoice" / "parity"
 
 
 @dataclass(frozen=True)

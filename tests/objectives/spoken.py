@@ -15,9 +15,9 @@ from tts_align.data.collate import as_utterances
 from tts_align.data.records import Row
 from tts_align.data.select import Utterance
 from tts_align.logprobs import chosen_logp
-from tts_align.models.layout import TokenRow, collate
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import Attribute, RewardSizes
+from tts_align.models.base.layout import TokenRow, collate
+from tts_align.models.reward.config import Attribute, RewardSizes
+from tts_align.models.reward.model import RewardModel
 from tts_align.objectives.base import Part, Step
 
 CODES = LAYOUT.codes

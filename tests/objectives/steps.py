@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tts_align.batch import Batch, Mean, Rows, Scored, Totals
 from tts_align.logprobs import chosen_logp
-from tts_align.models.layout import Layout, TokenRow, collate
+from tts_align.models.base.layout import Layout, TokenRow, collate
 from tts_align.objectives.base import Outcome, Step
 
 LAYOUT = Layout("cosyvoice2", codes=6)

@@ -16,11 +16,11 @@ from steps import LAYOUT
 from torch import Tensor
 from torch.nn import functional
 
-from tts_align.batch import Totals
+from tts_align.batch import Reads, Totals
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import RewardSizes
-from tts_align.objectives import DiffRO, Outcome, Part, Reads
+from tts_align.models.reward.config import RewardSizes
+from tts_align.models.reward.model import RewardModel
+from tts_align.objectives import DiffRO, Outcome, Part
 from tts_align.objectives.base import Step
 
 LENGTHS = (4, 2, 6)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from steps import gradient, make_step, outcome, sigmoid, slow_anchor, tokens
 
-from tts_align.batch import Totals
-from tts_align.objectives import DPO, Reads
+from tts_align.batch import Reads, Totals
+from tts_align.objectives import DPO
 from tts_align.objectives.base import Step
 from tts_align.objectives.dpo import dpo_loss, ipo_loss
 

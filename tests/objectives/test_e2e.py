@@ -32,14 +32,14 @@ from tiny_sound import (
 from torch.nn import functional
 
 from tts_align.batch import Batch
-from tts_align.cli import run
+from tts_align.cli.entry import run
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
-from tts_align.module import AlignModule
 from tts_align.objectives import Part, Step
 from tts_align.objectives.e2e import E2E
-from tts_align.stage_fit import StageFit
-from tts_align.stages import _stage_changes
+from tts_align.training.module import AlignModule
+from tts_align.training.stage_fit import StageFit
+from tts_align.training.stages import _stage_changes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*' does not have many workers",
@@ -344,7 +344,7 @@ def test_codes_stand_where_the_placeholders_stood(way: str, tiny_policy: Path, t
     prepared = module.score(batch).batch
     said = prepared.utterances
     assert said is not None
-    from tts_align.models.layout import collate
+    from tts_align.models.base.layout import collate
 
     split = data._splits["train"]
     order = {key: row for key, row in zip(split.keys, split.examples.rows, strict=True)}
@@ -486,8 +486,8 @@ def test_voices_must_fit(build: Any):
 def test_codebooks_must_agree(tiny_policy: Path, codes: str):
     from tiny_sound import FSQ
 
-    from tts_align.models.fsq import MelFSQ
-    from tts_align.models.qwen2 import Qwen2CodecLM
+    from tts_align.models.codec.mel_fsq import MelFSQ
+    from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
     models = parts() | {"tokenizer": MelFSQ(sizes=replace(FSQ, levels=(5, 5)))}
     with pytest.raises(ValueError, match=r"25 codes of model.tokenizer"):
@@ -530,8 +530,8 @@ def test_what_is_rewarded_is_checked_before_the_stages_are_fitted(build: Any):
 
 def test_guards_wait_for_the_last_stage():
     """They listen with a judge, which earlier stages do not have."""
-    watch = Namespace(class_path="tts_align.callbacks.guards.HackingGuard")
-    other = Namespace(class_path="tts_align.callbacks.tokens.TokenStatistics")
+    watch = Namespace(class_path="tts_align.training.callbacks.guards.HackingGuard")
+    other = Namespace(class_path="tts_align.training.callbacks.tokens.TokenStatistics")
     chosen = Namespace(class_path="tts_align.objectives.e2e.E2E", init_args=Namespace(stage=3))
     config = Namespace(objective=chosen, trainer=Namespace(callbacks=[watch, other]))
     cli: Any = SimpleNamespace(config={"fit": config}, subcommand="fit")

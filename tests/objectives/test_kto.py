@@ -5,8 +5,8 @@ import pytest
 import torch
 from steps import LENGTHS, gradient, make_step, outcome, sigmoid, slow_anchor, tokens
 
-from tts_align.batch import Totals
-from tts_align.objectives import KTO, Reads
+from tts_align.batch import Reads, Totals
+from tts_align.objectives import KTO
 from tts_align.objectives.kto import kto_loss
 
 LABELS = (True, False, True, False)

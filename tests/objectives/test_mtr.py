@@ -13,10 +13,10 @@ from spoken import KNOWN, make_reward, spoken_step
 from torch import Tensor
 from torch.nn import functional
 
-from tts_align.batch import Totals
-from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
-from tts_align.models.reward import RewardModel, RewardSizes
-from tts_align.objectives import MTR, Outcome, Part, Reads
+from tts_align.batch import Reads, Totals
+from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.models.reward.model import RewardModel, RewardSizes
+from tts_align.objectives import MTR, Outcome, Part
 from tts_align.objectives.base import Step
 
 LENGTHS = (4, 2, 6, 3)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from steps import gradient, make_step, tokens, with_logp
 
-from tts_align.batch import Totals
-from tts_align.objectives import SFT, Reads
+from tts_align.batch import Reads, Totals
+from tts_align.objectives import SFT
 
 
 def test_golden_value():

@@ -20,9 +20,10 @@ from tts_align.data.mismatch import partners
 from tts_align.data.plan import Indices, Plan
 from tts_align.data.select import Item, Utterance
 from tts_align.data.sound import Heard, collate_recordings
-from tts_align.models.base import CodecLM, Context, Encoded
-from tts_align.models.code_places import code_places
-from tts_align.models.layout import Layout, TokenRow, collate
+from tts_align.models.base.code_places import code_places
+from tts_align.models.base.generation import Context, Encoded
+from tts_align.models.base.layout import Layout, TokenRow, collate
+from tts_align.models.base.policy import CodecLM
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tts_align.audio import AudioError
 from tts_align.data.records import Raw, located
+from tts_align.utils.audio import AudioError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from numpy.typing import NDArray
 
+from tts_align.batch import Reads
 from tts_align.data.collate import Examples, PlanSampler
 from tts_align.data.encode import encode_audio
 from tts_align.data.manifest import read_manifest
@@ -22,9 +23,10 @@ from tts_align.data.plan import Plan
 from tts_align.data.select import Utterance, select, usable
 from tts_align.data.sound import AcousticMel, Ears, Heard
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
-from tts_align.models.base import CodecLM, SpeechTokenizer, TokenizerHead, Vocoder
-from tts_align.models.layout import TokenRow
-from tts_align.objectives.base import Reads
+from tts_align.models.base.layout import TokenRow
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
+from tts_align.models.base.vocoder import Vocoder
 
 
 class AlignData(LightningDataModule):

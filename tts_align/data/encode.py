@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from tts_align.audio import AudioError, load_audio
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound
-from tts_align.models.base import SpeechTokenizer
+from tts_align.models.base.tokenizer import SpeechTokenizer
+from tts_align.utils.audio import AudioError, load_audio
 
 
 def missing_codes(rows: Sequence[Row]) -> list[str]:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tts_align.assets import resolve
 from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound, folder
 from tts_align.data.sources import read_rows
+from tts_align.utils.assets import resolve
 
 log = logging.getLogger(__name__)
 

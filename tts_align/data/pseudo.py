@@ -10,8 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tts_align.data.records import Row
-from tts_align.models.reward import RewardModel
-from tts_align.models.reward_sizes import Attribute
+from tts_align.models.reward.config import Attribute
+from tts_align.models.reward.model import RewardModel
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from tts_align.audio import AudioError, decode_audio, load_audio
 from tts_align.data.cosyvoice import is_place, read_recordings
+from tts_align.utils.audio import AudioError, decode_audio, load_audio
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tts_align.batch import Reads
 from tts_align.data.records import Row, Sound
-from tts_align.objectives.base import Objective, Reads
+from tts_align.objectives.base import Objective
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tts_align.audio import AudioError, load_audio
 from tts_align.batch import Recordings
 from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Sound
 from tts_align.data.select import Item, Utterance
-from tts_align.models.base import TokenizerHead, Vocoder
+from tts_align.models.base.tokenizer import TokenizerHead
+from tts_align.models.base.vocoder import Vocoder
+from tts_align.utils.audio import AudioError, load_audio
 
 PLACEHOLDER = 0
 """Stands for every code until the tokenizer has made it."""

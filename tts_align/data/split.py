@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tts_align.batch import Batch
 from tts_align.data.collate import Examples, MicroBatches, PlanSampler
 from tts_align.data.plan import Indices, Plan
-from tts_align.models.layout import Layout
+from tts_align.models.base.layout import Layout
 
 
 class AlignLoader(DataLoader[Batch]):

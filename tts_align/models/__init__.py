@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies, tokenizers, vocoders: one file per model."""
+"""Models: their interfaces in base, one folder per kind."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built-in objectives; importing this package fills ``Objective.registry``."""
 
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step
+from tts_align.batch import Reads
+from tts_align.objectives.base import Objective, Outcome, Part, Step
 from tts_align.objectives.diffro import DiffRO
 from tts_align.objectives.dpo import DPO
 from tts_align.objectives.e2e import E2E

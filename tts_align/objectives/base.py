@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tts_align.batch import Batch, Mean, Recordings, Scored, Utterances
+from tts_align.batch import Batch, Mean, Reads, Recordings, Scored, Utterances
 
 if TYPE_CHECKING:
-    from tts_align.models.base import CodecLM
+    from tts_align.models.base.policy import CodecLM
 
 
 class Part(StrEnum):
@@ -27,19 +27,6 @@ class Part(StrEnum):
     REWARD = "reward"
     FLOW = "flow"
     TOKENIZER = "tokenizer"
-
-
-class Reads(StrEnum):
-    """Which rows an objective can use."""
-
-    SPEECH = "speech"
-    """Good speech: rows labelled desirable or chosen, and rows without a label."""
-    PAIR = "pair"
-    """Chosen and rejected speech of one sentence."""
-    ANY = "any"
-    """Every utterance, whatever its label; a pair is two of them."""
-    LABELLED = "labelled"
-    """Rows labelled desirable or undesirable; a pair is two of them."""
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tts_align.batch import Batch, Mean
+from tts_align.batch import Batch, Mean, Reads
 from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, posterior_noise, row_generators
 from tts_align.logprobs import full_kl
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 if TYPE_CHECKING:
-    from tts_align.models.base import CodecLM, RewardHead
-    from tts_align.rewards import RewardScores
+    from tts_align.models.base.policy import CodecLM
+    from tts_align.models.base.reward import RewardHead
+    from tts_align.models.base.reward_records import RewardScores
 
 BINS = 5
-"""Of the histogram of rewards that :class:`tts_align.callbacks.guards.CollapseGuard` watches."""
+"""Of the histogram of rewards that :class:`tts_align.training.callbacks.guards.CollapseGuard` watches."""
 SATURATED = 0.99
 """A reward counts as saturated when the reward model is this sure."""
 

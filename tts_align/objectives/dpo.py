@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tts_align.batch import Mean
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
+from tts_align.batch import Mean, Reads
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 
 def dpo_loss(margin: Float[Tensor, " p"], beta: float, label_smoothing: float = 0.0) -> Float[Tensor, " p"]:

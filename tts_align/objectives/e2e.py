@@ -14,14 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tts_align.batch import Batch, Mean, Utterances
+from tts_align.batch import Batch, Mean, Reads, Utterances
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
-from tts_align.handover import PARTS, loaded, read_weights, said_by
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
+from tts_align.utils.weights import PARTS, loaded, read_weights, said_by
 
 if TYPE_CHECKING:
-    from tts_align.models.base import CodecLM, FlowHead, RewardHead, TokenizerHead
-    from tts_align.models.flow_records import FlowDraws
+    from tts_align.models.base.flow import FlowHead
+    from tts_align.models.base.flow_records import FlowDraws
+    from tts_align.models.base.policy import CodecLM
+    from tts_align.models.base.reward import RewardHead
+    from tts_align.models.base.tokenizer import TokenizerHead
 
 Shaper = Literal["reward", "flow", "policy"]
 SHAPERS: tuple[Shaper, ...] = ("reward", "flow", "policy")

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tts_align.batch import Mean
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
+from tts_align.batch import Mean, Reads
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 
 def kto_loss(

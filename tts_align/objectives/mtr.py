@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from tts_align.batch import Mean
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative
-from tts_align.rewards import Regularisers, TaskLoss
+from tts_align.batch import Mean, Reads
+from tts_align.models.base.reward_records import Regularisers, TaskLoss
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative
 
 if TYPE_CHECKING:
-    from tts_align.models.base import CodecLM, RewardHead
+    from tts_align.models.base.policy import CodecLM
+    from tts_align.models.base.reward import RewardHead
 
 TEXT_TASKS = ("asr", "ctc")
 """Tasks whose label is the transcript."""

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from tts_align.batch import Mean
-from tts_align.objectives.base import Objective, Outcome, Reads, Step
+from tts_align.batch import Mean, Reads
+from tts_align.objectives.base import Objective, Outcome, Step
 
 
 class SFT(Objective, name="sft"):

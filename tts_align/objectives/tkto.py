@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tts_align.batch import Mean
-from tts_align.logprobs import across_ranks, full_kl, masked_sum
-from tts_align.objectives.base import Objective, Outcome, Part, Reads, Step, check_not_negative, check_positive
+from tts_align.batch import Mean, Reads, across_ranks
+from tts_align.logprobs import full_kl, masked_sum
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 ReferencePoint = Literal["token", "batch_position", "batch"]
 

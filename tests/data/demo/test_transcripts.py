@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from tts_align.assets import ASSETS
+from tts_align.batch import Reads
 from tts_align.data.demo.sentences import all_sentences
 from tts_align.data.manifest import read_manifest
 from tts_align.data.select import select
-from tts_align.objectives import Reads
+from tts_align.utils.assets import ASSETS
 
 COUNTS = {
     ("audio", "preference"): (2552, 1618, 934),

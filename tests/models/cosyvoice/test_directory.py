@@ -17,13 +17,7 @@ from hypothesis import strategies as st
 from onnx_models import save_directory, save_text_tokenizer
 from safetensors.torch import save_file
 
-from tts_align.models.cosyvoice.directory import (
-    BackboneSizes,
-    Frames,
-    ModelDirectory,
-    backbone_sizes,
-    load_state,
-)
+from tts_align.models.cosyvoice.directory import BackboneSizes, Frames, ModelDirectory, backbone_sizes, load_state
 from tts_align.models.cosyvoice.plain_yaml import read_plain_yaml
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tts_align.models.cosyvoice.directory import load_state
-from tts_align.models.cosyvoice.flow import UNetFlow, UNetFlowSizes
-from tts_align.models.cosyvoice.hift import HiFT
-from tts_align.models.cosyvoice.hift_sizes import HiFTSizes
+from tts_align.models.cosyvoice.flow.model import UNetFlow, UNetFlowSizes
+from tts_align.models.cosyvoice.hift.config import HiFTSizes
+from tts_align.models.cosyvoice.hift.model import HiFT
 from tts_align.models.cosyvoice.lm import backbone_names, published_names
-from tts_align.models.dit import DiTFlow, DiTFlowSizes
-from tts_align.models.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
+from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 
 
 def build(name: str) -> nn.Module:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from tiny_directory import BASE, FAMILIES, TRANSCRIPT, make_directory
 
 from tts_align.batch import Rows
-from tts_align.models.base import Context, Encoded, Prompt, Sampling
+from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling
+from tts_align.models.base.layout import TokenRow, collate
 from tts_align.models.cosyvoice.directory import load_state
 from tts_align.models.cosyvoice.lm import CosyVoiceLM, backbone_names, prefix_text
 from tts_align.models.cosyvoice.voices import Voice
-from tts_align.models.layout import TokenRow, collate
-from tts_align.models.qwen2 import LoRA
+from tts_align.models.policy.qwen2 import LoRA
 
 BOTH = pytest.mark.parametrize("family", FAMILIES)
 DUMPED = pytest.mark.parametrize("name", ["llm_v2", "llm_v3"])

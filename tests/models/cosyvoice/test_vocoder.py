@@ -21,7 +21,7 @@ from torch import Tensor
 from tts_align.models.cosyvoice import vocoder as place
 from tts_align.models.cosyvoice.lm import CosyVoiceLM
 from tts_align.models.cosyvoice.vocoder import LONGEST_SILENCE, SILENT, CosyVoiceVocoder, thin_silence
-from tts_align.models.qwen2 import Qwen2CodecLM
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
 FRAME = 480
 SPEAKERS = ["known", "cloned", "cloned", "known", "known", "cloned"]

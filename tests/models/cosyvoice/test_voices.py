@@ -13,12 +13,12 @@ import soundfile
 import torch
 from onnx_models import save_directory
 
-from tts_align.audio import load_audio
 from tts_align.models.cosyvoice.directory import ModelDirectory
 from tts_align.models.cosyvoice.features import acoustic_mel
 from tts_align.models.cosyvoice.frontend import CosyVoiceTokenizer, SpeakerEncoder
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voices, open_voices
+from tts_align.utils.audio import load_audio
 
 ASSISTANT = "You are a helpful assistant.<|endofprompt|>"
 

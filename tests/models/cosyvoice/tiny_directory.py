@@ -13,11 +13,11 @@ from onnx_models import save_speaker_encoder, save_speech_tokenizer, save_text_t
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tts_align.models.cosyvoice.flow import UNetFlow, UNetFlowSizes
-from tts_align.models.cosyvoice.hift import HiFT
-from tts_align.models.cosyvoice.hift_sizes import HiFTSizes
+from tts_align.models.cosyvoice.flow.model import UNetFlow, UNetFlowSizes
+from tts_align.models.cosyvoice.hift.config import HiFTSizes
+from tts_align.models.cosyvoice.hift.model import HiFT
 from tts_align.models.cosyvoice.text import TextTokenizer
-from tts_align.models.dit import DiTFlow, DiTFlowSizes
+from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 
 BACKBONE = "CosyVoice-BlankEN"
 TRANSCRIPT = "Hello."

@@ -22,15 +22,7 @@ from tqdm import tqdm
 
 from tts_align.data.demo import espeak
 from tts_align.data.demo.espeak import Utterance
-from tts_align.data.demo.sentences import (
-    ADVERBS,
-    DEMONSTRATIVES,
-    ENDINGS,
-    NOUNS,
-    READINGS,
-    SPEAKERS,
-    Sentence,
-)
+from tts_align.data.demo.sentences import ADVERBS, DEMONSTRATIVES, ENDINGS, NOUNS, READINGS, SPEAKERS, Sentence
 
 SAMPLE_RATE = 16000
 VOICES = dict(zip(SPEAKERS, ("ja+f2", "ja+m3"), strict=True))

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tts_align.models.base.layout import Family
 from tts_align.models.cosyvoice.plain_yaml import read_plain_yaml
-from tts_align.models.layout import Family
 
 BACKBONE = "CosyVoice-BlankEN"
 COUNTERS = ("epoch", "step")

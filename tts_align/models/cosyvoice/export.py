@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tts_align.files import directory_written_atomically, occupied
 from tts_align.models.cosyvoice.directory import BACKBONE, ModelDirectory, load_state
+from tts_align.utils.files import directory_written_atomically, occupied
 
 BODY = "llm.model.model."
 """Where the published files keep the Qwen2 model."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tts_align.models.base import SpeechTokenizer
+from tts_align.models.base.tokenizer import SpeechTokenizer
 from tts_align.models.cosyvoice.directory import ModelDirectory
 from tts_align.models.cosyvoice.features import kaldi_fbank, whisper_mel
 

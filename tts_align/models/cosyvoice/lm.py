@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tts_align.models.base import Context, Encoded
+from tts_align.models.base.generation import Context, Encoded
+from tts_align.models.base.layout import Family, Layout
 from tts_align.models.cosyvoice.directory import ModelDirectory, backbone_sizes, load_state
 from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
-from tts_align.models.layout import Family, Layout
-from tts_align.models.qwen2 import LoRA, Qwen2CodecLM, Sizes
+from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
 
 END_OF_PROMPT = "<|endofprompt|>"
 ASSISTANT = "You are a helpful assistant."

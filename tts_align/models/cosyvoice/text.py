@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tts_align.models.layout import Family
+from tts_align.models.base.layout import Family
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

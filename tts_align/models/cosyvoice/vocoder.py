@@ -12,15 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tts_align.models.base import CodecLM, Vocoder
+from tts_align.models.base.flow_records import FlowPrompt
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.vocoder import Vocoder
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_state
-from tts_align.models.cosyvoice.flow import load_flow
-from tts_align.models.cosyvoice.hift import HiFT, load_hift
+from tts_align.models.cosyvoice.flow.model import load_flow
+from tts_align.models.cosyvoice.hift.model import HiFT, load_hift
 from tts_align.models.cosyvoice.precision import full_precision
 from tts_align.models.cosyvoice.voice_rows import STORED, read_voice_rows
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
-from tts_align.models.flow import TokenFlow
-from tts_align.models.flow_records import FlowPrompt
+from tts_align.models.flow.token_flow import TokenFlow
 
 SILENT = frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
 """Codes of version 3's tokenizer that stand for silence and breath."""

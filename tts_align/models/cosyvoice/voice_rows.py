@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tts_align.files import read_json_lines
 from tts_align.models.cosyvoice.text import END_OF_PROMPT
+from tts_align.utils.files import read_json_lines
 
 Mode = Literal["zero_shot", "cross_lingual", "instruct", "sft"]
 STORED = "spk2info.pt"

@@ -13,13 +13,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.audio import AudioError, load_audio
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_plain
 from tts_align.models.cosyvoice.features import acoustic_mel
 from tts_align.models.cosyvoice.frontend import MAX_SECONDS, SAMPLE_RATE, CosyVoiceTokenizer, SpeakerEncoder
 from tts_align.models.cosyvoice.precision import full_precision
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voice_rows import STORED, Mode, VoiceRow, bare_transcript, read_voice_rows
+from tts_align.utils.audio import AudioError, load_audio
 
 _COMPLETE = {"speech": "flow_prompt_speech_token", "mel": "prompt_speech_feat", "vector": "flow_embedding"}
 

@@ -1,0 +1,109 @@
+"""Sections of an overlay that hold for one objective only."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from places import RECIPES, ROOT
+
+from tts_align.cli.recipe import expand_sections, full_path, load_recipe
+
+OVERLAY = {"trainer": {"max_epochs": 2}, "by_objective": {"sft": {"data": {"seed": 1}}, "tkto": {"data": {"seed": 2}}}}
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def sections(args):
+    """What was put in, as (place, content)."""
+    return [(at, yaml.safe_load(arg)) for at, arg in enumerate(expand_sections(args)) if "\n" in arg]
+
+
+@pytest.mark.parametrize("objective", ["tkto", {"name": "tkto"}, {"class_path": "tts_align.objectives.tkto.TKTO"}])
+def test_the_section_of_the_chosen_objective_follows_its_overlay(write, objective):
+    recipe, overlay = write("a.yaml", {"objective": objective}), write("b.yaml", OVERLAY)
+    args = ["fit", "--config", recipe, "-c", overlay, "--data.seed", "3"]
+    assert sections(args) == [(6, {"data": {"seed": 2}})]
+    expanded = expand_sections(args)
+    assert expanded[5] == "--config"
+    assert [arg for at, arg in enumerate(expanded) if at not in (5, 6)] == args  # later flags still have the last word
+
+
+def test_the_objective_named_last_counts_wherever_it_is_named(write):
+    recipe, overlay = write("a.yaml", {"objective": "tkto"}), write("b.yaml", OVERLAY)
+    by_flag = ["fit", f"--config={recipe}", f"--config={overlay}"]
+    assert sections([*by_flag, "--objective", "sft"])[0][1] == {"data": {"seed": 1}}
+    assert sections([*by_flag, "--objective=sft"])[0][1] == {"data": {"seed": 1}}
+    assert sections([*by_flag, "--objective", "dpo"]) == []  # the overlay has nothing to say about it
+    assert sections(["sample", "--config", overlay]) == []  # no objective at all
+
+
+def test_an_overlay_without_sections_and_unreadable_recipes_change_nothing(write):
+    args = ["fit", "--config", write("a.yaml", {"objective": "sft"}), "--config", write("b.yaml", "a: [")]
+    assert expand_sections(args) == args
+    assert expand_sections(["fit", "--config", "nowhere.yaml"]) == ["fit", "--config", "nowhere.yaml"]
+
+
+def test_a_section_for_no_objective_is_a_mistake(write, capsys):
+    overlay = write("b.yaml", {"by_objective": {"tkot": {}}})
+    with pytest.raises(SystemExit):
+        expand_sections(["fit", "--config", overlay, "--objective", "sft"])
+    assert "did you mean 'tkto'" in capsys.readouterr().err
+
+
+def test_sections_are_no_option_of_the_parser():
+    assert load_recipe(yaml.safe_dump(OVERLAY)) == {"trainer": {"max_epochs": 2}}
+
+
+def test_cosyvoice_is_short_for_its_class():
+    assert load_recipe("model: {policy: {class_path: cosyvoice}}")["model"]["policy"]["class_path"] == full_path(
+        "CosyVoiceLM"
+    )
+    assert full_path("cosyvoice") == "tts_align.models.cosyvoice.lm.CosyVoiceLM"
+
+
+def test_both_overlays_of_cosyvoice_say_the_same():
+    folder = RECIPES / "models"
+    second, third = ((folder / f"cosyvoice{version}.yaml").read_text() for version in "23")
+    body = second.partition("\nrun:")[2]
+    assert body.replace("cosyvoice2", "cosyvoice3") == third.partition("\nrun:")[2]
+    assert set(yaml.safe_load(second)["by_objective"]) >= {"sft", "dpo", "kto", "tkto"}
+
+
+@pytest.mark.parametrize(("objective", "rate"), [("sft", 1e-5), ("dpo", 1e-6), ("kto", 1e-6), ("tkto", 1e-6)])
+def test_the_overlay_puts_the_papers_constants_in_place_of_the_embedded_models(objective, rate):
+    """Whatever the recipe beneath sets for a small model is set again, or taken back."""
+    from jsonargparse import Namespace
+
+    from tts_align.cli.lightning import AlignCLI
+
+    class Parsed(AlignCLI):
+        def instantiate_classes(self):
+            self.model = self.datamodule = self.trainer = None
+
+        def _run_subcommand(self, subcommand):
+            self.seen: Namespace = self.config[subcommand]
+
+    recipes = [f"recipes/{objective}.yaml", "recipes/models/cosyvoice2.yaml"]
+    args = ["fit", *(part for path in recipes for part in ("--config", str(ROOT / path)))]
+    seen = Parsed([*args, "--model.policy.init_args.directory", "DIR", "--data.manifest", "FILE"]).seen
+    assert seen.run.directory == f"runs/cosyvoice2-{objective}"
+    assert seen.model.optimizer.init_args.lr == rate
+    assert (seen.data.rows_per_step, seen.trainer.accumulate_grad_batches) == (32, 8)
+    assert seen.model.policy.init_args.directory == "DIR"
+    for unset in ("judge", "test", "lr_scheduler"):
+        assert seen.model[unset] is None
+    assert seen.model.vocoder.init_args.directory is None
+    knobs = seen.objective.get("init_args")
+    if objective == "tkto":
+        assert (knobs.beta, knobs.mu, knobs.lower, knobs.upper, knobs.sft_weight) == (0.1, 1, -2, 2, 0)
+        assert (seen.model.contrast.sft_weight, seen.model.contrast.balance) == (0, "neither")
+    elif objective != "sft":
+        assert (knobs.beta, knobs.sft_weight) == (0.1, 0)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import pytest
+from talker import VOICES, Module, Talker, make_candidates, make_prompts, sentences
+
+from tts_align.cli.sample import sample
+from tts_align.evaluation.candidates import candidate_seed, read_candidates
+from tts_align.evaluation.prompts import write_prompts
+from tts_align.evaluation.speaking import wanted
+from tts_align.models.base.generation import Sampling
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return make_prompts(tmp_path)
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    return make_candidates(tmp_path)
+
+
+def test_every_sentence_is_spoken_in_every_voice_in_order(candidates):
+    rows = read_candidates(candidates)
+    assert [row.id for row in rows] == [f"s{i}-{voice}-{k}" for i in range(4) for voice in VOICES for k in range(3)]
+    assert rows[0].prompt == sentences()[0]
+    assert rows[0].seed == candidate_seed(0, "s0", "sakura", 0)
+    assert len({row.seed for row in rows}) == 24
+    assert not candidates.with_name("candidates.jsonl.parts").exists()
+
+
+@pytest.mark.parametrize(("batch_rows", "world"), [(1, 1), (5, 2), (64, 3)])
+def test_speech_does_not_depend_on_batches_or_processes(tmp_path, prompts, candidates, batch_rows, world):
+    out = tmp_path / "again.jsonl"
+    for rank in reversed(range(world)):
+        sample(Module(), prompts, out, 3, VOICES, batch_rows, rank=rank, world=world)
+    assert out.read_text() == candidates.read_text()
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, prompts, candidates):
+    out, dying, heir = tmp_path / "again.jsonl", Talker(dies_after=2), Talker()
+    with pytest.raises(KeyboardInterrupt):
+        sample(Module(dying), prompts, out, 3, VOICES, batch_rows=5)
+    shard = next(tmp_path.glob("again.jsonl.parts/*.jsonl"))
+    shard.write_text(shard.read_text()[:-20])  # killed in the middle of a line
+    assert not out.exists()
+    sample(Module(heir), prompts, out, 3, VOICES, batch_rows=5)
+    assert sum(heir.batches) == 24 - 9
+    assert out.read_text() == candidates.read_text()
+
+
+def test_a_finished_run_has_nothing_left_to_do(prompts, candidates):
+    idle = Talker(dies_after=0)
+    sample(Module(idle), prompts, candidates, 3, VOICES, batch_rows=2)
+    assert not idle.batches
+
+
+def test_other_settings_never_mix_with_a_finished_file(prompts, candidates):
+    before = candidates.read_text()
+    for change in ({"seed": 1}, {"samples": 2}):
+        with pytest.raises(ValueError, match="made with other settings or inputs"):
+            sample(Module(), prompts, candidates, **{"samples": 3, "speakers": VOICES} | change)
+    with pytest.raises(ValueError, match="other settings"):
+        sample(Module(sampling=Sampling(top_p=0.5)), prompts, candidates, 3, VOICES)
+    assert candidates.read_text() == before
+    sample(Module(), prompts, candidates, 3, VOICES, seed=1, overwrite=True)
+    assert candidates.read_text() != before
+
+
+def test_a_sentence_with_a_voice_of_its_own_is_spoken_in_that_one():
+    own = dataclasses.replace(sentences()[0], speaker="takumi")
+    assert [item.speaker for item in wanted([own, sentences()[1]], VOICES, 1, 0)] == ["takumi", *VOICES]
+    assert [item.id for item in wanted(sentences(1), [], 2, 0)] == ["s0-0", "s0-1"]
+
+
+def test_sentences_of_like_length_go_together(tmp_path):
+    policy, path = Talker(), tmp_path / "sentences.jsonl"
+    write_prompts(path, sentences(6))
+    lengths = []
+    policy.say, say = (lambda prompt: (lengths.append(len(prompt.text)), say(prompt))[1]), policy.say
+    sample(Module(policy), path, tmp_path / "out.jsonl", 1, VOICES, 4)
+    assert lengths == sorted(lengths)
+
+
+def test_progress_waits_for_nobody_but_the_barrier(tmp_path, prompts):
+    waited = []
+    out = sample(Module(), prompts, tmp_path / "a.jsonl", 1, VOICES, barrier=lambda: waited.append(1))
+    assert len(waited) == 2
+    assert len(read_candidates(out)) == 8
+
+
+def test_settings_that_cannot_work(tmp_path, prompts):
+    with pytest.raises(ValueError, match="at least 1, got 0 and 64"):
+        sample(Module(), prompts, tmp_path / "out.jsonl", 0)
+    with pytest.raises(FileNotFoundError):
+        sample(Module(), tmp_path / "none.jsonl", tmp_path / "out.jsonl")

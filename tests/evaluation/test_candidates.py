@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import math
+
+import pytest
+
+from tts_align.data.manifest import to_dict
+from tts_align.data.parse import Rules, parse
+from tts_align.data.records import Span
+from tts_align.evaluation.candidates import Candidate, candidate_seed, read_candidates
+from tts_align.evaluation.judges.base import Reading, Verdict
+from tts_align.evaluation.prompts import SentencePrompt
+
+PROMPT = SentencePrompt(
+    "s", "辛い", "ja", spans=(Span(0, 2, ("からい",), ("つらい",)),), transcripts={"からい": "x", "つらい": "y"}
+)
+VERDICT = Verdict("からい", Reading.RIGHT, 0.25, 0.0, 1.5, (0.1, 0.9))
+CANDIDATES = [
+    Candidate(PROMPT, "a", 0, 5, (1, 2), True),
+    Candidate(PROMPT, "a", 1, 6, (3,), False, VERDICT),
+    Candidate(PROMPT, "", 2, 7, (3,), True, error="RuntimeError: no"),
+]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_candidates_come_back(tmp_path):
+    path = write(tmp_path / "c.jsonl", [one.to_row() for one in CANDIDATES])
+    assert read_candidates(path) == CANDIDATES
+    assert [one.id for one in CANDIDATES] == ["s-a-0", "s-a-1", "s-2"]
+
+
+def test_a_margin_that_the_judge_did_not_give_stays_unknown(tmp_path):
+    one = Candidate(PROMPT, "a", 1, 6, (3,), True, Verdict("か", Reading.WRONG, 0.0, 0.0))
+    back = read_candidates(write(tmp_path / "c.jsonl", [one.to_row()]))[0]
+    assert math.isnan(back.verdict.margin)
+    assert back.verdict.target_share is None
+
+
+def test_seeds_depend_on_name_and_global_seed_only():
+    seeds = {
+        candidate_seed(seed, name, voice, k) for seed in (0, 1) for name in "ab" for voice in "cd" for k in range(5)
+    }
+    assert len(seeds) == 40
+    assert candidate_seed(0, "ab", "c", 0) != candidate_seed(0, "a", "bc", 0)
+
+
+def test_a_manifest_understands_the_row():
+    row = CANDIDATES[1].to_manifest(desirable=True)
+    parsed, faults, unknown = parse(to_dict(row), "", Rules())
+    assert parsed == row
+    assert not faults
+    assert not unknown
+    assert row.scores == {
+        "finished": 0.0,
+        "cer": 0.25,
+        "nearest_cer": 0.0,
+        "margin": 1.5,
+        "target_start": 0.1,
+        "target_end": 0.9,
+    }
+    assert row.notes == {"sentence": "s", "reading": "right", "transcript": "からい"}
+    assert row.transcript == row.wanted == "x"  # of the right reading, not what was heard
+
+
+def test_faults_are_named(tmp_path):
+    row = CANDIDATES[0].to_row()
+    with pytest.raises(ValueError, match=r"c.jsonl:2: utterance 's-a-0' appears twice"):
+        read_candidates(write(tmp_path / "c.jsonl", [row, row]))
+    del row["seed"]
+    with pytest.raises(ValueError, match=r"c.jsonl:1: column 'seed' is missing: was this file written by"):
+        read_candidates(write(tmp_path / "c.jsonl", [row]))

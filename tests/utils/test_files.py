@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from tts_align.utils.files import (
+    directory_written_atomically,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    written_atomically,
+)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"辛い": 1})
+    assert "辛い" in path.read_text("utf-8")
+
+    def fail(scratch):
+        scratch.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), written_atomically(path) as scratch:
+        fail(scratch)
+    assert "辛い" in path.read_text("utf-8")
+    assert [one.name for one in path.parent.iterdir()] == ["a.json"]
+
+
+def test_lines_come_back_with_their_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert write_json_lines(path, [{"a": 1}, {"b": "\u2028"}]) == 2
+    path.write_text(path.read_text() + "\n" + '{"c": 3}\n')
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (2, {"b": "\u2028"}), (4, {"c": 3})]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("{oops", "a.jsonl:2: not JSON"), ("[1]", "a.jsonl:2: expected an object")]
+)
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        list(read_json_lines(path))
+    assert list(read_json_lines(path, cut_tail=True)) == [(1, {"a": 1})]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "model"
+    with directory_written_atomically(path) as scratch:
+        (scratch / "a").write_text("1")
+        assert not path.exists()
+    assert (path / "a").read_text() == "1"
+    assert path.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(ValueError, match="is there already"), directory_written_atomically(path):
+        pass
+
+    def fail(scratch):
+        (scratch / "b").write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), directory_written_atomically(path, overwrite=True) as scratch:
+        fail(scratch)
+    assert [one.name for one in path.iterdir()] == ["a"]
+    (tmp_path / "link").symlink_to(path)
+    with directory_written_atomically(tmp_path / "link", overwrite=True) as scratch:
+        (scratch / "c").write_text("3")
+    assert [one.name for one in path.iterdir()] == ["c"]  # what the link shows
+    with directory_written_atomically(path / "c", overwrite=True):
+        pass
+    assert (path / "c").is_dir()  # a file gives way, too
+    with directory_written_atomically(path / "c") as scratch:  # and an empty directory is nothing
+        (scratch / "d").write_text("4")
+    assert [one.name for one in path.parent.iterdir()] == ["model"]

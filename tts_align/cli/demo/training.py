@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the three kinds of model of the embedded experiment are trained: codec, recognisers, base language model."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from tts_align.data.demo.audio import Clip
+from tts_align.evaluation.judges.ctc import KanaRecogniser, RecogniserSizes
+from tts_align.models.base.layout import TokenRow, collate
+from tts_align.models.codec.mel import CodecSizes, LogMel, MelCodec, log_mel_batch
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One training run.
+
+    Args:
+        steps: Optimiser steps.
+        batch_size: Utterances per step.
+        learning_rate: Peak, reached after 5 % of the steps; a cosine brings it down to 2 % of itself.
+        weight_decay: AdamW's, on matrices only.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.01
+
+
+def optimise(model: nn.Module, loss: Callable[[], Tensor], schedule: Schedule, name: str) -> None:
+    """AdamW with warm-up, cosine and gradient clipping, in bfloat16 where PyTorch's autocast thinks it safe.
+
+    Args:
+        model: What is trained.
+        loss: Draws the next batch and gives its loss.
+        schedule: Length and rates.
+        name: Shown at the progress bar.
+    """
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": schedule.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, schedule.steps))
+    model.train()
+    with tqdm(range(schedule.steps), desc=name, unit="step") as bar:
+        for step in bar:
+            with torch.autocast("cpu", torch.bfloat16):
+                value = loss()
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{value.item():.3f}")
+    model.eval()
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step.
+
+    >>> [round(rate_factor(step, 100), 2) for step in (0, 4, 50, 100)]
+    [0.2, 1.0, 0.51, 0.02]
+    """
+    warm_up = min(1.0, (step + 1) / max(1, steps // 20))
+    return warm_up * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+
+def endless_batches(lengths: Sequence[int], batch_size: int, generator: random.Random) -> Iterator[list[int]]:
+    """Positions in batches of roughly like length, in a new order every epoch."""
+    spread = 0.2 * max(lengths)
+    while True:
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row] + generator.uniform(0, spread))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        generator.shuffle(batches)
+        yield from batches
+
+
+def log_mels(features: LogMel, clips: Sequence[Clip]) -> list[Float[Tensor, "f m"]]:
+    """Features of each clip."""
+    rows = []
+    for start in range(0, len(clips), 64):
+        padded, frames = log_mel_batch(features, [clip.audio for clip in clips[start : start + 64]])
+        rows += [row[:count].clone() for row, count in zip(padded, frames.tolist(), strict=True)]
+    return rows
+
+
+def padded_rows(rows: Sequence[Float[Tensor, "f m"]]) -> tuple[Float[Tensor, "b f m"], Int[Tensor, " b"]]:
+    """Rows in one tensor, and the length of each."""
+    return pad_sequence(list(rows), batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+def train_codec(sizes: CodecSizes, clips: Sequence[Clip], schedule: Schedule, seed: int) -> MelCodec:
+    """Train tokenizer and decoder together to reproduce the log-mel (mean of absolute and squared error)."""
+    torch.manual_seed(seed)
+    codec = MelCodec(sizes)
+    rows, speakers = log_mels(codec.features, clips), codec.speaker_index([clip.speaker for clip in clips])
+    batches = endless_batches([len(row) for row in rows], schedule.batch_size, random.Random(seed))
+
+    def loss() -> Tensor:
+        chosen = next(batches)
+        log_mel, frames = padded_rows([rows[row] for row in chosen])
+        real = torch.arange(log_mel.shape[1]) < frames[:, None]
+        error = (codec(log_mel, frames, speakers[chosen]) - log_mel).float()[real]
+        return error.abs().mean() + error.square().mean()
+
+    optimise(codec, loss, schedule, "codec")
+    return codec.requires_grad_(False)
+
+
+def train_recogniser(
+    sizes: RecogniserSizes, clips: Sequence[Clip], schedule: Schedule, seed: int, name: str
+) -> KanaRecogniser:
+    """Train a recogniser with CTC on log-mel with a little noise added."""
+    torch.manual_seed(seed)
+    recogniser = KanaRecogniser(sizes)
+    rows = log_mels(recogniser.features, clips)
+    batches = endless_batches([len(row) for row in rows], schedule.batch_size, random.Random(seed))
+
+    def loss() -> Tensor:
+        chosen = next(batches)
+        log_mel, frames = padded_rows([rows[row] for row in chosen])
+        return recogniser.loss(log_mel + 0.05 * torch.randn_like(log_mel), frames, [clips[row].kana for row in chosen])
+
+    optimise(recogniser, loss, schedule, name)
+    return recogniser.requires_grad_(False)
+
+
+def train_base(model: Qwen2CodecLM, draw: Callable[[], Iterator[TokenRow]], schedule: Schedule) -> None:
+    """Train a language model to speak.
+
+    Args:
+        model: Trained in place.
+        draw: Gives the rows of one epoch; the reading of each sentence is drawn anew.
+        schedule: Length and rates.
+    """
+
+    def endless() -> Iterator[TokenRow]:
+        while True:
+            yield from draw()
+
+    rows = endless()
+
+    def loss() -> Tensor:
+        batch = collate([next(rows) for _ in range(schedule.batch_size)], model.layout)
+        return -model(batch).logp.sum() / batch.target.numel()
+
+    optimise(model, loss, schedule, "base")

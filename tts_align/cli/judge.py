@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listen to candidates and write down what was heard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from tts_align.evaluation.candidates import Candidate, read_candidates
+from tts_align.evaluation.listening import listen, listener_digest, warn_of_failures
+from tts_align.evaluation.parts import SpeaksAndListens
+from tts_align.utils.progress import bar
+from tts_align.utils.shards import Shards, digest
+
+log = logging.getLogger(__name__)
+
+
+def judge(
+    module: SpeaksAndListens,
+    candidates: str | Path,
+    out: Path,
+    batch_rows: int = 64,
+    rank: int = 0,
+    world: int = 1,
+    overwrite: bool = False,
+    barrier: Callable[[], None] | None = None,
+) -> Path:
+    """Listen to every candidate, and write error rates and readings to one file.
+
+    What is finished when the process is killed is kept: the same call goes on from there. A candidate that cannot be
+    judged keeps its row, with the reason under ``error``, and is counted and named.
+
+    Args:
+        module: its judge listens; its vocoder speaks, if the judge hears sound.
+        candidates: what ``sample`` wrote.
+        out: JSONL file of judged candidates, written when all are there.
+        batch_rows: candidates at a time; does not change the verdicts.
+        rank: number of this process.
+        world: how many processes share the work.
+        overwrite: replace a file made from other candidates or with another judge.
+        barrier: waits for the other processes.
+    """
+    if module.judge is None:
+        raise ValueError("there is nobody to listen: the recipe must set model.judge")
+    rows = read_candidates(candidates)
+    key = digest(
+        "judge", type(module.judge).__qualname__, listener_digest(module), [(row.id, row.speech) for row in rows]
+    )
+    shards = Shards(out, key, [row.id for row in rows], rank, world, overwrite)
+    missing = set(shards.missing)
+    mine = [row for row in rows[rank::world] if row.id in missing]
+    share = len(rows[rank::world])
+    with bar(share, share - len(mine), "judge", rank) as shown:
+        for batch in listen(module.judge, module.vocoder, mine, batch_rows):
+            shards.append(candidate.to_row() for candidate in batch)
+            shown.advance(len(batch))
+    shards.merge(barrier, rank)
+    if rank == 0:
+        warn_of_failures([Candidate.from_row(row) for row in shards.rows.values()])
+    return Path(out)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn recordings and texts into a manifest that training reads: with speech codes, speaker vectors, prompt codes."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule
+
+from tts_align.cli.trainer import AlignTrainer
+from tts_align.data.cosyvoice import is_place, shard_of
+from tts_align.data.manifest import read_manifest, to_dict
+from tts_align.data.prepared import OnBadRow, Target, finish
+from tts_align.data.recording_encoder import Ears, Refused, hear, needed
+from tts_align.data.recordings import Limits, Recordings
+from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Row, folder
+from tts_align.utils.assets import resolve
+from tts_align.utils.messages import quiet
+from tts_align.utils.progress import bar
+from tts_align.utils.shards import Shards, digest
+
+Item = TypeVar("Item")
+
+_BATCHES_PER_WINDOW = 8
+"""Recordings are encoded by length within so many batches, which are also kept or lost together."""
+_ROWS_OF_A_SHARD = 1024
+"""Neighbours inside a shard go to one process: the file must be read from its beginning."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where the work is done; options of Lightning's trainer.
+
+    Args:
+        accelerator: kind of device: auto, cpu, gpu, ...
+        devices: how many on each machine, or which; auto for all.
+        num_nodes: machines.
+        strategy: how Lightning starts and joins the processes.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+
+    def trainer(self) -> AlignTrainer:
+        """A trainer that does nothing but start the processes."""
+        return AlignTrainer(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self.strategy,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
+class _Nobody(LightningModule):
+    """Takes the place of a model: this verb trains and asks none."""
+
+
+def prepare(
+    directory: str,
+    source: str,
+    out: Path,
+    max_seconds: float = 30.0,
+    min_seconds: float = 0.1,
+    lowest_rate: int = 16000,
+    speaker_vectors: bool = True,
+    batch_size: int = 8,
+    num_workers: int = 4,
+    on_bad_row: OnBadRow = "drop",
+    overwrite: bool = False,
+    trainer: Processes | None = None,
+) -> None:
+    """Make a manifest of recordings and their texts: speech codes, codes of prompts, speaker vectors.
+
+    What is finished when the process is killed is kept: the same command goes on from there, with any number of
+    processes, and the result does not depend on either. Rows that cannot be prepared are counted, named with the
+    reason in <out>.refused.jsonl, and left out.
+
+    Args:
+        directory: of a CosyVoice2 or Fun-CosyVoice3 model, whose speech tokenizer and speaker encoder listen.
+        source: manifest (.jsonl, .parquet), Kaldi-style folder (wav.scp, text, ...), or CosyVoice's Parquet shards:
+            one, a directory of them, or their data.list.
+        out: manifest to write, .jsonl or .parquet.
+        max_seconds: longest recording that is taken.
+        min_seconds: shortest recording that is taken.
+        lowest_rate: lowest sample rate of a recording that is taken, in Hz.
+        speaker_vectors: whether to make them for rows that have a recording and none yet.
+        batch_size: recordings encoded together, if the directory has a speech tokenizer for batches.
+        num_workers: threads in each process that read recordings ahead.
+        on_bad_row: what a row that cannot be prepared does: drop the row and say so, or stop.
+        overwrite: replace a file made with other settings or inputs.
+        trainer: where the work is done.
+    """
+    quiet()
+    target = Target(Path(out), overwrite, on_bad_row)
+    ears = Ears.of(directory, batch_size, speaker_vectors)
+    limits = Limits(max_seconds, min_seconds, lowest_rate)
+    longest = ears.tokenizer.max_seconds
+    if longest is not None and max_seconds > longest:
+        raise ValueError(f"max_seconds must be at most {longest:g}, which is what the speech tokenizer takes")
+    if min(batch_size, num_workers) < 1:
+        raise ValueError(f"batch_size and num_workers must be at least 1, got {batch_size} and {num_workers}")
+    share = partial(
+        prepare_share,
+        ears=ears,
+        source=source,
+        target=target,
+        limits=limits,
+        window=batch_size * _BATCHES_PER_WINDOW,
+        threads=num_workers,
+    )
+    (trainer or Processes()).trainer().work(_Nobody(), lambda _, **place: share(**place))
+
+
+def prepare_share(
+    ears: Ears,
+    source: str,
+    target: Target,
+    limits: Limits,
+    window: int,
+    threads: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], None] | None = None,
+) -> None:
+    """Prepare one process's share of the rows; the last one writes the manifest.
+
+    Args:
+        ears: what listens.
+        source: see :func:`prepare`.
+        target: what is written, and how.
+        limits: which recordings are taken.
+        window: rows that are worked on together; the same windows always hold the same rows, so that no result depends
+            on what was there already.
+        threads: that read recordings.
+        rank: number of this process.
+        world: how many processes share the work.
+        barrier: waits for the other processes.
+    """
+    path = resolve(source)
+    given = read_manifest(path, target.on_bad_row, ears.tokenizer.codes, check_audio=False, unprepared=True)
+    speaks = ears.encoder is not None
+    stamps = [_stamp(row, given, speaks) for row in given.rows]
+    key = digest("prepare", ears.identity, limits, speaks, window)
+    made_with = digest(key, stamps, given.dropped)
+    if target.is_finished(made_with):
+        return
+    shards = Shards(target.work, key, stamps, rank, world, overwrite=True)
+    windows = _cut(list(zip(stamps, given.rows, strict=True)), window)
+    inside = any(is_place(name) for row in given.rows for name in needed(row, speaks))
+    mine = _share(windows, rank, world, _ROWS_OF_A_SHARD // window if inside else 1)
+    missing = set(shards.missing)
+    todo = [some for some in mine if not missing.isdisjoint(stamp for stamp, _ in some)]
+    names = [list(dict.fromkeys(name for _, row in some for name in needed(row, speaks))) for some in todo]
+    recordings = Recordings(folder(path), ears.tokenizer.sample_rate, limits, threads)
+    if any(names):
+        ears.try_out()
+    total = sum(map(len, mine))
+    with bar(total, total - sum(map(len, todo)), "prepare", rank) as shown:
+        for some, sounds in zip(todo, recordings.windows(names), strict=True):
+            shards.append(_lines(some, hear([row for _, row in some], sounds, ears), given, target))
+            shown.advance(len(some))
+    if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
+        finish(target, [shards.rows[stamp] for stamp in stamps], given, made_with)
+        shutil.rmtree(shards.folder, ignore_errors=True)
+
+
+def _stamp(row: Row, given: Manifest, speaker_vectors: bool) -> str:
+    """Name of a row that changes with everything it is made of: its columns, and the files of its recordings."""
+    paths = [shard_of(name) if is_place(name) else given.find(name) for name in needed(row, speaker_vectors)]
+    states = [path.stat() if path.is_file() else None for path in paths]
+    return digest(to_dict(row), [state and (state.st_size, state.st_mtime_ns) for state in states])
+
+
+def _cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _share(windows: Sequence[Item], rank: int, world: int, together: int) -> list[Item]:
+    """Every so many-th run of neighbouring windows."""
+    run = max(1, min(together, math.ceil(len(windows) / world)))
+    return [window for number, window in enumerate(windows) if number // run % world == rank]
+
+
+def _lines(
+    window: Sequence[tuple[str, Row]], heard: Sequence[Row | Refused], given: Manifest, target: Target
+) -> Iterator[dict[str, Any]]:
+    """How results are kept until all are there; raises at the first that is refused, if so it shall be."""
+    for (stamp, _), row in zip(window, heard, strict=True):
+        if isinstance(row, Row):
+            yield {"id": stamp, "row": to_dict(_moved(row, folder(given.path), target.out.parent))}
+        elif target.on_bad_row == "stop":
+            raise ManifestError(given.path, [Fault(f"row {row.id!r}", f"{row.where}: {row.what}")])
+        else:
+            yield {"id": stamp, "refused": asdict(row)}
+
+
+def _moved(row: Row, old: Path, new: Path) -> Row:
+    """The row with its relative paths starting from another folder; what lies inside a shard has no path."""
+
+    def path(audio: str) -> str:
+        if not audio or is_place(audio):
+            return ""
+        return audio if Path(audio).is_absolute() else Path(os.path.relpath(old / audio, new)).as_posix()
+
+    sides = [replace(sound, audio=path(sound.audio)) for sound in row.sounds]
+    return replace(
+        row,
+        audio="" if row.pair else sides[0].audio,
+        pair=Pair(*sides) if row.pair else None,
+        prompt_audio=path(row.prompt_audio),
+    )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speak every sentence several times in every voice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tts_align.evaluation.parts import SpeaksAndListens
+from tts_align.evaluation.prompts import read_prompts
+from tts_align.evaluation.speaking import check_speakers, encode, speak, wanted, write_sound
+from tts_align.utils.progress import bar
+from tts_align.utils.shards import Shards, digest
+
+
+def sample(
+    module: SpeaksAndListens,
+    prompts: str | Path,
+    out: Path,
+    samples: int = 5,
+    speakers: Sequence[str] = (),
+    batch_rows: int = 64,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    overwrite: bool = False,
+    audio: Path | None = None,
+    barrier: Callable[[], None] | None = None,
+) -> Path:
+    """Speak every sentence several times in every voice, and write the utterances to one file.
+
+    What is finished when the process is killed is kept: the same call goes on from there, with any number of processes.
+
+    Args:
+        module: its policy speaks, as its sampling says.
+        prompts: JSONL file of sentences.
+        out: JSONL file of candidates, written when all are there.
+        samples: utterances per sentence and voice.
+        speakers: voices; a sentence that names its own is spoken in that one only.
+        batch_rows: utterances at a time; does not change them.
+        seed: of all utterances.
+        rank: number of this process.
+        world: how many processes share the work.
+        overwrite: replace a file made with other settings.
+        audio: folder for a WAV file of each utterance, made by the module's vocoder.
+        barrier: waits for the other processes.
+
+    Raises:
+        ValueError: sound is wanted without a vocoder, or a voice that the policy does not know.
+    """
+    if samples < 1 or batch_rows < 1:
+        raise ValueError(f"samples and batch_rows must be at least 1, got {samples} and {batch_rows}")
+    if audio is not None and module.vocoder is None:
+        raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
+    sentences = read_prompts(prompts)
+    items = wanted(sentences, speakers, samples, seed)
+    check_speakers(module.policy, items)
+    if audio is not None and module.vocoder is not None:
+        module.vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
+    sound = () if audio is None or module.vocoder is None else (str(audio), module.vocoder.digest())
+    # What is read, not only what is written in the file: a voice of the same name may be another one now.
+    read = encode(module.policy, items)
+    key = digest("sample", module.policy.digest(), module.sampling, sentences, read, samples, seed, *sound)
+    shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)
+    missing = set(shards.missing)
+    mine = [item for item in items[rank::world] if item.id in missing]
+    share = len(items[rank::world])
+    with bar(share, share - len(mine), "sample", rank) as shown:
+        for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance):
+            files = {} if audio is None else write_sound(module, batch, audio, Path(out).parent)
+            shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
+    shards.merge(barrier, rank)
+    return Path(out)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidates: utterances of sentences, as ``sample`` draws them and ``judge`` hears them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tts_align.data.records import Row
+from tts_align.evaluation.judges.base import Reading, Verdict
+from tts_align.evaluation.prompts import SentencePrompt
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import read_json_lines
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One utterance of a sentence.
+
+    Args:
+        prompt: the sentence.
+        speaker: whose voice was asked for.
+        sample: number of the utterance among those of its sentence and voice.
+        seed: what it was drawn with.
+        speech: codes without end-of-speech.
+        finished: whether end-of-speech was sampled.
+        verdict: what the judge says; ``None`` before it has listened.
+        error: why there is no verdict although the judge was asked; empty otherwise.
+    """
+
+    prompt: SentencePrompt
+    speaker: str
+    sample: int
+    seed: int
+    speech: tuple[int, ...] = field(repr=False)
+    finished: bool
+    verdict: Verdict | None = None
+    error: str = ""
+
+    @property
+    def id(self) -> str:
+        """Unique name: sentence, voice and number."""
+        return candidate_id(self.prompt.id, self.speaker, self.sample)
+
+    def to_row(self) -> dict[str, Any]:
+        """One line of JSON; a number that is missing is left out."""
+        row = {"id": self.id, "sentence": self.prompt.id} | self.prompt.to_row() | {"id": self.id}
+        row |= {"speaker": self.speaker, "sample": self.sample, "seed": self.seed, "finished": self.finished}
+        row["speech"] = list(self.speech)
+        if self.verdict is not None:
+            verdict = dataclasses.asdict(self.verdict)
+            row |= {name: value for name, value in verdict.items() if _is_known(value)}
+        return row | ({"error": self.error} if self.error else {})
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Candidate:
+        """Read what :meth:`to_row` wrote; other columns are ignored."""
+        needed = ("sentence", "speaker", "sample", "seed", "speech", "finished")
+        if missing := [name for name in needed if name not in row]:
+            raise ValueError(f"column {missing[0]!r} is missing: was this file written by `tts-align sample`?")
+        return cls(
+            prompt=SentencePrompt.from_row({**row, "id": row["sentence"], "speaker": ""}),
+            speaker=row["speaker"],
+            sample=row["sample"],
+            seed=row["seed"],
+            speech=tuple(row["speech"]),
+            finished=row["finished"],
+            verdict=_verdict(row) if "reading" in row else None,
+            error=row.get("error", ""),
+        )
+
+    def to_manifest(self, desirable: bool | None) -> Row:
+        """The row of a manifest, with a label."""
+        scores: dict[str, float] = {"finished": float(self.finished)}
+        notes: dict[str, str] = {"sentence": self.prompt.id}
+        if self.verdict is not None:
+            numbers = {name: getattr(self.verdict, name) for name in ("cer", "nearest_cer", "margin")}
+            scores |= {name: value for name, value in numbers.items() if math.isfinite(value)}
+            if self.verdict.target_share is not None:
+                start, end = self.verdict.target_share
+                scores |= {"target_start": start, "target_end": end}
+            notes |= {"reading": str(self.verdict.reading), "transcript": self.verdict.transcript}
+        return Row(
+            id=self.id,
+            text=self.prompt.text,
+            language=self.prompt.language,
+            speaker=self.speaker,
+            speech=self.speech,
+            desirable=desirable,
+            spans=self.prompt.spans,
+            instruct=self.prompt.instruct,
+            scores=scores,
+            notes=notes,
+            transcript=self.prompt.wanted,
+        )
+
+
+def candidate_id(sentence: str, speaker: str, sample: int) -> str:
+    """Name of an utterance."""
+    return f"{sentence}-{speaker}-{sample}" if speaker else f"{sentence}-{sample}"
+
+
+def candidate_seed(seed: int, sentence: str, speaker: str, sample: int) -> int:
+    """Seed of an utterance, made of nothing but its name and the global seed.
+
+    Example:
+        >>> candidate_seed(0, "a", "sakura", 1) == candidate_seed(0, "a", "sakura", 1) < 2**48
+        True
+    """
+    name = "\0".join((str(seed), sentence, speaker, str(sample)))
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
+
+
+def read_candidates(path: str | Path) -> list[Candidate]:
+    """Read what ``sample`` or ``judge`` wrote.
+
+    Raises:
+        ValueError: with file and line of the first fault, or of an id that appears twice.
+    """
+    found: dict[str, Candidate] = {}
+    for number, row in read_json_lines(resolve(path)):
+        try:
+            candidate = Candidate.from_row(row)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        if candidate.id in found:
+            raise ValueError(f"{path}:{number}: utterance {candidate.id!r} appears twice")
+        found[candidate.id] = candidate
+    return list(found.values())
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    share = row.get("target_share")
+    return Verdict(
+        transcript=row["transcript"],
+        reading=Reading(row["reading"]),
+        cer=row["cer"],
+        nearest_cer=row["nearest_cer"],
+        margin=row.get("margin", math.nan),
+        target_share=None if share is None else (share[0], share[1]),
+    )

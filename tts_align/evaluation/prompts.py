@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sentences to speak, and how each may be read: what ``sample`` starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tts_align.data.records import Span
+from tts_align.evaluation.judges.base import Expected
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import read_json_lines, write_json_lines
+
+_MAX_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class SentencePrompt:
+    """One sentence to speak.
+
+    Args:
+        id: unique name.
+        text: as written.
+        language: BCP 47 code; empty if unknown.
+        speaker: the one voice it is for; empty for all of them.
+        spans: marked words; readings of the first decide.
+        transcripts: reading -> transcript of the whole sentence in the judge's script; one entry under the empty
+            reading when no word is marked.
+        right: readings that are right; by default those of the first span.
+        instruct: how to speak, in words, for models that take an instruction.
+    """
+
+    id: str
+    text: str
+    language: str = ""
+    speaker: str = ""
+    spans: tuple[Span, ...] = ()
+    transcripts: Mapping[str, str] = field(default_factory=dict)
+    right: tuple[str, ...] = ()
+    instruct: str = ""
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest, and check it; every fault is named."""
+        if not self.right and self.spans:
+            object.__setattr__(self, "right", self.spans[0].right)
+        if not self.transcripts and not self.spans:
+            object.__setattr__(self, "transcripts", {"": self.text})
+        if faults := list(self._faults()):
+            raise ValueError("; ".join(faults))
+
+    def _faults(self) -> Iterable[str]:
+        if not self.id:
+            yield "id is empty"
+        if not self.text.strip():
+            yield "text is empty"
+        for span in self.spans:
+            if not 0 <= span.start < span.end <= len(self.text):
+                yield f"span {span.start}..{span.end} does not lie in the text of {len(self.text)} characters"
+        if unknown := [reading for reading in self.right if self.transcripts and reading not in self.transcripts]:
+            yield f"transcripts has no entry for the right reading {unknown[0]!r}, only {sorted(self.transcripts)}"
+        if any(self.transcripts) and not self.right:
+            yield f"transcripts names readings {sorted(self.transcripts)}, but none is marked right"
+
+    @property
+    def expected(self) -> Expected:
+        """What a judge compares with."""
+        return Expected(self.text, self.transcripts, self.right)
+
+    @property
+    def wanted(self) -> str:
+        """Transcript of the first right reading, in the judge's script; empty when it is the text itself."""
+        found = [self.transcripts[reading] for reading in (*self.right, "") if reading in self.transcripts]
+        return found[0] if found and found[0] != self.text else ""
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of a manifest."""
+        return {name: value for name, value in asdict(self).items() if value or name in ("id", "text")}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> SentencePrompt:
+        """Read the columns of a manifest; columns of other verbs are ignored."""
+        if missing := [name for name in ("id", "text") if not isinstance(row.get(name), str)]:
+            raise ValueError(f"column {missing[0]!r} is missing or not text")
+        known = {name.name: row[name.name] for name in fields(cls) if row.get(name.name)}
+        known["spans"] = tuple(_span(span) for span in known.get("spans", ()))
+        known["right"] = _words(known.get("right", ()))
+        return cls(**known)
+
+
+def _span(row: Mapping[str, Any]) -> Span:
+    try:
+        return Span(int(row["start"]), int(row["end"]), _words(row["right"]), _words(row.get("wrong") or ()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected a span with start, end and right, got {row!r} ({error})") from None
+
+
+def _words(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def read_prompts(path: str | Path) -> list[SentencePrompt]:
+    """Read a JSONL file of sentences.
+
+    Args:
+        path: the file; ``demo:symbolic/test.jsonl`` names an embedded one.
+
+    Raises:
+        ValueError: with file and line of every fault, twenty at most.
+    """
+    prompts: list[SentencePrompt] = []
+    lines: dict[str, int] = {}
+    faults: list[str] = []
+    for number, row in read_json_lines(resolve(path)):
+        try:
+            prompt = SentencePrompt.from_row(row)
+        except (ValueError, TypeError) as error:
+            faults.append(f"{path}:{number}: {error}")
+            continue
+        if prompt.id in lines:
+            faults.append(f"{path}:{number}: id {prompt.id!r} is taken by line {lines[prompt.id]}")
+        lines[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts and not faults:
+        faults = [f"{path}: holds no sentence"]
+    if faults:
+        more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
+        raise ValueError("\n".join(faults[:_MAX_FAULTS] + more))
+    return prompts
+
+
+def write_prompts(path: Path, prompts: Iterable[SentencePrompt]) -> int:
+    """Write a JSONL file of sentences, atomically; return how many."""
+    return write_json_lines(path, (prompt.to_row() for prompt in prompts))

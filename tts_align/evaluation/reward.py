@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``test`` does for a reward model: how well it hears held-out utterances."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from tts_align.batch import Batch
+from tts_align.data.datamodule import AlignData
+from tts_align.evaluation.metrics.correlation import pearson, spearman
+from tts_align.evaluation.metrics.functional import character_errors, cluster_bootstrap
+from tts_align.models.reward.config import Attribute
+from tts_align.models.reward.model import RewardModel
+from tts_align.objectives.base import Part
+from tts_align.utils.files import write_json
+
+if TYPE_CHECKING:
+    from tts_align.training.module import AlignModule
+
+_LETTERS_PER_CODE = 4
+"""No speech is faster; a model that has hardly learnt would write for ever."""
+Answer = Mapping[str, Any]
+"""What is known of one utterance (``said``, and attributes) and what the model says (``heard``, and ``predicted``)."""
+
+
+class RewardEvaluation:
+    """One test of a reward model on ``data.validation``.
+
+    Args:
+        module: holds the model.
+        datamodule: holds the rows.
+    """
+
+    def __init__(self, module: AlignModule, datamodule: AlignData) -> None:
+        if datamodule.validation is None:
+            raise ValueError("nothing to test the reward model on: the recipe must set data.validation")
+        self.module, self.datamodule = module, datamodule
+        self.model = cast("RewardModel", module.parts[Part.REWARD])
+        self.answers: list[Answer] = []
+
+    def loader(self) -> DataLoader[Batch]:
+        """This rank's held-out rows."""
+        self.datamodule.prepare(self.module.policy)
+        return cast("DataLoader[Batch]", self.datamodule.val_dataloader())
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> None:
+        """Let the model hear one batch."""
+        said = batch.utterances
+        assert said is not None
+        hidden = self.model.encode(self.model.embed(said.speech), said.mask)
+        reads = {"asr", "ctc"} & set(self.model.tasks)
+        heard: Sequence[str | None] = (
+            self.model.transcribe(said.speech, said.mask, _LETTERS_PER_CODE * said.speech.shape[1])
+            if reads
+            else [None] * len(hidden)
+        )
+        logits = self.model.attributes(hidden, said.mask)
+        predicted = {one.name: one.predict(logits[one.name]).tolist() for one in self.model.sizes.attributes}
+        self.answers += [
+            {
+                "said": said.heard[row],
+                "heard": heard[row],
+                "known": dict(said.attributes[row]),
+                "predicted": {name: values[row] for name, values in predicted.items()},
+            }
+            for row in range(len(hidden))
+        ]
+
+    def finish(self, directory: Path) -> None:
+        """Gather all ranks; the first writes and prints.
+
+        Args:
+            directory: of the run.
+        """
+        answers = self.answers
+        trainer = self.module.trainer
+        if trainer.world_size > 1:
+            everything: list[list[Answer]] = [[] for _ in range(trainer.world_size)]
+            dist.all_gather_object(everything, answers)
+            answers = [answer for part in everything for answer in part]
+        if trainer.is_global_zero:
+            numbers = measure(answers, self.model.sizes.attributes)
+            write_json(directory / "test" / "reward.json", numbers)
+            print()  # the progress bar has left the line open
+            print_numbers(numbers)
+
+
+def measure(answers: Sequence[Answer], attributes: Sequence[Attribute]) -> dict[str, dict[str, Any]]:
+    """Error rate of transcripts, accuracy of classes and events, correlations of scores and numbers.
+
+    Args:
+        answers: of all utterances.
+        attributes: tasks of the model.
+
+    Returns:
+        By name of the number: ``value``, its 95 % interval where it is a mean, and ``n``.
+    """
+    numbers: dict[str, dict[str, Any]] = {}
+    texts = [(answer["said"], answer["heard"]) for answer in answers if None not in (answer["said"], answer["heard"])]
+    if texts:
+        counts = [character_errors(said, heard) for said, heard in texts]
+        rates = [errors / max(length, 1) for errors, length in counts]
+        interval = cluster_bootstrap(rates, [said for said, _ in texts])
+        numbers["cer"] = dataclasses.asdict(interval)
+    for one in attributes:
+        pairs = [(a["known"][one.name], a["predicted"][one.name]) for a in answers if one.name in a["known"]]
+        if pairs:
+            numbers |= _attribute(one, *zip(*pairs, strict=True))
+    return numbers
+
+
+def _attribute(one: Attribute, known: Sequence[Any], predicted: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    true = one.encode(known).target
+    if one.kind in ("classes", "events"):
+        right = (true == torch.tensor(predicted)).float().reshape(len(known), -1).mean(1).tolist()
+        interval = cluster_bootstrap(right, [str(number) for number in range(len(right))])
+        return {f"{one.name}_accuracy": dataclasses.asdict(interval)}
+    both = (list(predicted), true.tolist())
+    return {
+        f"{one.name}_lcc": {"value": _finite(pearson(*both)), "n": len(known)},
+        f"{one.name}_srcc": {"value": _finite(spearman(*both)), "n": len(known)},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def print_numbers(numbers: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Show them, a line each."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption="95 % intervals", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("reward model", justify="right", no_wrap=True)
+    table.add_column(" utterances", justify="right", no_wrap=True)
+    for name, number in numbers.items():
+        cell = "-" if number["value"] is None else f"{number['value']:.3f}"
+        if number["value"] is not None and "low" in number:
+            cell += f" ({number['low']:.3f}–{number['high']:.3f})"
+        table.add_row(name, cell, str(number["n"]))
+    (console or Console()).print(table)

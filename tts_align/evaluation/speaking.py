@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speak every sentence several times in every voice."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+
+from tts_align.evaluation.candidates import Candidate, candidate_id, candidate_seed
+from tts_align.evaluation.parts import SpeaksAndListens
+from tts_align.evaluation.prompts import SentencePrompt
+from tts_align.models.base.generation import Context, Encoded, Sampling
+from tts_align.models.base.policy import CodecLM
+
+_UNSAFE = re.compile(r"[%/\\\0]")
+"""What a name of a file cannot hold, and what stands for it."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An utterance to be spoken.
+
+    Args:
+        prompt: the sentence.
+        speaker: whose voice.
+        sample: number among those of the sentence and voice.
+        seed: of the utterance.
+    """
+
+    prompt: SentencePrompt
+    speaker: str
+    sample: int
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Name of the utterance."""
+        return candidate_id(self.prompt.id, self.speaker, self.sample)
+
+
+def wanted(prompts: Sequence[SentencePrompt], speakers: Sequence[str], samples: int, seed: int) -> list[Wanted]:
+    """All utterances to be spoken: a sentence that names its voice is spoken in that one only."""
+    return [
+        Wanted(prompt, speaker, number, candidate_seed(seed, prompt.id, speaker, number))
+        for prompt in prompts
+        for speaker in ([prompt.speaker] if prompt.speaker else speakers or [""])
+        for number in range(samples)
+    ]
+
+
+def speak(
+    policy: CodecLM,
+    sampling: Sampling,
+    items: Sequence[Wanted],
+    batch_rows: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[list[Candidate]]:
+    """Speak utterances batch by batch, sentences of like length together.
+
+    Args:
+        policy: what speaks.
+        sampling: how tokens are drawn.
+        items: what is wanted; no utterance depends on another.
+        batch_rows: utterances at a time.
+        progress: called with the number of utterances that have ended since the last call.
+
+    Yields:
+        The utterances of one batch.
+    """
+    encoded = encode(policy, items)
+    order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker].text))
+    for start in range(0, len(order), batch_rows):
+        batch = order[start : start + batch_rows]
+        prompts = [encoded[item.prompt.id, item.speaker].ask(item.seed) for item in batch]
+        spoken = policy.generate(prompts, sampling, progress)
+        yield [
+            Candidate(item.prompt, item.speaker, item.sample, item.seed, tuple(one.speech.tolist()), one.finished)
+            for item, one in zip(batch, spoken, strict=True)
+        ]
+
+
+def encode(policy: CodecLM, items: Sequence[Wanted]) -> dict[tuple[str, str], Encoded]:
+    """What the policy reads for each sentence and voice."""
+    texts = {
+        (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
+        for item in items
+    }
+    return {name: policy.encode_text(*text) for name, text in texts.items()}
+
+
+def check_speakers(policy: CodecLM, items: Sequence[Wanted]) -> None:
+    """Raise ``ValueError`` for voices that the policy does not know, before anything is spoken."""
+    known = policy.speakers
+    unknown = sorted({item.speaker for item in items} - {*(known or ()), ""})
+    if known is not None and unknown:
+        raise ValueError(f"unknown voices {', '.join(unknown)}: the policy speaks as {', '.join(known)}")
+
+
+def write_sound(
+    module: SpeaksAndListens, batch: Sequence[Candidate], folder: Path, start: Path
+) -> dict[str, dict[str, str]]:
+    """Write a WAV file of each utterance that has any speech.
+
+    Args:
+        module: its vocoder speaks.
+        batch: utterances.
+        folder: where to.
+        start: directory that paths start from.
+
+    Returns:
+        The column ``audio`` of each utterance, by its name.
+    """
+    from tts_align.utils.audio import write_wav
+
+    assert module.vocoder is not None
+    spoken = [candidate for candidate in batch if candidate.speech]
+    sounds = module.vocoder.speak([torch.tensor(one.speech) for one in spoken], [one.speaker for one in spoken])
+    paths = [Path(folder, f"{_UNSAFE.sub(lambda found: quote(found[0], safe=''), one.id)}.wav") for one in spoken]
+    for path, sound in zip(paths, sounds, strict=True):
+        write_wav(path, sound, module.vocoder.sample_rate)
+    return {one.id: {"audio": os.path.relpath(path, start)} for one, path in zip(spoken, paths, strict=True)}

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reward model: scores speech tokens, hard or soft."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tts_align.models.base.reward_records import Regularisers, RewardLabels, RewardScores, TaskLoss
+
+
+class RewardHead(nn.Module, ABC):
+    """Scores speech tokens, hard or soft, so that gradients reach the soft ones."""
+
+    codes: int
+    """Speech codes c it reads."""
+    tasks: tuple[str, ...]
+    """Names of what it scores: ``asr``, ``ctc`` and attributes of utterances."""
+
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
+
+    @abstractmethod
+    def encode_labels(
+        self, texts: Sequence[str | None], attributes: Sequence[Mapping[str, str | int | float | Sequence[str]]]
+    ) -> RewardLabels:
+        """Labels of rows, on the CPU.
+
+        Args:
+            texts: transcripts; ``None`` where there is none.
+            attributes: known properties of each row by name; those of which the model knows nothing are left out.
+        """
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "*r"] | Float[Tensor, "*r c"]) -> Float[Tensor, "*r h"]:
+        """Vectors of codes (..., h), given as ids (...) or soft one-hots (..., c); equal ones for equal codes."""
+
+    @abstractmethod
+    def score_embedded(
+        self,
+        embedded: Float[Tensor, "r s h"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        tasks: Sequence[str] | None = None,
+    ) -> RewardScores:
+        """As :meth:`score`, of vectors made with :meth:`embed`: a flat (m, c) need never be padded."""
+
+    def score(
+        self,
+        tokens: Int[Tensor, "r s"] | Float[Tensor, "r s c"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        tasks: Sequence[str] | None = None,
+    ) -> RewardScores:
+        """Log-probability of the labels of each row given its speech; the model must be in evaluation mode.
+
+        Args:
+            tokens: codes, as ids or soft one-hots; gradients reach the latter.
+            mask: which are real; padding on the right.
+            labels: what is wanted, or known.
+            tasks: which to score; all that have a log-probability by default.
+        """
+        return self.score_embedded(self.embed(tokens), mask, labels, tasks)
+
+    @abstractmethod
+    def losses(
+        self,
+        tokens: Int[Tensor, "r s"] | Float[Tensor, "r s c"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        regularisers: Regularisers | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, TaskLoss]:
+        """Loss of every task for the model's own training, as sums and counts."""
+
+    @abstractmethod
+    def losses_embedded(
+        self,
+        embedded: Float[Tensor, "r s h"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        regularisers: Regularisers | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, TaskLoss]:
+        """As :meth:`losses`, of vectors in the place of those that :meth:`embed` makes."""
+
+    @abstractmethod
+    def rebuild(self) -> RewardHead:
+        """The model as its directory holds it."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write a directory from which the model can be built; atomically."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Digest of all weights as they are now."""

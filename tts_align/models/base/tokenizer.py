@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A speech tokenizer: turns sound into speech tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """What the tokenizer makes of a batch.
+
+    Attributes:
+        tokens: Indices into the codebook.
+        embedding: The quantised vectors, projected up; gradients pass the rounding unchanged.
+        mask: True where a token stands for at least one real frame.
+        latent: The numbers before they were bounded and rounded.
+    """
+
+    tokens: Int[Tensor, "b s"]
+    embedding: Float[Tensor, "b s c"]
+    mask: Bool[Tensor, "b s"]
+    latent: Float[Tensor, "b s d"]
+
+
+class SpeechTokenizer(nn.Module, ABC):
+    """Turns sound into speech tokens."""
+
+    codes: int
+    """Size of the codebook."""
+    sample_rate: int
+    """Of the waveforms it hears, in Hz."""
+    max_seconds: float | None = None
+    """Longest waveform it takes; ``None`` for any."""
+
+    @abstractmethod
+    def encode(self, waveforms: Sequence[Float[Tensor, " time"]]) -> list[Int[Tensor, " s"]]:
+        """Codes of each waveform, on the CPU; a waveform's codes do not depend on its neighbours."""
+
+
+class TokenizerHead(SpeechTokenizer):
+    """A speech tokenizer that trains: gradients pass its rounding, so what reads its vectors can teach it."""
+
+    embedding_channels: int
+    """Width of its vectors."""
+
+    @abstractmethod
+    def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
+        """What it reads of a waveform; no frames if that is too short."""
+
+    @abstractmethod
+    def count(self, frames: int) -> int:
+        """How many codes it makes of so many frames of features."""
+
+    @abstractmethod
+    def forward(self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]) -> Tokenised:
+        """Tokenise padded features, of which so many frames are real."""
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s c"]:
+        """Vectors of codes, or mixed of those of all codes: what :meth:`forward` hands on for them."""
+
+    def codebook(self) -> Float[Tensor, "v c"]:
+        """Vectors of all codes."""
+        device = next(self.parameters()).device
+        return self.embed(torch.arange(self.codes, device=device)[None])[0]

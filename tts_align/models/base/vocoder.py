@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vocoder: turns speech tokens into sound."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tts_align.models.base.flow import FlowHead
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.tokenizer import TokenizerHead
+from tts_align.utils.weights import weights_digest
+
+
+class Vocoder(nn.Module, ABC):
+    """Turns speech tokens into sound."""
+
+    sample_rate: int
+    """Of the waveforms, in Hz."""
+
+    def bind(self, policy: CodecLM) -> None:
+        """Take over what the recipe leaves out from the policy whose codes are to be heard; called once."""
+
+    def attach(self, flow: FlowHead, tokenizer: TokenizerHead, voices: Sequence[str]) -> None:
+        """Take note of the models that an objective trains, should the sound be theirs; called once if there are any.
+
+        Args:
+            flow: makes mel frames of codes.
+            tokenizer: made the codes.
+            voices: names that the flow knows, in the order of its speaker vectors' numbers.
+        """
+
+    def digest(self) -> str:
+        """Digest of what decides its sound: the part of a judge's key that the vocoder changes."""
+        return weights_digest(self.state_dict())
+
+    def check_speakers(self, speakers: Iterable[str]) -> None:
+        """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""
+
+    @abstractmethod
+    def speak(self, speech: Sequence[Int[Tensor, " s"]], speakers: Sequence[str]) -> list[Float[Tensor, " time"]]:
+        """Waveforms in [-1, 1], on the CPU, one for each utterance."""

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small speech tokenizer that trains: log-mel -> convolutions -> finite scalar quantisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tts_align.models.base.tokenizer import Tokenised, TokenizerHead
+from tts_align.models.codec.fsq import FSQTokenizer
+from tts_align.models.codec.mel import LogMel, batches_by_length, log_mel_batch
+from tts_align.utils.assets import resolve
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_OWN = "tokenizer."
+
+
+@dataclass(frozen=True)
+class FSQSizes:
+    """Sizes of a tokenizer; what ``config.json`` in its directory holds. The defaults are those of the demo's codec.
+
+    Args:
+        sample_rate: samples per second.
+        window_samples: analysis window of the log-mel.
+        hop_samples: samples per frame.
+        mel_channels: mel channels.
+        frames_per_token: frames that one token stands for.
+        levels: of the quantiser; their product is the size of the codebook.
+        embedding_channels: width of a token's vector.
+        encoder_channels: width of the encoder.
+        encoder_blocks: its blocks.
+        encoder_kernel: tokens that one of them sees.
+        shrink: factor of the bounded numbers, see :class:`~tts_align.models.codec.fsq.FiniteScalarQuantiser`.
+    """
+
+    sample_rate: int = 16000
+    window_samples: int = 512
+    hop_samples: int = 160
+    mel_channels: int = 48
+    frames_per_token: int = 8
+    levels: tuple[int, ...] = (6, 6, 6, 5)
+    embedding_channels: int = 128
+    encoder_channels: int = 192
+    encoder_blocks: int = 2
+    encoder_kernel: int = 3
+    shrink: float | None = None
+
+
+class MelFSQ(TokenizerHead):
+    """Waveform -> log-mel -> tokens, at any size, to be trained.
+
+    Args:
+        directory: holds ``config.json`` and ``model.safetensors``; ``demo:audio/codec``, of which the tokenizer is
+            taken, names the embedded codec. Without it a tokenizer of random weights is made from ``sizes``.
+        sizes: of a new tokenizer; not together with ``directory``.
+        batch_size: utterances that ``encode`` takes together; does not change the result.
+    """
+
+    def __init__(self, directory: str | None = None, sizes: FSQSizes | None = None, batch_size: int = 64) -> None:
+        super().__init__()
+        if (directory is None) == (sizes is None):
+            raise ValueError("a tokenizer needs exactly one of `directory` (a trained one) and `sizes` (a new one)")
+        path = None if directory is None else resolve(directory)
+        if path is not None:
+            if not (path / CONFIG).is_file():
+                raise ValueError(f"expected a directory of a tokenizer, got {directory!r} without {CONFIG}")
+            sizes = _read(path / CONFIG)
+        assert sizes is not None
+        self.directory, self.sizes, self.batch_size = path, sizes, batch_size
+        self.log_mel = LogMel(sizes.sample_rate, sizes.window_samples, sizes.hop_samples, sizes.mel_channels)
+        self.tokenizer = FSQTokenizer(
+            sizes.mel_channels,
+            sizes.frames_per_token,
+            sizes.levels,
+            sizes.encoder_channels,
+            sizes.encoder_blocks,
+            sizes.encoder_kernel,
+            sizes.embedding_channels,
+            sizes.shrink,
+        )
+        self.codes, self.sample_rate = self.tokenizer.codebook_size, sizes.sample_rate
+        self.embedding_channels = sizes.embedding_channels
+        if path is not None:
+            stored = load_file(path / WEIGHTS)
+            own = {key.removeprefix(_OWN): value.float() for key, value in stored.items() if key.startswith(_OWN)}
+            self.tokenizer.load_state_dict(own)
+
+    @torch.no_grad()
+    def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
+        """Normalised log-mel."""
+        log_mel, frames = log_mel_batch(self.log_mel, [waveform])
+        return log_mel[0, : int(frames)]
+
+    def count(self, frames: int) -> int:
+        """A last, partly filled token counts."""
+        return -(-frames // self.sizes.frames_per_token)
+
+    def forward(self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]) -> Tokenised:
+        """Tokenise padded log-mel, of which so many frames are real."""
+        return self.tokenizer(log_mel, frames)
+
+    def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s c"]:
+        """Vectors of tokens, or mixed of those of all tokens."""
+        return self.tokenizer.embed(tokens)
+
+    @torch.no_grad()
+    def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
+        """Codes of each waveform; what is too short for one frame has none."""
+        codes: dict[int, Tensor] = {}
+        for rows in batches_by_length(waveforms, self.batch_size):
+            log_mel, frames = log_mel_batch(self.log_mel, [waveforms[row].cpu() for row in rows])
+            device = self.tokenizer.up.weight.device
+            out = self.tokenizer(log_mel.to(device), frames.to(device))
+            found = zip(rows, out.tokens, out.mask, strict=True)
+            codes |= {row: tokens[mask].cpu() for row, tokens, mask in found}
+        return [codes[row] for row in range(len(waveforms))]
+
+    def save(self, directory: Path) -> None:
+        """Write config and weights; the directory appears whole or not at all."""
+        directory = Path(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        (scratch / CONFIG).write_text(json.dumps(dataclasses.asdict(self.sizes), indent=2) + "\n", "utf-8")
+        state = {f"{_OWN}{key}": value.cpu().contiguous() for key, value in self.tokenizer.state_dict().items()}
+        save_file(state, scratch / WEIGHTS)
+        (scratch / WEIGHTS).chmod(0o644)
+        scratch.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(scratch, directory)
+
+
+def _read(path: Path) -> FSQSizes:
+    """Sizes of a tokenizer, or of the tokenizer of a codec."""
+    values = json.loads(path.read_text("utf-8"))
+    known = {one.name for one in dataclasses.fields(FSQSizes)}
+    found: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
+    }
+    return FSQSizes(**found)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow matching from speech tokens to mel frames."""

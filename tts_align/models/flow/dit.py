@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diffusion transformer (arXiv 2212.09748) over mel frames, and the token-to-mel model around it: CosyVoice 3's.
+
+Its modules carry the published names, so that published weights load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tts_align.models.flow.dit_layers import DiTBlock, InputEmbedding, Modulation, Rotary, TimeEmbedding, modulate
+from tts_align.models.flow.token_flow import Given, Lookahead, TokenFlow, chunk_mask
+
+_ESTIMATOR = "decoder.estimator"
+
+
+@dataclass(frozen=True)
+class DiTFlowSizes:
+    """Sizes of a token-to-mel model with a diffusion transformer; the defaults are the published ones.
+
+    Args:
+        codes: size of the codebook.
+        mel_channels: mel channels; token vectors have as many.
+        speaker_channels: of the speaker vectors.
+        frames_per_token: mel frames that a token lasts.
+        lookahead: how many tokens each token's frames depend on beyond it.
+        lookahead_channels: inside the layer that looks ahead.
+        dim: width of the transformer.
+        depth: number of blocks.
+        heads: attention heads.
+        head_dim: channels of each head, even.
+        ff_mult: width inside the feed-forward layers, as a multiple of ``dim``.
+        time_channels: sinusoids of the time, even.
+        position_kernel: frames that each of the two convolutions before the blocks reads.
+        position_groups: their groups.
+        chunk_frames: frames of a chunk, which streaming attention does not look beyond.
+        dropout: behind attention and inside feed-forward layers, in training only.
+    """
+
+    codes: int = 6561
+    mel_channels: int = 80
+    speaker_channels: int = 192
+    frames_per_token: int = 2
+    lookahead: int = 3
+    lookahead_channels: int = 1024
+    dim: int = 1024
+    depth: int = 22
+    heads: int = 16
+    head_dim: int = 64
+    ff_mult: int = 2
+    time_channels: int = 256
+    position_kernel: int = 31
+    position_groups: int = 16
+    chunk_frames: int = 50
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not go together."""
+        if self.dim % self.position_groups:
+            raise ValueError(f"dim must be a multiple of position_groups, got {self.dim} and {self.position_groups}")
+        if self.head_dim % 2 or self.time_channels % 2 or self.time_channels < 4:
+            raise ValueError(
+                f"head_dim must be even, time_channels even and at least 4, got {self.head_dim}, {self.time_channels}"
+            )
+        if self.chunk_frames < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                "expected at least 1 for chunk_frames and a dropout in [0, 1), "
+                f"got {self.chunk_frames} and {self.dropout}"
+            )
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], chunk_frames: int = 50, frames_per_token: int = 2) -> DiTFlowSizes:
+        """Sizes of published weights.
+
+        Args:
+            state: the weights by name.
+            chunk_frames: what the weights do not tell; 50 in the published model.
+            frames_per_token: what the weights do not tell either; 2 in the published model.
+
+        Raises:
+            ValueError: they belong to another kind of model.
+        """
+
+        def shape(name: str) -> torch.Size:
+            if name not in state:
+                raise ValueError(f"these are not the weights of a DiT flow: no {name}")
+            return state[name].shape
+
+        first = f"{_ESTIMATOR}.transformer_blocks.0"
+        codes, mel_channels = shape("input_embedding.weight")
+        lookahead_channels, _, lookahead_kernel = shape("pre_lookahead_layer.conv1.weight")
+        dim, time_channels = shape(f"{_ESTIMATOR}.time_embed.time_mlp.0.weight")
+        _, per_group, position_kernel = shape(f"{_ESTIMATOR}.input_embed.conv_pos_embed.conv1.0.weight")
+        head_dim = 2 * shape(f"{_ESTIMATOR}.rotary_embed.inv_freq")[0]
+        return cls(
+            codes=codes,
+            mel_channels=mel_channels,
+            speaker_channels=shape("spk_embed_affine_layer.weight")[1],
+            frames_per_token=frames_per_token,
+            lookahead=lookahead_kernel - 1,
+            lookahead_channels=lookahead_channels,
+            dim=dim,
+            depth=len({key.split(".")[3] for key in state if key.startswith(f"{_ESTIMATOR}.transformer_blocks.")}),
+            heads=shape(f"{first}.attn.to_q.weight")[0] // head_dim,
+            head_dim=head_dim,
+            ff_mult=shape(f"{first}.ff.ff.0.0.weight")[0] // dim,
+            time_channels=time_channels,
+            position_kernel=position_kernel,
+            position_groups=dim // per_group,
+            chunk_frames=chunk_frames,
+        )
+
+
+class DiT(nn.Module):
+    """Velocity of noisy mel frames, given what they should become.
+
+    Args:
+        sizes: of the model.
+    """
+
+    def __init__(self, sizes: DiTFlowSizes) -> None:
+        super().__init__()
+        self.chunk = sizes.chunk_frames
+        self.time_embed = TimeEmbedding(sizes.time_channels, sizes.dim)
+        self.input_embed = InputEmbedding(
+            4 * sizes.mel_channels, sizes.dim, sizes.position_kernel, sizes.position_groups
+        )
+        self.rotary_embed = Rotary(sizes.head_dim)
+        self.transformer_blocks = nn.ModuleList(
+            DiTBlock(sizes.dim, sizes.heads, sizes.head_dim, sizes.ff_mult * sizes.dim, sizes.dropout)
+            for _ in range(sizes.depth)
+        )
+        self.norm_out = Modulation(sizes.dim, 2)
+        self.proj_out = nn.Linear(sizes.dim, sizes.mel_channels)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b f m"],
+        mean: Float[Tensor, "b f m"],
+        speaker: Float[Tensor, "b m"],
+        known: Float[Tensor, "b f m"],
+        time: Float[Tensor, " b"],
+        mask: Bool[Tensor, "b f"],
+        streaming: bool = False,
+    ) -> Float[Tensor, "b f m"]:
+        """Velocity; it means nothing at padding.
+
+        Args:
+            noisy: frames on the way from noise to mel.
+            mean: what the speech tokens say of each frame.
+            speaker: projected speaker vector.
+            known: mel of the frames that are given, 0 elsewhere.
+            time: how far on the way, 0 noise to 1 mel.
+            mask: which frames are real.
+            streaming: attention does not look beyond a frame's own chunk.
+        """
+        visible = chunk_mask(mask, self.chunk if streaming else None)
+        embedded = self.time_embed(time)
+        angle = self.rotary_embed(noisy.shape[1])
+        vectors = self.input_embed(torch.cat((noisy, known, mean, speaker[:, None].expand_as(mean)), -1))
+        for block in self.transformer_blocks:
+            vectors = block(vectors, embedded, angle, visible, mask)
+        scale, shift = self.norm_out(embedded)
+        return self.proj_out(modulate(vectors, scale, shift))
+
+
+class DiTFlow(TokenFlow):
+    """Speech tokens -> mel by a diffusion transformer that sees each token repeated for its frames.
+
+    Args:
+        sizes: of the model; the published ones by default.
+    """
+
+    def __init__(self, sizes: DiTFlowSizes | None = None) -> None:
+        sizes = DiTFlowSizes() if sizes is None else sizes
+        super().__init__(
+            codes=sizes.codes,
+            mel_channels=sizes.mel_channels,
+            embedding_channels=sizes.mel_channels,
+            speaker_channels=sizes.speaker_channels,
+            frames_per_token=sizes.frames_per_token,
+            lookahead=sizes.lookahead,
+        )
+        self.sizes = sizes
+        self.pre_lookahead_layer = Lookahead(sizes.mel_channels, sizes.lookahead_channels, sizes.lookahead)
+        self.decoder = nn.ModuleDict({"estimator": DiT(sizes)})
+
+    def condition(
+        self,
+        vectors: Float[Tensor, "b s e"],
+        mask: Bool[Tensor, "b s"],
+        streaming: bool = False,
+        final: bool = True,
+    ) -> Float[Tensor, "b f m"]:
+        """Tokens that have seen a little of the future, each repeated for its frames; there is no attention."""
+        hidden = self.pre_lookahead_layer(vectors)
+        if not final:
+            hidden = hidden[:, : hidden.shape[1] - self.lookahead]
+        return hidden.repeat_interleave(self.frames_per_token, 1)
+
+    def velocity(
+        self,
+        noisy: Float[Tensor, "b f m"],
+        time: Float[Tensor, " b"],
+        given: Given,
+        mask: Bool[Tensor, "b f"],
+        streaming: bool = False,
+    ) -> Float[Tensor, "b f m"]:
+        """See :class:`DiT`."""
+        return self.decoder["estimator"](noisy, given.mean, given.speaker, given.known, time, mask, streaming)

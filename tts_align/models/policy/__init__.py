@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codec language models on a Qwen2 backbone, and how they are sampled."""

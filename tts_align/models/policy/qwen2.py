@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A codec language model on a Qwen2 backbone: the shape of CosyVoice2 and CosyVoice 3, at any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2Model
+
+from tts_align.batch import Rows, Scored
+from tts_align.logprobs import chosen_logp
+from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling, Spoken
+from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.policy.decoding import Decoding
+from tts_align.utils.assets import resolve
+from tts_align.utils.weights import weights_digest
+
+_PLAIN = Context()
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model; what ``config.json`` in its directory holds.
+
+    Args:
+        codes: speech codes of the tokenizer.
+        text_vocabulary: ids of the text tokenizer.
+        family: whose special ids are used.
+        hidden_size: width.
+        layers: number of blocks.
+        heads: attention heads.
+        key_value_heads: heads of keys and values (grouped-query attention).
+        intermediate_size: width inside the feed-forward layers.
+        rope_theta: base of the rotary positions.
+        attention_dropout: of attention weights, in training of the policy only.
+        prefix_format: how a voice enters the text; ``{speaker}`` is replaced by its name. Empty: it does not.
+        rms_norm_eps: of the normalisation.
+    """
+
+    codes: int
+    text_vocabulary: int
+    family: Family = "cosyvoice2"
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    intermediate_size: int = 384
+    rope_theta: float = 1e6
+    attention_dropout: float = 0.0
+    prefix_format: str = ""
+    rms_norm_eps: float = 1e-6
+
+    def backbone(self) -> Qwen2Config:
+        """The same sizes in the words of transformers."""
+        return Qwen2Config(
+            vocab_size=self.text_vocabulary,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            intermediate_size=self.intermediate_size,
+            attention_dropout=self.attention_dropout,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            rms_norm_eps=self.rms_norm_eps,
+            use_sliding_window=False,
+            tie_word_embeddings=False,
+            attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by the base class
+        )
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685) on the backbone; everything else is frozen.
+
+    Args:
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: before the update, in training only.
+        targets: names of the linear layers that get an adapter.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Qwen2CodecLM(CodecLM):
+    """A codec language model on a Qwen2 backbone.
+
+    Args:
+        directory: holds ``config.json``, ``model.safetensors`` and ``tokenizer.json``; ``demo:audio/base`` and
+            ``demo:symbolic/base`` name the embedded ones. Without it a model of random weights is made from ``sizes``.
+        sizes: sizes of a new model; not together with ``directory``.
+        tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
+        lora: train adapters instead of all weights; the frozen base is then the reference.
+        packed: score several rows in one sequence instead of padding them.
+        bistream: blocks of text and speech tokens, for rows that interleave them.
+    """
+
+    def __init__(
+        self,
+        directory: str | None = None,
+        sizes: Sizes | None = None,
+        tokenizer: str | None = None,
+        lora: LoRA | None = None,
+        packed: bool = False,
+        bistream: tuple[int, int] = (5, 15),
+    ) -> None:
+        super().__init__()
+        if (directory is None) == (sizes is None):
+            raise ValueError("model.policy needs exactly one of `directory` (a trained model) and `sizes` (a new one)")
+        path = None if directory is None else resolve(directory)
+        if path is not None and not (path / CONFIG).is_file():
+            raise ValueError(
+                f"expected a model directory with {CONFIG}, got {directory!r}: check model.policy.directory"
+            )
+        if path is not None:
+            tokenizer = str(path / TOKENIZER)
+            sizes = Sizes(**json.loads((path / CONFIG).read_text()))
+        assert sizes is not None
+        self.directory = path
+        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        self._build(sizes, packed, bistream)
+        for table in self.children():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.02)
+        if path is not None:
+            self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
+        self._add_adapters(lora)
+
+    def _build(self, sizes: Sizes, packed: bool, bistream: tuple[int, int]) -> None:
+        self.sizes, self.packed, self.bistream = sizes, packed, bistream
+        self.layout = Layout(sizes.family, sizes.codes, *bistream)
+        self.backbone = Qwen2Model(sizes.backbone())
+        vocabulary = self.layout.vocabulary
+        if sizes.family == "cosyvoice2":
+            self.llm_embedding = nn.Embedding(2, sizes.hidden_size)
+        self.speech_embedding = nn.Embedding(vocabulary, sizes.hidden_size)
+        self.llm_decoder = nn.Linear(sizes.hidden_size, vocabulary, bias=sizes.family == "cosyvoice2")
+
+    def _add_adapters(self, lora: LoRA | None) -> None:
+        self.lora = lora
+        self._adapter_on = lora is not None
+        if lora is None:
+            return
+        from peft import LoraConfig
+
+        self.requires_grad_(False)
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+        )
+        self.backbone.add_adapter(config, adapter_name="policy")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+            if ".lora_" in name:  # in the base's type small steps would be lost
+                parameter.data = parameter.data.float()
+
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of all codes, and of the special tokens behind them."""
+        return self.speech_embedding
+
+    def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
+        """Input vectors: every id from the table it belongs to."""
+        is_text, is_speech = table == TEXT, table == SPEECH
+        # Three small look-ups instead of Boolean indexing: nothing here waits for a GPU.
+        text = self.backbone.embed_tokens(token.where(is_text, 0))
+        speech = self.speech_embedding(token.where(is_speech, 0))
+        vectors = torch.where(is_text[..., None], text, speech)
+        if self.sizes.family == "cosyvoice2":
+            special = self.llm_embedding(token.where(~(is_text | is_speech), 0))
+            vectors = torch.where((is_text | is_speech)[..., None], vectors, special)
+        return vectors
+
+    def forward(self, rows: Rows, logits: bool = False) -> Scored:
+        """Score every target of ``rows``; the head runs on real targets only."""
+        mask = None if rows.segment is None else _same_row(rows.segment)
+        inputs = self.embed(rows.token, rows.table)
+        hidden = self.backbone(
+            inputs_embeds=inputs if rows.vectors is None else inputs + rows.vectors.to(inputs.dtype),
+            position_ids=rows.position,
+            # Rows padded on the right need no mask beyond the causal one.
+            attention_mask={"full_attention": mask},
+            use_cache=False,
+        ).last_hidden_state
+        scores = self.llm_decoder(hidden.flatten(0, 1).index_select(0, rows.hidden_index))
+        logp = rows.scatter(chosen_logp(scores, rows.target))
+        return Scored(logp, rows.mask, scores if logits else None)
+
+    def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
+        """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no text tokenizer: give `tokenizer`, or a directory that holds one")
+        if not context.only_speaker:
+            raise ValueError(
+                f"{type(self).__name__} takes no instruct, prompt_text or prompt_speech: leave these columns out"
+            )
+        prefix: list[int] = []
+        if self.sizes.prefix_format:
+            voice = self.sizes.prefix_format.format(speaker=context.speaker)
+            token = self.tokenizer.token_to_id(voice)
+            prefix = [token] if token is not None else self.tokenizer.encode(voice).ids
+        return Encoded((*prefix, *self.tokenizer.encode(text).ids), len(prefix))
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Spoken]:
+        """Speak all prompts in one batch with a key-value cache; finished utterances leave the batch."""
+        if not prompts:
+            return []
+        was_training = self.training
+        self.eval()
+        try:
+            return Decoding(self, prompts, sampling).run(progress)
+        finally:
+            self.train(was_training)
+
+    def rebuild(self) -> Qwen2CodecLM:
+        """The model as its directory holds it, without adapters."""
+        if self.directory is None:
+            raise ValueError(
+                "a policy made from `sizes` cannot be rebuilt as its own reference: save it and name its directory"
+            )
+        return Qwen2CodecLM(str(self.directory), packed=self.packed, bistream=self.bistream)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether only adapters train."""
+        return self.lora is not None
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within the block the model is its frozen base."""
+        if self.lora is None:
+            raise RuntimeError("there is no adapter to take off: the policy trains all its weights")
+        loose = [name for name, value in self.named_parameters() if value.requires_grad and ".lora_" not in name]
+        if loose:
+            raise RuntimeError(
+                f"with the adapter off the policy is not its base, because {loose[0]} and {len(loose) - 1} more train"
+            )
+        was_on = self._adapter_on
+        if was_on:
+            self.backbone.disable_adapters()
+        self._adapter_on = False
+        try:
+            yield
+        finally:
+            if was_on:
+                self.backbone.enable_adapters()
+            self._adapter_on = was_on
+
+    def _weights(self) -> dict[str, Tensor]:
+        """State with adapters merged into it while they are on, left out while they are off, under plain names."""
+        state = {
+            key.replace(".base_layer", ""): value for key, value in self.state_dict().items() if ".lora_" not in key
+        }
+        if self.lora is None or not self._adapter_on:
+            return state
+        for name, module in self.backbone.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                key = f"backbone.{name}.weight"
+                # In float32, as a small update would vanish in a coarser weight.
+                state[key] = state[key].float() + module.get_delta_weight("policy").float()
+        return state
+
+    def digest(self) -> str:
+        """Digest of all weights as they are now."""
+        return weights_digest(self._weights())
+
+    def save(self, directory: Path) -> None:
+        """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""
+        directory = Path(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        (scratch / CONFIG).write_text(json.dumps(dataclasses.asdict(self.sizes), indent=2) + "\n")
+        save_file({key: value.detach().cpu().contiguous() for key, value in self._weights().items()}, scratch / WEIGHTS)
+        if self.tokenizer is not None:
+            self.tokenizer.save(str(scratch / TOKENIZER))
+        (scratch / WEIGHTS).chmod(0o644)
+        scratch.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(scratch, directory)
+
+
+def _same_row(segment: Int[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:
+    """Causal attention inside a row of a bin; a padding position sees itself, so that no softmax is empty."""
+    length = segment.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
+    same = segment[:, :, None] == segment[:, None, :]
+    return (same & causal)[:, None]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contrastive pair of token-level KTO (arXiv 2510.05799): fitted, compared, and kept as one number per token.
+
+π⁺ is KTO on the labels, π⁻ is KTO on the flipped labels, from the same start on the same rows with the same trainer.
+What is kept is log π⁺ − log π⁻ before any clamp, so μ, L and U can change without fitting again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tts_align.data.select import Utterance
+from tts_align.training.cache import TokenCache
+
+if TYPE_CHECKING:
+    from tts_align.training.module import AlignModule
+
+SIDES = ("desirable", "undesirable")
+WEIGHTS = Path("contrast", "weights.json")
+"""Inside a run: which file of token weights it was trained with."""
+
+
+@dataclass
+class Contrast:
+    """Where the token weights of TKTO come from. With nothing set ``fit`` fits the pair itself.
+
+    Args:
+        weights: file of log-ratios made by an earlier run (``cache/contrast-*.safetensors``).
+        desirable: checkpoint of π⁺, a policy like this one fitted on the labels.
+        undesirable: checkpoint of π⁻, fitted on the flipped labels.
+        epochs: of the pair's fits; those of the trainer by default. This and what follows is unused for a given pair.
+        learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios stay near 0.
+        sft_weight: of the pair's fits.
+        balance: set λ_U so that λ_D n_D / (λ_U n_U) is 4/3, as KTO's authors advise: for neither fit, as in the paper,
+            for the flipped one, where the undesirable rows are the many, or for both.
+    """
+
+    weights: str | None = None
+    desirable: str | None = None
+    undesirable: str | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    sft_weight: float = 0.0
+    balance: Literal["neither", "flipped", "both"] = "neither"
+
+    def __post_init__(self) -> None:
+        """Refuse half a pair, and a pair beside weights."""
+        given = [name for name in SIDES if getattr(self, name) is not None]
+        if len(given) == 1:
+            raise ValueError(f"model.contrast names only {given[0]}: a pair needs both desirable and undesirable")
+        if given and self.weights is not None:
+            raise ValueError("model.contrast: desirable and undesirable have no effect beside weights; leave one out")
+
+    @property
+    def fits(self) -> bool:
+        """Whether the pair has still to be fitted."""
+        return self.weights is None and self.desirable is None
+
+
+def undesirable_weight(labels: NDArray[np.bool_]) -> float:
+    """λ_U that makes λ_D n_D / (λ_U n_U) equal to 4/3 with λ_D = 1.
+
+    >>> undesirable_weight(np.array([True, False, False]))
+    0.375
+    """
+    desirable = int(labels.sum())
+    return 0.75 * desirable / max(len(labels) - desirable, 1)
+
+
+def trained_weights(checkpoint: str | Path) -> dict[str, Tensor]:
+    """Weights of the policy in a Lightning checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}: check model.contrast.desirable and .undesirable")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
+
+
+def write_log_ratios(module: AlignModule, pair: Mapping[str, Mapping[str, Tensor]], folder: Path) -> TokenCache:
+    """Compute log π⁺ − log π⁻ of every row of the module's data, or load it, on the module's trainer.
+
+    Args:
+        module: its policy takes on the weights of the pair, one after the other.
+        pair: trained weights by side.
+        folder: where the files lie.
+    """
+    rows = module.trainer.datamodule.rows()  # type: ignore[attr-defined]
+    policy = module.policy.eval()
+    sides = {}
+    for side in SIDES:
+        with policy.wearing(pair[side]):
+            sides[side] = TokenCache(folder, side, module.identity(policy.digest()))
+            module.fill(sides[side], rows, lambda these: policy(these).logp, f"log-probabilities of the {side} side")
+    good, bad = (sides[side] for side in SIDES)
+    ratios = TokenCache(folder, "contrast", {side: cache.path.stem for side, cache in sides.items()})
+    ratios.numbers = {key: good.numbers[key] - bad.numbers[key] for key in good.numbers.keys() & bad.numbers.keys()}
+    if module.trainer.is_global_zero:
+        ratios.save()
+    return ratios
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well the pair tells good tokens from bad ones, on one side of the labels.
+
+    Args:
+        target: log-ratios at the tokens that decide a reading.
+        elsewhere: at all other tokens.
+    """
+
+    target: NDArray[np.float32]
+    elsewhere: NDArray[np.float32]
+
+
+def deciding_token(source: Utterance, count: int) -> int | None:
+    """Index of the token that decides how the marked word is read, as far as the judge has located the word.
+
+    The judge says where the word lies; its morae are taken to share that place evenly, and the first token of the first
+    mora in which right and wrong reading differ decides: what follows it is no longer open, and would only dilute the
+    figure. ``None`` without a marked word or without its place.
+
+    Args:
+        source: the utterance.
+        count: number of its targets, end-of-speech included.
+    """
+    scores, spans = source.row.scores, source.row.spans
+    if "target_start" not in scores or not spans or not spans[0].right or not spans[0].wrong:
+        return None
+    right, wrong = spans[0].right[0], spans[0].wrong[0]
+    differ = (i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b)
+    same = next(differ, min(len(right), len(wrong)))
+    start, end = scores["target_start"], scores["target_end"]
+    place = start + (end - start) * same / max(len(right), 1)
+    return min(int(place * (count - 1) + 1e-6), count - 2)
+
+
+def separation(cache: TokenCache, sources: Mapping[str, Utterance]) -> dict[str, Separation]:
+    """Log-ratios at the deciding tokens and elsewhere, for each side of the labels."""
+    found: dict[str, tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = {side: ([], []) for side in SIDES}
+    for key, source in sources.items():
+        values = cache.numbers[key]
+        target, elsewhere = found[SIDES[0] if source.desirable else SIDES[1]]
+        where = deciding_token(source, len(values))
+        if where is None:
+            elsewhere.append(values)
+            continue
+        target.append(values[where : where + 1])
+        elsewhere.append(np.delete(values, where))
+    empty = [np.zeros(0, np.float32)]
+    return {
+        side: Separation(np.concatenate(target or empty), np.concatenate(elsewhere or empty))
+        for side, (target, elsewhere) in found.items()
+    }
+
+
+def describe(separations: Mapping[str, Separation], lower: float, upper: float) -> str:
+    """The separation as a small table."""
+    lines = [f"{'log π⁺ − log π⁻ in nats':28}{'deciding token':>22}{'elsewhere':>22}{'clamped':>10}"]
+    for side, one in separations.items():
+        everything = np.concatenate([one.target, one.elsewhere])
+        outside = float(((everything <= lower) | (everything >= upper)).mean()) if len(everything) else 0.0
+        cells = [
+            f"{x.mean():+.2f} (sd {x.std():.2f})" if len(x) else "none marked" for x in (one.target, one.elsewhere)
+        ]
+        lines.append(f"{side + ' rows':28}{cells[0]:>22}{cells[1]:>22}{outside:>10.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of a run: its recipe, its checkpoints, its logs, and how it goes on after a pause."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from tts_align.utils.files import written_atomically
+
+RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
+EXPORT = "export.json"
+ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast", "reward", "model", "stage1", "stage2", "parts")
+"""What a run leaves in its directory, and ``run.overwrite`` removes."""
+
+IRRELEVANT = (
+    "run.*",
+    "trainer.accelerator",
+    "trainer.strategy*",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.logger*",
+    "trainer.fast_dev_run",
+    "trainer.max_*",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+    "trainer.limit_predict_batches",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.num_sanity_val_steps",
+    "trainer.log_every_n_steps",
+    "trainer.enable_*",
+    "trainer.inference_mode",
+    "trainer.profiler*",
+    "trainer.detect_anomaly",
+    "trainer.barebones",
+    "trainer.default_root_dir",
+    "trainer.model_registry",
+    "model.vocoder*",
+    "model.judge*",
+    "model.sampling*",
+    "model.test*",
+    "model.cache",
+    "data.validation",
+    "data.num_workers",
+)
+"""Keys that do not change what is learned per step: a run may go on with other values, and for longer."""
+
+
+class RecipeChanged(ValueError):
+    """The directory holds the run of another recipe."""
+
+
+@dataclass
+class RunSettings:
+    """Where a run lives and how it goes on.
+
+    Args:
+        directory: holds the saved recipe, checkpoints, logs and test results; ``runs/<name of the first recipe>`` by
+            default.
+        overwrite: remove what an earlier run left in the directory and start anew.
+        checkpoint_every: optimiser steps between two checkpoints; an interrupted run continues from the last one.
+        test_after_fit: test as soon as the training ends.
+        threads: CPU threads for each process; PyTorch decides by default.
+    """
+
+    directory: str | None = None
+    overwrite: bool = False
+    checkpoint_every: int = 100
+    test_after_fit: bool = True
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if self.checkpoint_every < 1:
+            raise ValueError(f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"run.threads must be at least 1, got {self.threads}")
+
+
+class Run:
+    """The directory of one run.
+
+    Args:
+        directory: where it is; need not exist.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.recipe = self.directory / RECIPE
+        self.checkpoint = self.directory / CHECKPOINTS / LAST
+        self.logs = self.directory / LOGS
+        self.test = self.directory / TEST
+
+    @property
+    def begun(self) -> bool:
+        """Whether something was learned here that another recipe must not go on from."""
+        return self.recipe.is_file() and next(self.directory.rglob("*.ckpt"), None) is not None
+
+    def check(self, recipe: str) -> None:
+        """Raise :class:`RecipeChanged` if the directory holds a begun run of another recipe than this YAML text."""
+        if not self.begun:
+            return
+        changed = list(differences(yaml.safe_load(self.recipe.read_text("utf-8")), yaml.safe_load(recipe)))
+        if changed:
+            raise RecipeChanged(
+                f"{self.directory} holds a run of another recipe:\n"
+                + "".join(f"  {key}: {old!r} there, {new!r} now\n" for key, old, new in changed)
+                + "choose another --run.directory, or drop the earlier run with --run.overwrite true"
+            )
+
+    def clear(self) -> None:
+        """Remove what an earlier run left; nothing else in the directory is touched."""
+        for name in ENTRIES:
+            path = self.directory / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def save_recipe(self, recipe: str) -> None:
+        """Write the recipe, all of it or nothing."""
+        with written_atomically(self.recipe) as scratch:
+            scratch.write_text(recipe, "utf-8")
+
+    def progress(self) -> tuple[int, int]:
+        """Finished epochs and optimiser steps in the last checkpoint; zeros when it is sharded."""
+        if self.checkpoint.is_dir():
+            return 0, 0
+        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return saved["epoch"], saved["global_step"]
+
+
+class KeepLast(Checkpoint):
+    """Keeps the newest state of a training in one file, written atomically.
+
+    Nothing is saved on an exception: the state may then stand in the middle of a step, and going on from it would not
+    be what an undisturbed training does.
+
+    Args:
+        path: of the checkpoint.
+        every: optimiser steps between two checkpoints; the end of the training is always saved.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.saved = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the training starts, which need not be saved again."""
+        self.saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save every so many steps, on the first batch after them only."""
+        if trainer.global_step // self.every > self.saved // self.every:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end."""
+        if trainer.global_step > self.saved:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved = trainer.global_step
+
+
+def differences(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Keys whose values differ between two recipes, with both values; ``"(nothing)"`` where one lacks the key.
+
+    >>> list(differences({"a": {"b": 1, "c": 2}, "run": {"threads": 1}}, {"a": {"b": 3, "c": 2}}))
+    [('a.b', 1, 3)]
+    """
+    before, after = dict(_flat(old)), dict(_flat(new))
+    for key in sorted(before.keys() | after.keys()):
+        values = before.get(key, "(nothing)"), after.get(key, "(nothing)")
+        if values[0] != values[1] and not any(fnmatch.fnmatchcase(key, pattern) for pattern in IRRELEVANT):
+            yield key, *values
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a recipe by dotted key."""
+    if not isinstance(node, dict) or not node:
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def finished(trainer: Trainer, epoch: int, step: int) -> bool:
+    """Whether a training that got this far has nothing left to do."""
+    by_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch
+    return by_epochs or 0 <= trainer.max_steps <= step
+
+
+def where(run: Run, say: Callable[[str], None]) -> None:
+    """Say where things are."""
+    entries = {
+        "recipe": run.recipe,
+        "checkpoint": run.checkpoint,
+        "logs": run.logs,
+        "test results": run.test,
+    }
+    found = [f"{name + ':':14}{path}" for name, path in entries.items() if path.exists()]
+    say("\n" + "\n".join(found))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files, audio, messages, processes: what every room uses."""
