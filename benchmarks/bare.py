@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The floor that ``step.py`` measures against: a training loop with only the passes each objective cannot do without.
 
-Written from the papers, sharing no code with ``tts_align``: one embedding table, a transformers Qwen2 backbone, the
+Written from the papers, sharing no token with ``tts_align``: one embedding table, a transformers Qwen2 backbone, the
 head, AdamW and clipping. Frozen numbers are computed while the clock stands.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import Qwen2Model
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
-"""Text ids and speech codes."""
+"""Text ids and speech tokens."""
 BETA, LOWER, UPPER = 0.1, -2.0, 2.0
 
 

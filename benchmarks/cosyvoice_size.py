@@ -42,7 +42,7 @@ from tts_align.training.module import AlignModule
 from tts_align.utils.messages import quiet
 
 SIZES = Sizes(
-    codes=6561,
+    codebook_size=6561,
     text_vocabulary=151936,
     hidden_size=896,
     layers=24,
@@ -80,7 +80,7 @@ def make_directory(path: Path, sizes: Sizes = SIZES) -> Path:
     return path
 
 
-def make_rows(path: Path, codes: int, rows: int, text: int, speech: int) -> str:
+def make_rows(path: Path, codebook_size: int, rows: int, text: int, speech: int) -> str:
     """Write a manifest of random labelled rows."""
     random = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyz")
@@ -90,7 +90,7 @@ def make_rows(path: Path, codes: int, rows: int, text: int, speech: int) -> str:
                 Row(
                     id=str(number),
                     text="".join(random.choice(letters, text)),
-                    speech=tuple(random.integers(0, codes, speech).tolist()),
+                    speech=tuple(random.integers(0, codebook_size, speech).tolist()),
                     desirable=number % 2 == 0,
                 )
                 for number in range(rows)
@@ -131,7 +131,7 @@ def train(
         directory: of the model.
         rows: in a step, which is one micro-batch.
         text: tokens of each.
-        speech: codes of each.
+        speech: speech tokens of each.
         device: cpu or cuda.
         steps: how many.
     """
@@ -140,7 +140,7 @@ def train(
     objective = TKTO()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        manifest = make_rows(folder / "rows.jsonl", policy.layout.codes, rows * steps, text, speech)
+        manifest = make_rows(folder / "rows.jsonl", policy.layout.codebook_size, rows * steps, text, speech)
         data = AlignData(
             manifest,
             reads=objective.reads,
@@ -175,7 +175,7 @@ def train(
 
 
 def decode(directory: Path, rows: int, text: int, device: str) -> dict[str, Any]:
-    """Read prompts and speak as many codes for each as it has text tokens."""
+    """Read prompts and speak as many speech tokens for each as it has text tokens."""
     policy = CosyVoiceLM(str(directory)).to(device).eval()
     letters = "the quick brown fox jumps over the lazy dog " * text
     prompts = [policy.encode_text(letters[row : row + text]).ask(seed=row) for row in range(rows)]
@@ -223,7 +223,7 @@ def main(
         directory: of a CosyVoice model; one of random weights is made without.
         rows: in a step.
         text: characters of each.
-        speech: codes of each, 25 a second.
+        speech: speech tokens of each, 25 a second.
         device: cpu or cuda.
         out: name of the results.
         only: measure this case in this process, and print what it took.

@@ -108,11 +108,11 @@ class Corpus:
 
     @cached_property
     def vocoder(self) -> Vocoder | None:
-        """Turns codes into sound; symbolic codes are read as they are."""
+        """Turns speech tokens into sound; symbolic speech tokens are read as they are."""
         return MelVocoder("demo:audio/codec") if self.name == "audio" else None
 
     def listener(self, who: str) -> Judge:
-        """``labeller`` marks training data, ``judge`` only tests; symbolic codes leave no room for two opinions."""
+        """``labeller`` marks training data, ``judge`` only tests; symbolic tokens leave no room for two opinions."""
         return CTCJudge(f"demo:audio/{who}") if self.name == "audio" else SymbolicJudge()
 
     @cached_property
@@ -204,7 +204,7 @@ class Corpus:
         policy = self.policy()
         data.prepare(policy)
         steps = data.steps_per_epoch * REWARD_EPOCHS
-        model = RewardModel(sizes=RewardSizes(policy.layout.codes, attributes=attributes, **REWARD_SIZES))
+        model = RewardModel(sizes=RewardSizes(policy.layout.codebook_size, attributes=attributes, **REWARD_SIZES))
         module = AlignModule(
             MTR(),
             policy,

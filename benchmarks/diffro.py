@@ -60,7 +60,7 @@ CONTROLS: dict[str, Callable[[float], DiffRO]] = {
     "diffro_without_anchor": lambda _: DiffRO(resample=False),
     "diffro_literal": lambda _: DiffRO(),
 }
-"""The second draws codes anew, as the paper does; the last two have no anchor but the divergence, as the paper."""
+"""The second draws tokens anew, as the paper does; the last two have no anchor but the divergence, as the paper."""
 
 
 @dataclass

@@ -5,7 +5,7 @@
 
 The reward model of seed 0 learns the voice beside the text. Then the policy trains towards the text alone, and towards
 the text and the voice ``takumi`` in every row; the dev sentences are spoken in the voice ``sakura``, and the sound, not
-the codes, says whether it moved: its median pitch, between the pitches of the two voices under the base. Speaking rate
+the tokens, says whether it moved: its median pitch, between the pitches of the two voices under the base. Speaking rate
 cannot be had this way: a forced prefix has the length it has. Writes ``results/diffro_attribute.json``.
 """
 

@@ -6,7 +6,7 @@
 The same sixteen rows of the embedded audio corpus, one process, turn by turn, CPU seconds of each turn. The
 policy-gradient step is REINFORCE with the mean reward as baseline and the same divergence: speak, vocode, transcribe
 with the labelling recogniser, score what was spoken under policy and reference, step. Memory: what autograd holds after
-the objective's forward beside the logits, at 6,561 codes. Writes ``results/diffro_cost.json``.
+the objective's forward beside the logits, at 6,561 speech tokens. Writes ``results/diffro_cost.json``.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def policy_gradient_step(corpus: Corpus, batch: Batch) -> Callable[[], None]:
         spoken = roll_out(batch, policy, DRAWN)
         said = spoken.utterances
         assert said is not None
-        codes = [row[real] for row, real in zip(said.speech, said.mask, strict=True)]
-        sounds = vocoder.speak(codes, said.speakers)
-        heard = [Heard(*each, vocoder.sample_rate) for each in zip(codes, sounds, strict=True)]
+        codebook_size = [row[real] for row, real in zip(said.speech, said.mask, strict=True)]
+        sounds = vocoder.speak(codebook_size, said.speakers)
+        heard = [Heard(*each, vocoder.sample_rate) for each in zip(codebook_size, sounds, strict=True)]
         verdicts = listener.judge(heard, [Expected(text, {"": text}) for text in said.wanted])
         rewards = -torch.tensor([verdict.cer for verdict in verdicts])
         scored = policy(spoken.rows, logits=True)
@@ -97,11 +97,11 @@ class _Held:
         self.tensor = tensor
 
 
-def held(estimator: Any, rows: int = 8, tokens: int = 250, codes: int = 6561) -> dict[str, float]:
+def held(estimator: Any, rows: int = 8, tokens: int = 250, codebook_size: int = 6561) -> dict[str, float]:
     """Bytes that autograd keeps after the objective's forward, as multiples of the logits."""
-    layout = Layout("cosyvoice2", codes)
+    layout = Layout("cosyvoice2", codebook_size)
     random = torch.Generator().manual_seed(0)
-    speech = torch.randint(codes, (rows, tokens), generator=random)
+    speech = torch.randint(codebook_size, (rows, tokens), generator=random)
     token_rows = [TokenRow((1, 2), tuple(row.tolist())) for row in speech]
     collated = collate(token_rows, layout)
     logits = torch.randn(len(collated.target), layout.vocabulary, generator=random)
@@ -117,7 +117,7 @@ def held(estimator: Any, rows: int = 8, tokens: int = 250, codes: int = 6561) ->
         speakers=nothing,
         attributes=({},) * rows,
     )
-    reward = RewardModel(sizes=RewardSizes(codes, "あ", width=64, layers=1, feed_forward=64, decoder_layers=1))
+    reward = RewardModel(sizes=RewardSizes(codebook_size, "あ", width=64, layers=1, feed_forward=64, decoder_layers=1))
     batch = Batch(
         collated, torch.ones(rows, dtype=torch.bool), Totals(rows, len(logits), rows, len(logits)), utterances=said
     )
@@ -140,7 +140,7 @@ def held(estimator: Any, rows: int = 8, tokens: int = 250, codes: int = 6561) ->
     gc.collect()
     alive = {one.tensor.untyped_storage().data_ptr(): one.tensor.nbytes for ref in kept if (one := ref()) is not None}
     alive.pop(logits.untyped_storage().data_ptr(), None)
-    large = [size for size in alive.values() if size >= len(logits) * codes * 4]
+    large = [size for size in alive.values() if size >= len(logits) * codebook_size * 4]
     assert outcome.loss.requires_grad
     return {
         "large_tensors": len(large),

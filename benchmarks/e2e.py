@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each loss makes of the speech codes, and stage 2 against stage 3: the ablations of arXiv 2606.09234 in small.
+"""What each loss makes of the speech tokens, and stage 2 against stage 3: the ablations of arXiv 2606.09234 in small.
 
     python benchmarks/e2e.py                         # all of it: about half an hour of one core
     python benchmarks/e2e.py --variants '[rm_fm_lm]' # one of them; a later call adds others
 
 The tokenizer of the embedded codec is trained further by the reward model alone (the cascaded baseline), by that
-and the flow, and by all three losses; then each is frozen, and flow, reward model and policy are trained on its codes.
+and the flow, and by all three losses; then each is frozen, and flow, reward model and policy are trained on its tokens.
 Held-out utterances go through tokenizer, flow and Griffin-Lim to a judge that had no part in training (reconstruction),
 and test sentences through policy and flow (synthesis). From stage 2 of the third, training goes on for as long in stage
 2 and in stage 3. ``--overlays '[scratch]'`` starts from a tokenizer of random weights instead. What is finished is kept
@@ -65,7 +65,7 @@ def fitted(arguments: list[str], threads: int) -> AlignCLI:
 
 
 def heard(cli: AlignCLI, rows: int) -> dict[str, Any]:
-    """Reconstruction of held-out utterances, the codes in it, and how probable the policy finds them."""
+    """Reconstruction of held-out utterances, the speech tokens in it, and how probable the policy finds them."""
     module, judge = cli.model.eval(), CTCJudge("demo:audio/judge")
     tokenizer, vocoder = module.parts[Part.TOKENIZER], module.vocoder
     assert isinstance(vocoder, FlowVocoder)
@@ -77,21 +77,23 @@ def heard(cli: AlignCLI, rows: int) -> dict[str, Any]:
     recordings = collate_recordings(sounds)
     with torch.no_grad():
         made = tokenizer(recordings.heard, recordings.frames)
-    codes = [row[mask] for row, mask in zip(made.tokens, made.mask, strict=True)]
+    speech_tokens = [row[mask] for row, mask in zip(made.tokens, made.mask, strict=True)]
     speakers = [item[0].row.speaker for item in items]
-    again = vocoder.speak(codes, speakers)
+    again = vocoder.speak(speech_tokens, speakers)
     expected = [Expected(item[0].row.text, {"": str(item[0].heard)}, ("",)) for item in items]
     ids = [item[0].row.text for item in items]
     errors = {}
     for name, waveforms in (("original", originals), ("reconstruction", again)):
-        told = [Heard(row, sound, 16000, who) for row, sound, who in zip(codes, waveforms, speakers, strict=True)]
+        told = [
+            Heard(row, sound, 16000, who) for row, sound, who in zip(speech_tokens, waveforms, speakers, strict=True)
+        ]
         errors[name] = [verdict.cer for verdict in judge.judge(told, expected)]
-    mel, frames = vocoder.log_mel(codes, speakers)
+    mel, frames = vocoder.log_mel(speech_tokens, speakers)
     width = min(mel.shape[1], recordings.heard.shape[1])
     real = torch.arange(width) < torch.minimum(frames, recordings.frames)[:, None]
     distance = (mel[:, :width] - recordings.heard[:, :width]).abs().mean(-1)
     per_row = ((distance * real).sum(1) / real.sum(1)).tolist()
-    counts = TokenCounts.of(made.tokens, made.mask, tokenizer.codes)
+    counts = TokenCounts.of(made.tokens, made.mask, tokenizer.codebook_size)
     return {
         "utterances": len(items),
         "cer": {name: interval(values, ids) for name, values in errors.items()},

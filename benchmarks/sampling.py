@@ -25,15 +25,27 @@ from tts_align.models.base.generation import Context, Prompt, Sampling, Spoken
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 
 BIG = Sizes(
-    codes=6561, text_vocabulary=500, hidden_size=256, layers=4, heads=4, key_value_heads=2, intermediate_size=1024
+    codebook_size=6561,
+    text_vocabulary=500,
+    hidden_size=256,
+    layers=4,
+    heads=4,
+    key_value_heads=2,
+    intermediate_size=1024,
 )
 COSYVOICE = Sizes(
-    codes=6561, text_vocabulary=500, hidden_size=384, layers=6, heads=6, key_value_heads=2, intermediate_size=2048
+    codebook_size=6561,
+    text_vocabulary=500,
+    hidden_size=384,
+    layers=6,
+    heads=6,
+    key_value_heads=2,
+    intermediate_size=2048,
 )
 """CosyVoice2's vocabulary behind fewer and narrower layers, so that one by one ends in minutes."""
 SPEAKERS = ("sakura", "takumi")
 SAME = 0.95
-"""Least share of utterances that must be the same to the last code; rounding may turn a draw that lies on the edge."""
+"""Least share of utterances that must be the same to the last token; rounding may turn a draw that lies on the edge."""
 
 
 def random_model(sizes: Sizes = BIG) -> Qwen2CodecLM:

@@ -47,7 +47,13 @@ from tts_align.training.module import AlignModule
 Name = Literal["sft", "dpo", "kto", "tkto"]
 PASSES = {"sft": 3, "dpo": 3, "kto": 4, "tkto": 4}
 SIZES = Sizes(
-    codes=6561, text_vocabulary=500, hidden_size=256, layers=4, heads=4, key_value_heads=2, intermediate_size=1024
+    codebook_size=6561,
+    text_vocabulary=500,
+    hidden_size=256,
+    layers=4,
+    heads=4,
+    key_value_heads=2,
+    intermediate_size=1024,
 )
 AGREES = 1e-4
 """Largest relative difference of the first step's loss and gradient norm."""
@@ -97,7 +103,7 @@ class Shape:
             text = "".join(random.choice(letters, random.integers(self.text[0], self.text[1] + 1)))
             for desirable in (True, False):
                 count = random.integers(self.speech[0], self.speech[1] + 1)
-                speech = tuple(random.integers(0, self.sizes.codes, count).tolist())
+                speech = tuple(random.integers(0, self.sizes.codebook_size, count).tolist())
                 rows.append(Row(id=f"{sentence}-{desirable}", text=text, speech=speech, desirable=desirable))
         return str(write_manifest(rows, folder / "rows.jsonl"))
 

@@ -9,7 +9,7 @@ import torch
 from tts_align.batch import Batch, Mean, Rows, Scored, Totals
 from tts_align.models.base.layout import Layout, TokenRow, collate
 
-LAYOUT = Layout("cosyvoice2", codes=10)
+LAYOUT = Layout("cosyvoice2", codebook_size=10)
 TOTALS = Totals(2, 6, 1, 3)
 
 

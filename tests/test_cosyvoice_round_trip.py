@@ -242,11 +242,11 @@ def test_rows_that_interleave_text_and_speech(place: Path, tmp_path: Path):
 def test_cosyvoices_own_shards_hold_pairs(place: Path, tmp_path: Path):
     random = np.random.default_rng(0)
 
-    def codes(_: int) -> list[int]:
+    def speech_tokens(_: int) -> list[int]:
         return random.integers(0, CODES, 12).tolist()
 
     instruct = "You are a helpful assistant.<|endofprompt|>"
-    rows = shard_rows(8, speech_token=codes, reject_speech_token=codes, instruct=instruct)
+    rows = shard_rows(8, speech_token=speech_tokens, reject_speech_token=speech_tokens, instruct=instruct)
     for number in range(2):
         save_shard(tmp_path / f"data/parquet_{number:09d}.tar", rows[4 * number : 4 * number + 4])
     names = "".join(f"{tmp_path}/data/parquet_{number:09d}.tar\n" for number in range(2))

@@ -93,7 +93,7 @@ def test_noise_of_a_row_is_its_own():
 
 
 def test_frequencies_are_the_softmax():
-    """Pearson's statistic of 40,000 draws over 7 codes stays under its 99.9 % point (6 degrees of freedom: 22.5)."""
+    """Pearson's statistic of 40,000 draws over 7 tokens stays under its 99.9 % point (6 degrees of freedom: 22.5)."""
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0, 0.5, -2.0, 0.0, 9.0]]).expand(40_000, -1)
     drawn = gumbel_softmax_st(logits, CODES, RowNoise(row_generators([5]), (40_000,))).sum(0)
     expected = 40_000 * logits[0, :CODES].softmax(-1)
@@ -134,7 +134,7 @@ def test_schedule():
     ("change", "message"),
     [
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"codes": 11}, "codes in 1..10, the width of the logits, got 11"),
+        ({"codebook_size": 11}, "speech tokens in 1..10, the width of the logits, got 11"),
         ({"noise": torch.zeros(9, 3)}, r"noise of shape \(9, 7\), got \(9, 3\)"),
         ({"noise": RowNoise(row_generators([1]), (4,))}, r"noise of shape \(9, 7\), got \(4, 7\)"),
     ],
@@ -142,13 +142,13 @@ def test_schedule():
 def test_mistakes_are_named(change, message):
     logits, noise = tensors(dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
-        gumbel_softmax_st(logits, **({"codes": CODES, "noise": noise} | change))
+        gumbel_softmax_st(logits, **({"codebook_size": CODES, "noise": noise} | change))
     with pytest.raises(ValueError, match="one generator for each of the 2 rows, got 1"):
         RowNoise(row_generators([1]), (1, 2))
 
 
 def test_noise_of_a_sample_that_is_already_there():
-    """The chosen code wins; over draws of the code, the noise is a standard Gumbel number again, everywhere."""
+    """The chosen token wins; over draws of the code, the noise is a standard Gumbel number again, everywhere."""
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0, 0.0, 9.0]).expand(40_000, -1).contiguous()
     chosen = torch.multinomial(logits[0, :CODES].softmax(-1), 40_000, True, generator=torch.Generator().manual_seed(3))
     noise = posterior_noise(logits, CODES, chosen, RowNoise(row_generators([4]), (40_000,)))

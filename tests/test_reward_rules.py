@@ -114,12 +114,12 @@ def test_rule_6_what_the_step_reads(packed: bool, lora: Any, tmp_path: Path, tin
         found = module.objective(module.score(batch))
         labels = reward.encode_labels(said.wanted, said.attributes)
         expected = reward.score(said.speech, said.mask, labels, ("asr",)).reward()
-    # Hearing the prefix itself is hearing the stored codes.
+    # Hearing the prefix itself is hearing the stored speech tokens.
     assert found.metrics["reward"].value.item() == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 def test_bistream_rows_are_heard_in_order(tmp_path: Path, tiny_policy: Path):
-    """Fill tokens among the targets are not codes."""
+    """Fill tokens among the targets are not speech tokens."""
     long = save_rows(tmp_path, make_rows(longest=40, per_side=(2, 0)), "long.jsonl")
     module, data = built(DiffRO(resample=False), tiny_policy, long, tmp_path, bistream=(2, 3), bistream_share=0.5)
     batch = first_batch(module, data)
@@ -175,8 +175,8 @@ def test_free_roll_outs_are_the_policys_own(tmp_path: Path, tiny_policy: Path, r
     old, new = batch.utterances.rows, found.utterances.rows
     assert any(a.speech != b.speech for a, b in zip(old, new, strict=True))
     assert [row.text for row in old] == [row.text for row in new]
-    for row, codes, mask in zip(new, found.utterances.speech, found.utterances.mask, strict=True):
-        assert codes[mask].tolist() == list(row.speech)
+    for row, speech_tokens, mask in zip(new, found.utterances.speech, found.utterances.mask, strict=True):
+        assert speech_tokens[mask].tolist() == list(row.speech)
     again = module.objective.prepare(batch, module.policy, {})
     assert again.rows.keys == found.rows.keys
     with torch.no_grad():  # end-of-speech becomes impossible
@@ -196,19 +196,23 @@ def test_validation_and_reference_caches_are_not_mixed_up(tmp_path: Path, tiny_p
 @pytest.mark.parametrize("knobs", [{"sft_weight": 0.3, "resample": False}, FREE], ids=["teacher-forced", "free"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
 def test_a_cosyvoice_directory_can_be_the_policy(family: str, knobs: dict[str, Any], lora: Any, tmp_path: Path):
-    """Its speech vocabulary has special ids behind the codes, of which the reward model knows nothing."""
+    """Its speech vocabulary has special ids behind the speech tokens, of which the reward model knows nothing."""
     policy = CosyVoiceLM(str(make_directory(tmp_path / family, family)), lora=lora)
-    codes = policy.layout.codes
-    assert policy.layout.vocabulary > codes
+    speech_tokens = policy.layout.codebook_size
+    assert policy.layout.vocabulary > speech_tokens
     random = torch.Generator().manual_seed(0)
     found = [
-        Row(str(i), "hello"[: 2 + i % 4], speech=tuple(torch.randint(codes, (4 + i,), generator=random).tolist()))
+        Row(
+            str(i),
+            "hello"[: 2 + i % 4],
+            speech=tuple(torch.randint(speech_tokens, (4 + i,), generator=random).tolist()),
+        )
         for i in range(8)
     ]
     manifest = save_rows(tmp_path, found, "spoken.jsonl")
     objective = DiffRO(**knobs)
     torch.manual_seed(0)
-    sizes = RewardSizes(codes, "helo", width=8, layers=1, heads=2, feed_forward=12, decoder_layers=1)
+    sizes = RewardSizes(speech_tokens, "helo", width=8, layers=1, heads=2, feed_forward=12, decoder_layers=1)
     module = AlignModule(
         objective, policy, reward=RewardModel(sizes=sizes), optimizer=lambda values: torch.optim.SGD(values, lr=1.0)
     )

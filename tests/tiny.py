@@ -35,7 +35,7 @@ OBJECTIVES = {"sft": SFT, "dpo": DPO, "kto": KTO, "tkto": TKTO}
 
 
 def make_reward(seed: int = 0, **sizes: Any) -> RewardModel:
-    """A reward model of random weights over the policy's codes and letters, with dropout."""
+    """A reward model of random weights over the policy's speech tokens and letters, with dropout."""
     torch.manual_seed(seed)
     knobs = {"width": 8, "layers": 1, "heads": 2, "feed_forward": 12, "decoder_layers": 1, "dropout": 0.2}
     return RewardModel(sizes=RewardSizes(CODES, LETTERS, **(knobs | sizes)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of sound small enough to train in a test, recordings, and a vocoder for rows that have codes only."""
+"""Models of sound small enough to train in a test, recordings, and a vocoder for rows that have speech tokens only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FSQ = FSQSizes(
     encoder_blocks=1,
 )
 REWARD = RewardSizes(
-    codes=CODES,
+    codebook_size=CODES,
     characters=LETTERS,
     attributes=(Attribute("speaker", "classes", VOICES),),
     width=8,
@@ -56,7 +56,7 @@ REWARD = RewardSizes(
     dropout=0.0,
 )
 FLOW = DiTFlowSizes(
-    codes=CODES,
+    codebook_size=CODES,
     mel_channels=6,
     speaker_channels=2,
     frames_per_token=2,
@@ -81,13 +81,13 @@ class Tones(Vocoder):
     sample_rate = FSQ.sample_rate
 
     def speak(self, speech: Sequence[Tensor], speakers: Sequence[str]) -> list[Tensor]:
-        return [tones(codes.tolist(), name) for codes, name in zip(speech, speakers, strict=True)]
+        return [tones(speech_tokens.tolist(), name) for speech_tokens, name in zip(speech, speakers, strict=True)]
 
 
-def tones(codes: Sequence[int], speaker: str) -> Tensor:
+def tones(speech_tokens: Sequence[int], speaker: str) -> Tensor:
     time = torch.arange(TOKEN_SAMPLES) / FSQ.sample_rate
     pitch = 100.0 * (1 + VOICES.index(speaker))
-    return torch.cat([0.5 * torch.sin(2 * torch.pi * (pitch + 40 * code) * time) for code in codes])
+    return torch.cat([0.5 * torch.sin(2 * torch.pi * (pitch + 40 * code) * time) for code in speech_tokens])
 
 
 def spoken_rows(**options: Any) -> list[Row]:
@@ -97,7 +97,7 @@ def spoken_rows(**options: Any) -> list[Row]:
 
 
 def save_recordings(folder: Path, rows: Sequence[Row] | None = None, name: str = "sounds.jsonl") -> str:
-    """A manifest of recordings without codes."""
+    """A manifest of recordings without speech tokens."""
     given = []
     for row in spoken_rows() if rows is None else rows:
         path = folder / f"{row.id}.wav"

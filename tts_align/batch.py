@@ -9,13 +9,13 @@ letter meaning
 ``r``  scored rows (an utterance under a text; a pair is two rows)
 ``p``  pairs
 ``n``  text tokens of a row, padded
-``s``  speech codes of a row, padded; the end-of-speech token is not one
-``c``  real speech codes of all rows, flat, without padding
-``t``  targets of a row, padded: speech codes, fill tokens, end-of-speech
+``s``  speech tokens of a row, padded; the end-of-speech token is not one
+``c``  real speech tokens of all rows, flat, without padding
+``t``  targets of a row, padded: speech tokens, fill tokens, end-of-speech
 ``m``  real targets of all rows, flat, without padding
 ``b``  bins: sequences given to the backbone (padded: one row each; packed: several)
 ``l``  positions of a bin
-``v``  speech vocabulary, codes and special tokens
+``v``  speech vocabulary, speech tokens and special tokens
 ====== =====================================================================
 
 Masks are Booleans and ``True`` counts.
@@ -93,7 +93,7 @@ class Rows(Record):
         mask: which entries of the target matrix are real.
         end: which of them are end-of-speech.
         keys: digest of each row's content and layout: what caches are indexed by.
-        vectors: added to the vectors of the inputs, for gradients that reach what made the speech codes.
+        vectors: added to the vectors of the inputs, for gradients that reach what made the speech tokens.
     """
 
     token: Int[Tensor, "b l"]
@@ -126,10 +126,10 @@ class Rows(Record):
 
 @dataclass(frozen=True)
 class Utterances(Record):
-    """What rows say and how, for models that read speech codes without the policy.
+    """What rows say and how, for models that read speech tokens without the policy.
 
     Args:
-        speech: codes; 0 at padding.
+        speech: speech tokens; 0 at padding.
         mask: which of them are real.
         code_target: for each real code, in the order of the rows, which of the flat targets it is.
         code_place: for each real code its flat index (row * s + code).
@@ -164,7 +164,7 @@ class Utterances(Record):
 
 @dataclass(frozen=True)
 class Recordings(Record):
-    """How rows sound, for objectives that make the speech codes themselves.
+    """How rows sound, for objectives that make the speech tokens themselves.
 
     Args:
         heard: features that the speech tokenizer reads, padded.
@@ -172,7 +172,7 @@ class Recordings(Record):
         mel: frames that a flow model is to make, padded; their rate is that model's own.
         mel_mask: which of them are real.
         speaker: vectors of the voices; without columns when the rows bring none.
-        codes: how many codes the tokenizer makes of each row.
+        speech_tokens: how many speech tokens the tokenizer makes of each row.
         tokenised: what it has made of them, once it has been asked.
     """
 
@@ -181,7 +181,7 @@ class Recordings(Record):
     mel: Float[Tensor, "r g k"]
     mel_mask: Bool[Tensor, "r g"]
     speaker: Float[Tensor, "r d"]
-    codes: tuple[int, ...]
+    token_counts: tuple[int, ...]
     tokenised: Any = None
 
 
@@ -198,7 +198,7 @@ class Totals:
         desirable_rows: rows labelled desirable, or chosen.
         desirable_tokens: real targets of those rows.
         labels: how many rows have each attribute, and ``text``: a known transcript; for objectives that read them.
-        codes: speech codes of all rows, likewise.
+        speech_tokens: speech tokens of all rows, likewise.
         letters: of the known transcripts, likewise.
     """
 
@@ -207,7 +207,7 @@ class Totals:
     desirable_rows: int
     desirable_tokens: int
     labels: Mapping[str, int] = field(default_factory=dict, hash=False)
-    codes: int = 0
+    speech_tokens: int = 0
     letters: int = 0
 
 
@@ -222,7 +222,7 @@ class Batch(Record):
         mismatched: rows whose text belongs to another sentence than their speech, for KTO's reference point: all of
             this rank's for the whole step on its first micro-batch (one entry per micro-batch), none on the others.
         first: whether this is the first micro-batch of its optimiser step.
-        utterances: the same rows as codes and words, for objectives with models that read them.
+        utterances: the same rows as speech tokens and words, for objectives with models that read them.
         recordings: the same rows as sound, for objectives that train the speech tokenizer, or a model of sound.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable samples of speech codes: the Gumbel-softmax (arXiv 1611.01144), straight-through or soft.
+"""Differentiable samples of speech tokens: the Gumbel-softmax (arXiv 1611.01144), straight-through or soft.
 
 The gradient is written by hand, so that beside the logits only the sample and its soft probabilities are held, and the
 forward of the straight-through sample is exactly one-hot instead of one-hot up to rounding.
@@ -39,9 +39,11 @@ class RowNoise:
                 f"expected one generator for each of the {len(self.lengths)} rows, got {len(self.generators)}"
             )
 
-    def draw(self, codes: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Float[Tensor, "m c"]:
+    def draw(
+        self, codebook_size: int, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "m c"]:
         """Standard Gumbel numbers for all rows, one after the other; advances the generators."""
-        noise = torch.empty(sum(self.lengths), codes, device=device, dtype=dtype)
+        noise = torch.empty(sum(self.lengths), codebook_size, device=device, dtype=dtype)
         for part, generator in zip(noise.split(self.lengths), self.generators, strict=True):
             # -log of a standard exponential number is a standard Gumbel number; exactly 0 would become infinite.
             part.exponential_(generator=generator).clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
@@ -55,20 +57,20 @@ def row_generators(seeds: Sequence[int], device: torch.device | str = "cpu") -> 
 
 def gumbel_softmax_st(
     logits: Float[Tensor, "m v"],
-    codes: int,
+    codebook_size: int,
     noise: RowNoise | Float[Tensor, "m c"],
     temperature: float = 1.0,
     hard: bool = True,
 ) -> Float[Tensor, "m c"]:
-    """Sample speech codes so that gradients reach the logits.
+    """Sample speech tokens so that gradients reach the logits.
 
     Ids from ``codes`` on are end-of-speech and other special tokens; they are left out before the sampling, so that
-    the result is a distribution over codes alone, c of them. Beside the logits two tensors of shape (m, c) are held
+    the result is a distribution over tokens alone, c of them. Beside the logits two tensors of shape (m, c) are held
     when ``hard``, one when not; noise given as a tensor is not changed, and comes on top.
 
     Args:
         logits: scores at the real targets.
-        codes: speech codes; the leading ids of the vocabulary.
+        codebook_size: speech tokens; the leading ids of the vocabulary.
         noise: standard Gumbel numbers, or the rows' generators to draw them with.
         temperature: divides logits plus noise.
         hard: exactly one-hot samples whose gradient is that of the soft ones (straight-through); otherwise soft ones.
@@ -78,13 +80,15 @@ def gumbel_softmax_st(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    if not 0 < codes <= logits.shape[-1]:
-        raise ValueError(f"expected codes in 1..{logits.shape[-1]}, the width of the logits, got {codes}")
+    if not 0 < codebook_size <= logits.shape[-1]:
+        raise ValueError(
+            f"expected speech tokens in 1..{logits.shape[-1]}, the width of the logits, got {codebook_size}"
+        )
     positions = sum(noise.lengths) if isinstance(noise, RowNoise) else len(noise)
-    width = codes if isinstance(noise, RowNoise) else noise.shape[-1]
-    if (positions, width) != (len(logits), codes):
-        raise ValueError(f"expected noise of shape {(len(logits), codes)}, got {(positions, width)}")
-    return _GumbelSoftmax.apply(logits, codes, noise, temperature, hard)
+    width = codebook_size if isinstance(noise, RowNoise) else noise.shape[-1]
+    if (positions, width) != (len(logits), codebook_size):
+        raise ValueError(f"expected noise of shape {(len(logits), codebook_size)}, got {(positions, width)}")
+    return _GumbelSoftmax.apply(logits, codebook_size, noise, temperature, hard)
 
 
 class _GumbelSoftmax(torch.autograd.Function):
@@ -92,15 +96,15 @@ class _GumbelSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, codes: int, noise: RowNoise | Tensor, temperature: float, hard: bool
+        ctx: Any, logits: Tensor, codebook_size: int, noise: RowNoise | Tensor, temperature: float, hard: bool
     ) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         # From here on everything happens in this one buffer.
         if isinstance(noise, RowNoise):
-            soft = noise.draw(codes, logits.device, dtype)
+            soft = noise.draw(codebook_size, logits.device, dtype)
         else:
             soft = noise.to(logits.device, dtype, copy=True)
-        soft.add_(logits[:, :codes])
+        soft.add_(logits[:, :codebook_size])
         top, chosen = soft.max(-1, keepdim=True)
         soft.sub_(top).div_(temperature).exp_()
         soft.div_(soft.sum(-1, keepdim=True))
@@ -112,32 +116,34 @@ class _GumbelSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (soft,) = ctx.saved_tensors
-        positions, codes = soft.shape
+        positions, codebook_size = soft.shape
         out = torch.zeros(positions, ctx.width, device=soft.device, dtype=ctx.dtype)
-        rows = max(_BLOCK.get(soft.device.type, _BLOCK["cuda"]) // codes, 1)
+        rows = max(_BLOCK.get(soft.device.type, _BLOCK["cuda"]) // codebook_size, 1)
         for into, share, upstream in zip(out.split(rows), soft.split(rows), gradient.split(rows), strict=True):
             weighted = share * upstream
-            into[:, :codes] = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).div_(ctx.temperature)
+            into[:, :codebook_size] = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).div_(
+                ctx.temperature
+            )
         return out, None, None, None, None
 
 
 def posterior_noise(
-    logits: Float[Tensor, "m v"], codes: int, chosen: Int[Tensor, " m"], noise: RowNoise
+    logits: Float[Tensor, "m v"], codebook_size: int, chosen: Int[Tensor, " m"], noise: RowNoise
 ) -> Float[Tensor, "m c"]:
-    """Gumbel numbers under which the code at each position was the one that was chosen.
+    """Gumbel numbers under which the token at each position was the one that was chosen.
 
     Distributed as standard ones are, given that ``logits + noise`` is largest at ``chosen``: so a sample that is
     already there gets the gradient that it would have had when it was drawn.
 
     Args:
         logits: scores at the real targets.
-        codes: speech codes; the leading ids of the vocabulary.
-        chosen: code at each position; where there is none, such as at end-of-speech, anything may come out.
+        codebook_size: speech tokens; the leading ids of the vocabulary.
+        chosen: token at each position; where there is none, such as at end-of-speech, anything may come out.
         noise: the rows' generators.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    scores, chosen = logits.detach()[:, :codes].to(dtype), chosen.clamp(max=codes - 1)[:, None]
-    found = noise.draw(codes, logits.device, dtype)
+    scores, chosen = logits.detach()[:, :codebook_size].to(dtype), chosen.clamp(max=codebook_size - 1)[:, None]
+    found = noise.draw(codebook_size, logits.device, dtype)
     # The largest of all is a Gumbel number around the log of their sum, whichever it is; the others are cut off there.
     top = scores.logsumexp(-1, keepdim=True) + found.gather(1, chosen)
     found.add_(scores)
@@ -147,7 +153,7 @@ def posterior_noise(
 
 
 _APART = 1e-4
-"""How much the chosen code is ahead at least, so that rounding cannot make it a draw."""
+"""How much the chosen token is ahead at least, so that rounding cannot make it a draw."""
 
 
 def annealed(step: int, steps: int, start: float = 2.0, end: float = 0.8) -> float:

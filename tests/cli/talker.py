@@ -21,7 +21,7 @@ READINGS = (Reading.RIGHT, Reading.WRONG, Reading.NEITHER)
 
 
 class Talker(CodecLM):
-    """Says 1 to 6 codes, drawn by text and seed; counts what it is asked, and dies when told to."""
+    """Says 1 to 6 speech tokens, drawn by text and seed; counts what it is asked, and dies when told to."""
 
     layout = Layout("cosyvoice2", 50)
     packed = False
@@ -48,8 +48,8 @@ class Talker(CodecLM):
 
     def say(self, prompt):
         generator = np.random.default_rng([prompt.seed, *prompt.text])
-        codes = generator.integers(0, 50, size=generator.integers(1, 7))
-        return Spoken(torch.from_numpy(codes), bool(generator.random() < 0.9))
+        speech_tokens = generator.integers(0, 50, size=generator.integers(1, 7))
+        return Spoken(torch.from_numpy(speech_tokens), bool(generator.random() < 0.9))
 
     def rebuild(self):
         return self
@@ -65,7 +65,7 @@ class Talker(CodecLM):
 
 
 class Ear(Judge):
-    """Judges by the first code; cannot hear some codes."""
+    """Judges by the first token; cannot hear some speech tokens."""
 
     def __init__(self, hears=True, deaf_to=()):
         super().__init__()
@@ -87,12 +87,12 @@ class Ear(Judge):
 
 
 class Tube(Vocoder):
-    """Makes each code one sample."""
+    """Makes each token one sample."""
 
     sample_rate = 100
 
     def speak(self, speech, speakers):
-        return [codes.float() for codes in speech]
+        return [speech_tokens.float() for speech_tokens in speech]
 
 
 @dataclass

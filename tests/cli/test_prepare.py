@@ -84,8 +84,8 @@ def codes_of(directory: str, path: Path) -> tuple[int, ...]:
     mel = whisper_mel(torch.from_numpy(soundfile.read(path, dtype="float32")[0]))
     version = 2 if "cosyvoice2" in directory else 3
     lengths = np.array([mel.shape[-1]], np.int32)
-    codes = run_alone(f"{directory}/speech_tokenizer_v{version}.batch.onnx", mel[None].numpy(), lengths)
-    return tuple(codes[0, : mel.shape[-1] // 4].tolist())
+    speech_tokens = run_alone(f"{directory}/speech_tokenizer_v{version}.batch.onnx", mel[None].numpy(), lengths)
+    return tuple(speech_tokens[0, : mel.shape[-1] // 4].tolist())
 
 
 def vector_of(directory: str, path: Path) -> tuple[float, ...]:
@@ -107,7 +107,7 @@ def test_recordings_get_codes_and_vectors(family: str, suffix: str, ears: Direct
 
 
 def test_what_is_known_is_kept(ears: Directory, tmp_path: Path):
-    """Labels, attributes, codes and vectors of the source stay; only what is missing is made."""
+    """Labels, attributes, speech tokens and vectors of the source stay; only what is missing is made."""
     names = save_sounds(tmp_path, 4)
     rows = [
         {"id": "a", "text": "one", "audio": names[0], "label": False, "attributes": {"mos": 2.5}, "instruct": "fast"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound beside the codes: a CosyVoice model speaks to files, the same however the work is cut."""
+"""Sound beside the speech tokens: a CosyVoice model speaks to files, the same however the work is cut."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class Counting(Vocoder):
 
     def speak(self, speech: Any, speakers: Any) -> Any:
         self.spoken += len(speech)
-        return [codes / 100 for codes in speech]
+        return [speech_tokens / 100 for speech_tokens in speech]
 
 
 def test_empty_utterances_get_no_file(tmp_path: Path):

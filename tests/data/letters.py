@@ -18,7 +18,7 @@ class Letters(CodecLM):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layout = Layout("cosyvoice2", codes=50)
+        self.layout = Layout("cosyvoice2", codebook_size=50)
 
     def encode_text(self, text: str, context: Context = Context()) -> Encoded:  # noqa: B008
         voice = context.speaker[:1]

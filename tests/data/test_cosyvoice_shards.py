@@ -30,7 +30,7 @@ def test_columns_become_ours(tmp_path: Path):
     rows = shard_rows(3, speech_token=tokens, reject_speech_token=rejected, instruct="be kind<|endofprompt|>")
     rows[0] |= {"utt_embedding": [3.0, -4.5], "spk_embedding": [1.0, 1.0]}
     rows[1] |= {"spk_embedding": [2.0, 1.0]}
-    read = read_manifest(save_shard(tmp_path / "shard.parquet", rows), codes=50)
+    read = read_manifest(save_shard(tmp_path / "shard.parquet", rows), codebook_size=50)
     kind = "be kind<|endofprompt|>"
     assert read.rows == (
         Row("u0", "say 0", speaker="a", pair=pair(0), instruct=kind, speaker_vector=(3.0, -4.5)),
@@ -83,11 +83,11 @@ def test_faults_name_file_and_row(tmp_path: Path):
     rows[4]["speech_token"] = None
     path = save_shard(tmp_path / "s.parquet", rows)
     with pytest.raises(ManifestError) as caught:
-        read_manifest(path, codes=50)
+        read_manifest(path, codebook_size=50)
     expected = [
-        "chosen: codes must lie in 0..49, got 50..50: were they made by another tokenizer?",
+        "chosen: speech tokens must lie in 0..49, got 50..50: were they made by another tokenizer?",
         "text: expected words, got ' '",
-        "speech: is empty: expected at least one code",
+        "speech: is empty: expected at least one token",
         "chosen and rejected are the same: there is nothing to prefer",
         "has neither speech_token nor audio_data",
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with recordings only get their codes from the tokenizer, or a fault that names the remedy."""
+"""Rows with recordings only get their speech tokens from the tokenizer, or a fault that names the remedy."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tts_align.models.base.tokenizer import SpeechTokenizer
 class Loudness(SpeechTokenizer):
     """One code for each hundred samples: the rounded mean."""
 
-    codes, sample_rate = 10, 1000
+    speech_tokens, sample_rate = 10, 1000
 
     def encode(self, waveforms: list[Tensor]) -> list[Tensor]:
         return [sound[: len(sound) // 100 * 100].view(-1, 100).mean(1).mul(10).round().long() for sound in waveforms]
@@ -56,7 +56,7 @@ def test_without_a_tokenizer_every_such_row_is_named(recorded: Manifest):
 
 def test_a_recording_without_codes_is_named(recorded: Manifest, tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", np.zeros(10), 1000)
-    with pytest.raises(ManifestError, match=r"a\.wav: too short to give a speech code"):
+    with pytest.raises(ManifestError, match=r"a\.wav: too short to give a speech token"):
         encode_audio(recorded, Loudness())
 
 

@@ -17,9 +17,9 @@ from tts_align.data.manifest import read_manifest, to_dict, write_manifest
 from tts_align.data.records import ManifestError, Pair, Row, Sound, Span
 
 words = st.text(min_size=1, max_size=8).filter(str.strip)
-codes = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
+speech_tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
 paths = st.sampled_from(["a.wav", "deep/b.wav"])
-sound = st.one_of(st.tuples(codes), st.tuples(codes, paths), st.tuples(st.just(()), paths))
+sound = st.one_of(st.tuples(speech_tokens), st.tuples(speech_tokens, paths), st.tuples(st.just(()), paths))
 finite = st.floats(allow_nan=False, allow_infinity=False)
 raw = st.fixed_dictionaries(
     {"text": words, "language": st.text(max_size=3), "speaker": st.text(max_size=3)},
@@ -29,7 +29,7 @@ raw = st.fixed_dictionaries(
         "instruct": words,
         "speaker_vector": st.lists(finite, min_size=1, max_size=3).map(tuple),
         "attributes": st.dictionaries(words, st.one_of(words, finite), max_size=3),
-        "prompt": st.tuples(words, st.one_of(st.tuples(codes), st.tuples(codes, paths))),
+        "prompt": st.tuples(words, st.one_of(st.tuples(speech_tokens), st.tuples(speech_tokens, paths))),
     },
 )
 contents = st.tuples(raw, sound, sound, st.sampled_from(["pair", None, True, False]), st.booleans())
@@ -74,13 +74,13 @@ FAULTS = [
     ({"speech": [1]}, "text is missing"),
     ({"text": " ", "speech": [1]}, "text: expected words, got ' '"),
     ({"text": "a", "prompt": "a", "speech": [1]}, "text and prompt mean the same"),
-    ({"text": "a"}, "no utterance: expected speech (codes), audio (a path) or a pair"),
+    ({"text": "a"}, "no utterance: expected speech (speech tokens), audio (a path) or a pair"),
     ({"text": "a", "speech": []}, "speech: is empty"),
-    ({"text": "a", "speech": 3}, "speech: expected a list of codes, a path"),
+    ({"text": "a", "speech": 3}, "speech: expected a list of speech tokens, a path"),
     ({"text": "a", "speech": [1, 2.0]}, "speech: expected whole numbers, got 2.0"),
     ({"text": "a", "speech": [True]}, "speech: expected whole numbers, got True"),
-    ({"text": "a", "speech": [3, -1]}, "codes must lie in 0..9, got -1..3"),
-    ({"text": "a", "speech": [10]}, "codes must lie in 0..9, got 10..10: were they made by another tokenizer?"),
+    ({"text": "a", "speech": [3, -1]}, "speech tokens must lie in 0..9, got -1..3"),
+    ({"text": "a", "speech": [10]}, "speech tokens must lie in 0..9, got 10..10: were they made by another tokenizer?"),
     ({"text": "a", "audio": "none.wav"}, "speech: there is no recording"),
     ({"text": "a", "audio": "broken.wav"}, "speech: cannot read the recording"),
     ({"text": "a", "speech": [1], "label": "good"}, "label: expected true, false, 1, 0, desirable or undesirable"),
@@ -96,12 +96,18 @@ FAULTS = [
     ({**GOOD, "scores": {"cer": "low"}}, "scores: expected a number for each name"),
     ({**GOOD, "notes": [1]}, "notes: expected words for each name"),
     ({**GOOD, "instruct": 3}, "instruct: expected a string, got 3"),
-    ({**GOOD, "prompt_text": "so"}, "prompt_text has no speech: expected prompt_speech (codes) or prompt_audio"),
+    (
+        {**GOOD, "prompt_text": "so"},
+        "prompt_text has no speech: expected prompt_speech (speech tokens) or prompt_audio",
+    ),
     ({**GOOD, "prompt_speech": [1]}, "prompt_text is missing: expected the transcript"),
-    ({**GOOD, "prompt_text": "so", "prompt_speech": [10]}, "prompt: codes must lie in 0..9, got 10..10"),
+    ({**GOOD, "prompt_text": "so", "prompt_speech": [10]}, "prompt: speech tokens must lie in 0..9, got 10..10"),
     ({**GOOD, "prompt_text": "so", "prompt_speech": [1.5]}, "prompt: expected whole numbers, got 1.5"),
     ({**GOOD, "prompt_text": "so", "prompt_speech": [1], "prompt_audio": "none.wav"}, "prompt: there is no recording"),
-    ({**GOOD, "prompt_text": "so", "prompt_audio": "tone.wav"}, "prompt_audio has no codes: make prompt_speech of it"),
+    (
+        {**GOOD, "prompt_text": "so", "prompt_audio": "tone.wav"},
+        "prompt_audio has no speech tokens: make prompt_speech of it",
+    ),
     ({**GOOD, "speaker_vector": 1.5}, "speaker_vector: expected a list of numbers, got 1.5"),
     ({**GOOD, "speaker_vector": [1, True]}, "speaker_vector: expected a list of numbers"),
     ('{"text": "a", "speech": [1], "speaker_vector": [NaN]}', "speaker_vector: expected finite numbers"),
@@ -120,7 +126,7 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path):
     soundfile.write(tmp_path / "tone.wav", np.ones(8), 16000)
     path = lines(tmp_path / "rows.jsonl", {**GOOD, "id": "taken"}, *(row for row, _ in FAULTS))
     with pytest.raises(ManifestError) as caught:
-        read_manifest(path, codes=10)
+        read_manifest(path, codebook_size=10)
     found = [(fault.where, fault.what) for fault in caught.value.faults]
     assert len(found) == len(FAULTS)
     for number, ((_, expected), (where, what)) in enumerate(zip(FAULTS, found, strict=True), start=2):
@@ -134,7 +140,7 @@ def test_bad_rows_can_be_dropped_and_are_counted(tmp_path: Path, caplog: pytest.
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     soundfile.write(tmp_path / "tone.wav", np.ones(8), 16000)
     path = lines(tmp_path / "rows.jsonl", {**GOOD, "id": "taken", "channel": 3}, *(row for row, _ in FAULTS))
-    manifest = read_manifest(path, "drop", codes=10)
+    manifest = read_manifest(path, "drop", codebook_size=10)
     assert [row.id for row in manifest.rows] == ["taken"]
     assert manifest.dropped_rows == len(FAULTS)
     assert len(manifest.dropped) == len(FAULTS)
@@ -147,8 +153,8 @@ def test_parquet_faults_name_the_row_and_a_directory_is_read_whole(tmp_path: Pat
     write_manifest([Row("a", "one", speech=(1,)), Row("b", "two", speech=(1, 99))], tmp_path / "0.parquet")
     write_manifest([Row("c", "three", speech=(2,))], tmp_path / "1.parquet")
     assert [row.id for row in read_manifest(tmp_path).rows] == ["a", "b", "c"]
-    with pytest.raises(ManifestError, match=r"0\.parquet:row 2: speech: codes must lie in 0\.\.9"):
-        read_manifest(tmp_path, codes=10)
+    with pytest.raises(ManifestError, match=r"0\.parquet:row 2: speech: speech tokens must lie in 0\.\.9"):
+        read_manifest(tmp_path, codebook_size=10)
     (tmp_path / "2.parquet").write_bytes(b"nothing")
     with pytest.raises(ManifestError, match=r"2\.parquet: not a Parquet file"):
         read_manifest(tmp_path)

@@ -23,7 +23,7 @@ ROWS = [
 ]
 
 
-def codes(items: tuple) -> list[tuple[int, ...]]:
+def speech_tokens(items: tuple) -> list[tuple[int, ...]]:
     return [tuple(utterance.sound.speech[0] for utterance in item) for item in items]
 
 
@@ -40,9 +40,9 @@ def test_counts_by_hand():
 
 
 def test_what_each_objective_reads():
-    assert codes(select(ROWS, Reads.SPEECH)) == [(1,), (2,), (5,), (6,), (70,)]
-    assert codes(select(ROWS, Reads.LABELLED)) == [(1,), (2,), (3,), (4,), (5,), (70,), (71,)]
-    given, formed = codes(select(ROWS, Reads.PAIR))
+    assert speech_tokens(select(ROWS, Reads.SPEECH)) == [(1,), (2,), (5,), (6,), (70,)]
+    assert speech_tokens(select(ROWS, Reads.LABELLED)) == [(1,), (2,), (3,), (4,), (5,), (70,), (71,)]
+    given, formed = speech_tokens(select(ROWS, Reads.PAIR))
     assert given == (70, 71)
     assert formed in [(1, 3), (2, 3)]
 
@@ -61,7 +61,7 @@ def test_paired_only_uses_the_rows_of_the_pairs(reads: Reads):
 
 def test_each_row_stands_in_one_pair_at_most():
     rows = [row(i, f"{i % 3}", i % 5 < 2) for i in range(60)]
-    pairs = codes(select(rows, Reads.PAIR))
+    pairs = speech_tokens(select(rows, Reads.PAIR))
     used = [code for pair in pairs for code in pair]
     assert len(used) == len(set(used))
     # Independently: of each sentence as many pairs as its rarer side has rows.
@@ -76,9 +76,9 @@ def test_equal_utterances_with_opposite_labels_are_no_pair():
 
 def test_flipped_labels():
     plain, flipped = select(ROWS, Reads.LABELLED), select(ROWS, Reads.LABELLED, flip_labels=True)
-    assert codes(plain) == codes(flipped)
+    assert speech_tokens(plain) == speech_tokens(flipped)
     assert [item[0].desirable for item in plain] == [not item[0].desirable for item in flipped]
-    assert codes(select(ROWS, Reads.PAIR, flip_labels=True))[0] == (71, 70)
+    assert speech_tokens(select(ROWS, Reads.PAIR, flip_labels=True))[0] == (71, 70)
 
 
 def test_options_without_effect_are_refused():

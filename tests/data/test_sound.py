@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as sound: recordings and spoken codes, placeholders, speaker vectors, faults."""
+"""Rows as sound: recordings and spoken speech tokens, placeholders, speaker vectors, faults."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ def tokenizer() -> MelFSQ:
 def test_codes_are_spoken_and_recordings_are_read(tokenizer: MelFSQ, tmp_path: Path):
     """Both ways give the features of the same waveform, up to the 16 bits of a file and half precision."""
     rows = spoken_rows(sentences=5)
-    codes = read_manifest(write_manifest(rows, tmp_path / "codes.jsonl"))
+    speech_tokens = read_manifest(write_manifest(rows, tmp_path / "codes.jsonl"))
     files = read_manifest(save_recordings(tmp_path, rows))
     log_mel = LogMel(FSQ.sample_rate, FSQ.window_samples, FSQ.hop_samples, FSQ.mel_channels)
-    spoken_items, spoken = Ears(tokenizer, Tones(), batch_size=2).hear(select(codes.rows, Reads.SPEECH), codes)
+    spoken_items, spoken = Ears(tokenizer, Tones(), batch_size=2).hear(
+        select(speech_tokens.rows, Reads.SPEECH), speech_tokens
+    )
     read_items, read = Ears(tokenizer).hear(select(files.rows, Reads.SPEECH), files)
     for row, one, other in zip(rows, spoken, read, strict=True):
         wave = torch.nn.functional.pad(tones(row.speech, row.speaker), (0, 3 * FSQ.window_samples))
@@ -43,7 +45,7 @@ def test_codes_are_spoken_and_recordings_are_read(tokenizer: MelFSQ, tmp_path: P
         torch.testing.assert_close(one.features.float(), expected, atol=2e-3, rtol=2e-3)
         # 16 bits disturb what is next to silent, which the logarithm magnifies.
         assert (other.features.float() - expected).abs().mean() < 0.05
-        assert one.codes == other.codes == len(row.speech)
+        assert one.codebook_size == other.codebook_size == len(row.speech)
     for items in (spoken_items, read_items):
         assert [item[0].sound.speech for item in items] == [(PLACEHOLDER,) * len(row.speech) for row in rows]
         assert all(item[0].desirable for item in items)
@@ -99,7 +101,7 @@ def test_recordings_are_padded_with_zeros(tokenizer: MelFSQ, tmp_path: Path):
     _, heard = Ears(tokenizer, Tones(), acoustic).hear(select(manifest.rows, Reads.SPEECH), manifest)
     batch = collate_recordings(heard)
     counts = [len(row.speech) for row in rows]
-    assert batch.codes == tuple(counts)
+    assert batch.codebook_size == tuple(counts)
     assert batch.frames.tolist() == [2 * count for count in counts]
     # Twice the rate, twice the hop: as many frames.
     assert batch.mel_mask.sum(1).tolist() == batch.frames.tolist()
@@ -125,9 +127,11 @@ class Mute(Vocoder):
 def test_faults_name_the_rows(tokenizer: MelFSQ, tmp_path: Path):
     manifest = read_manifest(write_manifest(spoken_rows(sentences=2), tmp_path / "rows.jsonl"))
     items = select(manifest.rows, Reads.SPEECH)
-    with pytest.raises(ManifestError, match=r"2 utterances: has codes of another tokenizer only.*data\.vocoder"):
+    with pytest.raises(
+        ManifestError, match=r"2 utterances: has speech tokens of another tokenizer only.*data\.vocoder"
+    ):
         Ears(tokenizer).hear(items, manifest)
-    with pytest.raises(ManifestError, match="row '0-a-0': too short to give a speech code"):
+    with pytest.raises(ManifestError, match="row '0-a-0': too short to give a speech token"):
         Ears(tokenizer, Mute()).hear(items, manifest)
     files = read_manifest(save_recordings(tmp_path), check_audio=False)
     (tmp_path / files.rows[0].audio).unlink()
@@ -136,16 +140,16 @@ def test_faults_name_the_rows(tokenizer: MelFSQ, tmp_path: Path):
 
 
 def test_the_published_tokenizer_hears_too(tmp_path: Path):
-    """An S3 tokenizer as part of a training: its features, its count, the codes that `encode` gives."""
+    """An S3 tokenizer as part of a training: its features, its count, the speech tokens that `encode` gives."""
     torch.manual_seed(3)
     sizes = S3Sizes(mel_channels=128, width=32, heads=2, layers=1, levels=(3, 3), kernel_size=5, embedding_channels=6)
     tokenizer = S3Tokenizer(sizes).eval()
     for samples in (399, 400, 1600, 5000, 16000, 16001):
         wave = 0.1 * torch.randn(samples)
         features = tokenizer.features(wave)
-        (codes,) = tokenizer.encode([wave])
-        assert tokenizer.count(len(features)) == len(codes)
-        if len(codes):
+        (speech_tokens,) = tokenizer.encode([wave])
+        assert tokenizer.count(len(features)) == len(speech_tokens)
+        if len(speech_tokens):
             made = tokenizer(features[None], torch.tensor([len(features)]))
-            assert torch.equal(made.tokens[0], codes)
+            assert torch.equal(made.tokens[0], speech_tokens)
     assert TOKEN_SAMPLES == 64

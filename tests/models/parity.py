@@ -50,7 +50,7 @@ class Parity:
     def model(self) -> Qwen2CodecLM:
         """Our model with the dump's weights."""
         sizes = Sizes(
-            self.layout.codes,
+            self.layout.codebook_size,
             text_vocabulary=160,
             family=self.layout.family,
             hidden_size=64,

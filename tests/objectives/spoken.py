@@ -20,7 +20,7 @@ from tts_align.models.reward.config import Attribute, RewardSizes
 from tts_align.models.reward.model import RewardModel
 from tts_align.objectives.base import Part, Step
 
-CODES = LAYOUT.codes
+CODES = LAYOUT.codebook_size
 ATTRIBUTES = (
     Attribute("mood", "classes", ("happy", "sad")),
     Attribute("mos", "mos"),
@@ -56,7 +56,7 @@ def spoken_step(
     """A step whose policy's logits are a leaf; what a row is does not depend on the rows beside it.
 
     Args:
-        lengths: codes of each row.
+        lengths: speech tokens of each row.
         rich: the rows have attributes.
         same: the policy is the reference.
         seed: of the numbers.
@@ -69,10 +69,10 @@ def spoken_step(
     every = [torch.Generator().manual_seed(100 * seed + row) for row in chosen]
     rows, sources, reference, moves = [], [], [], []
     for row, random in zip(chosen, every, strict=True):
-        codes = tuple(torch.randint(CODES, (lengths[row],), generator=random).tolist())
+        speech_tokens = tuple(torch.randint(CODES, (lengths[row],), generator=random).tolist())
         attributes = KNOWN[row] if rich else {}
-        manifest = Row(str(row), "x", "ja", speech=codes, transcript=WANTED[row], attributes=attributes)
-        rows.append(TokenRow((1, 2), codes))
+        manifest = Row(str(row), "x", "ja", speech=speech_tokens, transcript=WANTED[row], attributes=attributes)
+        rows.append(TokenRow((1, 2), speech_tokens))
         sources.append(Utterance(manifest, manifest.sounds[0], row % 2 == 0))
         shape = (lengths[row] + 1, LAYOUT.vocabulary)
         reference.append(2 * torch.randn(shape, generator=random, dtype=torch.float64))

@@ -15,15 +15,15 @@ from tts_align.logprobs import chosen_logp
 from tts_align.models.base.layout import Layout, TokenRow, collate
 from tts_align.objectives.base import Outcome, Step
 
-LAYOUT = Layout("cosyvoice2", codes=6)
+LAYOUT = Layout("cosyvoice2", codebook_size=6)
 LENGTHS = (3, 1, 5, 2)
-"""Codes of each row; one more target, end-of-speech, in each."""
+"""Speech tokens of each row; one more target, end-of-speech, in each."""
 
 
 def make_rows(lengths: Sequence[int], seed: int = 0) -> Rows:
     random = torch.Generator().manual_seed(seed)
     speech = [tuple(torch.randint(6, (length,), generator=random).tolist()) for length in lengths]
-    return collate([TokenRow((1, 2), codes) for codes in speech], LAYOUT)
+    return collate([TokenRow((1, 2), speech_tokens) for speech_tokens in speech], LAYOUT)
 
 
 def make_step(
@@ -39,7 +39,7 @@ def make_step(
 
     Args:
         desirable: label of each row.
-        lengths: codes of each row.
+        lengths: speech tokens of each row.
         seed: of the numbers.
         same: the policy is the reference.
         mismatched: mean log-ratio of the mismatched rows.

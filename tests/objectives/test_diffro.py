@@ -27,7 +27,7 @@ LENGTHS = (4, 2, 6)
 
 
 def drawn(step: Step, temperature: float = 1.0, hard: bool = True) -> Tensor:
-    """The same codes again, flat: made of the rows' seeds and of nothing else."""
+    """The same speech tokens again, flat: made of the rows' seeds and of nothing else."""
     said, logits = step.utterances, step.policy.logits
     assert logits is not None
     noise = RowNoise(row_generators(said.seeds), said.targets)
@@ -35,7 +35,7 @@ def drawn(step: Step, temperature: float = 1.0, hard: bool = True) -> Tensor:
 
 
 def in_rows(step: Step, flat: Tensor) -> Tensor:
-    """Codes of each row, padded: (r, s, c)."""
+    """Speech tokens of each row, padded: (r, s, c)."""
     said = step.utterances
     rows = flat.new_zeros(said.speech.numel(), flat.shape[-1])
     return rows.index_copy(0, said.code_place, flat[said.code_target]).view(*said.speech.shape, -1)
@@ -133,7 +133,7 @@ def test_special_ids_are_never_drawn_and_feel_no_reward():
 
 
 def test_only_codes_count():
-    """End-of-speech has a target but no code: what is drawn there reaches nothing."""
+    """End-of-speech has a target but no token: what is drawn there reaches nothing."""
     step = spoken_step(LENGTHS)
     found = gradient(DiffRO(0.0), step)
     ends = torch.tensor(LENGTHS).add(1).cumsum(0) - 1
@@ -178,8 +178,8 @@ def test_a_target_of_the_recipe_stands_above_a_rows_own():
     targets: dict[str, str | float] = {"mood": "sad", "mos": 5.0}
     found = run(DiffRO(tasks=tasks, targets=targets), step)
     with torch.no_grad():
-        codes = in_rows(step, drawn(step)).argmax(-1)
-        scores = model.score(codes, step.utterances.mask, labels(step, model, **targets), tasks)
+        speech_tokens = in_rows(step, drawn(step)).argmax(-1)
+        scores = model.score(speech_tokens, step.utterances.mask, labels(step, model, **targets), tasks)
     assert scores["mood"].count.tolist() == [1.0] * len(LENGTHS)  # a row without a mood has one now
     assert found.metrics["reward_mood"].total.item() == pytest.approx(scores["mood"].total.sum().item(), rel=1e-6)
     plain = run(DiffRO(tasks=tasks), step)
@@ -260,7 +260,7 @@ class Held:
 
 @pytest.mark.parametrize("estimator", ["straight_through", "soft"])
 def test_two_large_tensors_are_held_beside_the_logits(estimator: Any):
-    """Storage that autograd keeps for the backward pass, of the size of the logits or of the codes alone."""
+    """Storage that autograd keeps for the backward pass, of the size of the logits or of the speech tokens alone."""
     step = spoken_step((40, 50), reward=make_reward(width=4))
     policy, reference = step.policy.logits, step.reference.logits  # type: ignore[union-attr]
     known = {tensor.untyped_storage().data_ptr() for tensor in (policy, reference)}
@@ -323,7 +323,7 @@ def test_the_reward_model_must_fit_before_anything_is_trained():
     policy = SimpleNamespace(layout=LAYOUT)
     wider = RewardModel(sizes=RewardSizes(CODES + 1, "あ", width=8, layers=1, heads=2, feed_forward=8))
     for objective, reward, message in (
-        (DiffRO(), wider, f"the {CODES} codes of model.policy, got {CODES + 1} codes"),
+        (DiffRO(), wider, f"the {CODES} speech tokens of model.policy, got {CODES + 1} speech tokens"),
         (DiffRO(tasks=("asr", "emotion")), make_reward(), "model.reward's asr, ctc, mood, mos, age, got emotion"),
     ):
         with pytest.raises(ValueError, match=message):

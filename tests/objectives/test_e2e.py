@@ -71,16 +71,16 @@ def make(stage: int, losses: Sequence[str] = (), **knobs: Any) -> E2E:
 
 
 @pytest.fixture(scope="module")
-def codes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Good rows of codes in two voices."""
-    folder = tmp_path_factory.mktemp("codes")
+def speech_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Good rows of speech tokens in two voices."""
+    folder = tmp_path_factory.mktemp("codebook_size")
     return str(write_manifest(spoken_rows(sentences=8), folder / "rows.jsonl"))
 
 
 @pytest.fixture
-def build(tiny_policy: Path, codes: str):
+def build(tiny_policy: Path, speech_tokens: str):
     def built(objective: E2E, **options: Any) -> tuple[AlignModule, AlignData]:
-        return build_e2e(objective, tiny_policy, codes, vocoder=Tones(), **options)
+        return build_e2e(objective, tiny_policy, speech_tokens, vocoder=Tones(), **options)
 
     return built
 
@@ -264,10 +264,10 @@ def slow_loss(module: AlignModule, batch: Batch) -> dict[str, float]:
         sums["lm"], counts["lm"] = -float(step.policy.logp.sum()), int(step.policy.mask.sum())
         draws = objective._draws(step)
         for i in range(len(said.wanted)):
-            codes = step.batch.utterances.speech[i][said.mask[i]][None]
-            real = torch.ones_like(codes, dtype=torch.bool)
+            speech_tokens = step.batch.utterances.speech[i][said.mask[i]][None]
+            real = torch.ones_like(speech_tokens, dtype=torch.bool)
             labels = reward.encode_labels([said.heard[i]], [said.attributes[i]])
-            for name, loss in reward.losses(codes, real, labels).items():
+            for name, loss in reward.losses(speech_tokens, real, labels).items():
                 sums[name] += float(loss.total)
                 # Speech too short for a text under ctc has no loss, but its letters count: no cut must matter.
                 counts[name] += len(said.heard[i] or "") if name == "ctc" else int(loss.count)
@@ -282,7 +282,7 @@ def slow_loss(module: AlignModule, batch: Batch) -> dict[str, float]:
                 keep=draws.keep[i : i + 1],
             )
             mel = sound.mel[i : i + 1, :frames]
-            error = flow.loss(codes, real, mel, torch.ones(mel.shape[:2], dtype=torch.bool), speaker, row)
+            error = flow.loss(speech_tokens, real, mel, torch.ones(mel.shape[:2], dtype=torch.bool), speaker, row)
             sums["fm"] += float(error.total)
             counts["fm"] += int(error.count)
     return {name: total / counts[name] for name, total in sums.items()}
@@ -328,12 +328,12 @@ def test_a_soft_token_is_a_mixture_of_the_codebook(build: Any):
         torch.testing.assert_close(module.parts["flow"].embed(y), soft)
 
 
-# --- codes in their places ---
+# --- speech tokens in their places ---
 
 
 @pytest.mark.parametrize("way", ["padded", "packed", "bistream"])
 def test_codes_stand_where_the_placeholders_stood(way: str, tiny_policy: Path, tmp_path: Path):
-    """The same rows collated with the codes that the tokenizer makes, by the code that every objective uses."""
+    """The same rows collated with the speech tokens that the tokenizer makes, by the code that every objective uses."""
     rows = spoken_rows(sentences=6, longest=14)
     manifest = str(write_manifest(rows, tmp_path / "rows.jsonl"))
     options: dict[str, Any] = {"packed": way == "packed", "bistream": (1, 2)}
@@ -348,12 +348,14 @@ def test_codes_stand_where_the_placeholders_stood(way: str, tiny_policy: Path, t
 
     split = data._splits["train"]
     order = {key: row for key, row in zip(split.keys, split.examples.rows, strict=True)}
-    codes = {
+    speech_tokens = {
         key: tuple(row[mask].tolist()) for key, row, mask in zip(batch.rows.keys, said.speech, said.mask, strict=True)
     }
-    assert len(set(codes.values())) > 2
+    assert len(set(speech_tokens.values())) > 2
     again = collate(
-        [replace(order[key], speech=codes[key]) for key in batch.rows.keys], module.policy.layout, way == "packed"
+        [replace(order[key], speech=speech_tokens[key]) for key in batch.rows.keys],
+        module.policy.layout,
+        way == "packed",
     )
     for name in ("token", "table", "target", "hidden_index", "mask", "end"):
         assert torch.equal(getattr(again, name), getattr(prepared.rows, name)), name
@@ -483,19 +485,19 @@ def test_voices_must_fit(build: Any):
         module.score(micro_batches(module, data)[0]) and module.objective(module.score(micro_batches(module, data)[0]))
 
 
-def test_codebooks_must_agree(tiny_policy: Path, codes: str):
+def test_codebooks_must_agree(tiny_policy: Path, speech_tokens: str):
     from tiny_sound import FSQ
 
     from tts_align.models.codec.mel_fsq import MelFSQ
     from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
     models = parts() | {"tokenizer": MelFSQ(sizes=replace(FSQ, levels=(5, 5)))}
-    with pytest.raises(ValueError, match=r"25 codes of model.tokenizer"):
+    with pytest.raises(ValueError, match=r"25 speech tokens of model.tokenizer"):
         AlignModule(make(2), Qwen2CodecLM(str(tiny_policy)), **models)
 
 
 def test_recordings_serve_as_codes_do(tiny_policy: Path, tmp_path: Path):
-    """Rows of recordings without codes; the loss is finite and falls."""
+    """Rows of recordings without speech tokens; the loss is finite and falls."""
     module, data = build_e2e(make(1), tiny_policy, save_recordings(tmp_path), lr=0.02)
     (batch,) = micro_batches(module, data)
     with torch.no_grad():

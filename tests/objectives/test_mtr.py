@@ -144,5 +144,5 @@ def test_weights_of_unknown_tasks():
 def test_a_reward_model_of_other_codes_is_refused() -> None:
     reward = RewardModel(sizes=RewardSizes(7, "ab", width=8, layers=1, heads=2, feed_forward=8, decoder_layers=1))
     policy = Qwen2CodecLM(sizes=Sizes(9, 5, hidden_size=16, layers=1, heads=2, key_value_heads=1))
-    with pytest.raises(ValueError, match=r"must read the 9 codes of model\.policy, got 7"):
+    with pytest.raises(ValueError, match=r"must read the 9 speech tokens of model\.policy, got 7"):
         MTR().bind(policy, {Part.REWARD: reward})

@@ -18,7 +18,7 @@ from tts_align.models.base.layout import Layout, TokenRow
 from tts_align.objectives import KTO
 from tts_align.training.cache import CHECKED_ROWS, StaleCacheError, TokenCache, scored
 
-LAYOUT = Layout("cosyvoice2", codes=10)
+LAYOUT = Layout("cosyvoice2", codebook_size=10)
 ROWS = {LAYOUT.key(row): row for row in (TokenRow((1, 2), (*range(1 + i % 5), i % 7)) for i in range(12))}
 
 
@@ -217,4 +217,4 @@ def test_layout_and_tokens_are_in_the_keys_of_the_rows():
     row = TokenRow((1, 2, 3, 4, 5), tuple(range(10)) * 2)
     keys = {LAYOUT.key(one) for one in (row, replace(row, bistream=True), replace(row, prefix=1))}
     assert len(keys) == 3
-    assert Layout("cosyvoice3", codes=10).key(row) not in keys
+    assert Layout("cosyvoice3", codebook_size=10).key(row) not in keys

@@ -259,11 +259,11 @@ def utterance(row: Row) -> Any:
 @pytest.mark.parametrize(
     ("right", "wrong", "place", "token"),
     [
-        ("からい", "つらい", (0.25, 0.5), 2),  # the first mora differs: 0.25 of 8 codes
+        ("からい", "つらい", (0.25, 0.5), 2),  # the first mora differs: 0.25 of 8 speech tokens
         ("からい", "つらい", (0.3, 0.6), 2),  # 2.4
         ("いたい", "いやい", (0.25, 1.0), 4),  # the second of three morae: 0.25 + 0.75 / 3 = 0.5
         ("からい", "から", (0.25, 1.0), 6),  # the third
-        ("からい", "つらい", (1.0, 1.0), 7),  # the end is not a code
+        ("からい", "つらい", (1.0, 1.0), 7),  # the end is not a token
         ("からい", "つらい", (0.0, 0.1), 0),
     ],
 )

@@ -28,7 +28,7 @@ from tts_align.training.module import AlignModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 SIZES = {
-    "codes": CODES,
+    "codebook_size": CODES,
     "characters": "abcdefgh ",
     "attributes": [{"name": "mood", "kind": "classes", "classes": ["happy", "sad"]}],
     "width": 8,
@@ -97,7 +97,7 @@ def test_a_reward_model_is_trained_tested_and_kept(
     kept = RewardModel("runs/mtr/model")
     assert same(kept, trained)
     assert all(name.startswith("parts.reward.") for name in final("runs/mtr"))
-    # The policy is only there for its codes.
+    # The policy is only there for its speech tokens.
     assert gap(weights(Qwen2CodecLM(str(tiny_dropout))), weights(Qwen2CodecLM(str(tiny_dropout)))) == 0
     assert not any(value.requires_grad for value in done.model.policy.parameters())
     numbers = json.loads(Path("runs/mtr/test/reward.json").read_text())

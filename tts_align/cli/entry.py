@@ -17,7 +17,7 @@ DEBUG = "JSONARGPARSE_DEBUG"
 """Environment variable that makes parsers raise instead of explain; the flag --traceback sets it."""
 
 VERBS = {
-    "prepare": "make a manifest of recordings and texts: speech codes, speaker vectors",
+    "prepare": "make a manifest of recordings and texts: speech tokens, speaker vectors",
     "sample": "speak every sentence several times with the policy: candidates",
     "judge": "listen to candidates and write down error rates and readings",
     "label": "turn judged candidates into desirable and undesirable rows, and pairs",

@@ -185,7 +185,7 @@ def choose_rows(policy: CodecLM, manifest: str | None, count: int = ROWS) -> tup
 
     Args:
         policy: knows how text becomes tokens.
-        manifest: its first rows that have codes; without it, or if none has, rows are drawn at random.
+        manifest: its first rows that have speech tokens; without it, or if none has, rows are drawn at random.
         count: how many.
     """
     if manifest is not None:
@@ -193,19 +193,19 @@ def choose_rows(policy: CodecLM, manifest: str | None, count: int = ROWS) -> tup
         if rows:
             return rows, manifest
     if not isinstance(policy, Qwen2CodecLM):
-        raise ValueError("there is nothing to compare the models on: set data.manifest to rows with speech codes")
+        raise ValueError("there is nothing to compare the models on: set data.manifest to rows with speech tokens")
     random = np.random.default_rng(0)
 
     def draw(high: int, shortest: int) -> tuple[int, ...]:
         return tuple(random.integers(0, high, random.integers(shortest, 5 * shortest)).tolist())
 
-    text, codes = policy.sizes.text_vocabulary, policy.layout.codes
-    return [TokenRow(draw(text, 5), draw(codes, 25)) for _ in range(count)], "random rows"
+    text, codebook_size = policy.sizes.text_vocabulary, policy.layout.codebook_size
+    return [TokenRow(draw(text, 5), draw(codebook_size, 25)) for _ in range(count)], "random rows"
 
 
 def _manifest_rows(policy: CodecLM, manifest: str) -> Iterator[TokenRow]:
     """Usable rows one by one: a manifest may be large."""
-    rules = Rules(policy.layout.codes)
+    rules = Rules(policy.layout.codebook_size)
     for _, raw, broken in read_rows(resolve(manifest)):
         row = None if broken else parse(raw, "row", rules)[0]
         speech = () if row is None else next((sound.speech for sound in row.sounds if sound.speech), ())

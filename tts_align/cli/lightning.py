@@ -62,12 +62,12 @@ def wants_mismatched(objective: Namespace | None) -> bool:
 
 
 def wants_utterances(objective: Namespace | None) -> bool:
-    """Whether the chosen objective reads rows as codes and words, too; the data module follows it."""
+    """Whether the chosen objective reads rows as speech tokens and words, too; the data module follows it."""
     return objective_class(objective).wants_utterances
 
 
 def wants_sound(objective: Namespace | None) -> bool:
-    """Whether the chosen objective makes the codes itself, of recordings; the data module follows it."""
+    """Whether the chosen objective makes the speech tokens itself, of recordings; the data module follows it."""
     return objective_class(objective).wants_sound
 
 

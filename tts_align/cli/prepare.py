@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn recordings and texts into a manifest that training reads: with speech codes, speaker vectors, prompt codes."""
+"""Turn recordings and texts into a manifest that training reads: with tokens, speaker vectors, prompt speech tokens."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def prepare(
     overwrite: bool = False,
     trainer: Processes | None = None,
 ) -> None:
-    """Make a manifest of recordings and their texts: speech codes, codes of prompts, speaker vectors.
+    """Make a manifest of recordings and their texts: speech tokens, speech tokens of prompts, speaker vectors.
 
     What is finished when the process is killed is kept: the same command goes on from there, with any number of
     processes, and the result does not depend on either. Rows that cannot be prepared are counted, named with the
@@ -151,7 +151,7 @@ def prepare_share(
         barrier: waits for the other processes.
     """
     path = resolve(source)
-    given = read_manifest(path, target.on_bad_row, ears.tokenizer.codes, check_audio=False, unprepared=True)
+    given = read_manifest(path, target.on_bad_row, ears.tokenizer.codebook_size, check_audio=False, unprepared=True)
     speaks = ears.encoder is not None
     stamps = [_stamp(row, given, speaks) for row in given.rows]
     key = digest("prepare", ears.identity, limits, speaks, window)

@@ -36,7 +36,7 @@ class Examples:
         desirable: their labels.
         items: indices of the rows that stay together, (items, 1) or (items, 2) with the chosen one first.
         mismatched: for each row its text with the speech of another sentence; empty if not wanted.
-        utterances: whether batches bring the rows as codes and words, too.
+        utterances: whether batches bring the rows as speech tokens and words, too.
         heard: the rows as sound; empty if not wanted.
     """
 
@@ -61,12 +61,12 @@ class Examples:
         """Tokenise the texts, and draw once for all what is random: layout and partners.
 
         Args:
-            items: what :func:`tts_align.data.select.select` gave; all of them with speech codes.
+            items: what :func:`tts_align.data.select.select` gave; all of them with speech tokens.
             policy: knows how text becomes tokens.
             mismatched: also make the mismatched rows.
             bistream_share: probability that a row long enough for it is arranged bistream.
             seed: of the draws.
-            utterances: let batches bring the rows as codes and words, too.
+            utterances: let batches bring the rows as speech tokens and words, too.
         """
         sources = tuple(utterance for item in items for utterance in item)
         known: dict[tuple[str, Context], Encoded] = {}
@@ -127,7 +127,7 @@ def row_seed(key: str, epoch: int) -> int:
 def as_utterances(
     sources: Sequence[Utterance], rows: Sequence[TokenRow], seeds: Sequence[int], layout: Layout
 ) -> Utterances:
-    """Rows as codes and words.
+    """Rows as speech tokens and words.
 
     Args:
         sources: what they were made of.
@@ -284,6 +284,6 @@ class PlanSampler(DistributedSampler[MicroBatch]):
             desirable_rows=int(desirable.sum()),
             desirable_tokens=int(targets[desirable].sum()),
             labels=dict(labels),
-            codes=sum(len(source.sound.speech) for source in sources),
+            speech_tokens=sum(len(source.sound.speech) for source in sources),
             letters=sum(map(len, heard)),
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from tts_align.data.records import Span
 
-SOUND = "expected a list of codes, a path, or {speech: codes, audio: path}"
+SOUND = "expected a list of speech tokens, a path, or {speech: speech tokens, audio: path}"
 
 
 def string(given: Mapping[str, Any], name: str, faults: list[str]) -> str:
@@ -22,7 +22,7 @@ def string(given: Mapping[str, Any], name: str, faults: list[str]) -> str:
 
 
 def read_codes(speech: Any, limit: int | None) -> tuple[tuple[int, ...], str | None]:
-    """Speech codes and, if they are none, why.
+    """Speech tokens and, if they are none, why.
 
     Args:
         speech: what the file holds.
@@ -31,14 +31,14 @@ def read_codes(speech: Any, limit: int | None) -> tuple[tuple[int, ...], str | N
     if not isinstance(speech, (list, tuple)):
         return (), f"{SOUND}, got {speech!r:.60}"
     if not speech:
-        return (), "is empty: expected at least one code"
+        return (), "is empty: expected at least one token"
     if not set(map(type, speech)) <= {int}:
         odd = next(code for code in speech if type(code) is not int)
         return (), f"expected whole numbers, got {odd!r}"
     low, high = min(speech), max(speech)
     if low < 0 or high >= (math.inf if limit is None else limit):
         allowed = "must not be negative" if limit is None else f"must lie in 0..{limit - 1}"
-        return (), f"codes {allowed}, got {low}..{high}: were they made by another tokenizer?"
+        return (), f"speech tokens {allowed}, got {low}..{high}: were they made by another tokenizer?"
     return tuple(speech), None
 
 

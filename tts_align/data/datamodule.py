@@ -41,8 +41,8 @@ class AlignData(LightningDataModule):
         validation: rows the loss is watched on, likewise.
         reads: which rows the objective can use; follows the objective.
         wants_mismatched: whether the objective compares with speech of another sentence; follows the objective.
-        wants_utterances: whether the objective reads rows as codes and words, too; follows the objective.
-        wants_sound: whether the objective makes the codes itself, of recordings; follows the objective.
+        wants_utterances: whether the objective reads rows as speech tokens and words, too; follows the objective.
+        wants_sound: whether the objective makes the speech tokens itself, of recordings; follows the objective.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: instead, about so many text and speech tokens.
         bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
@@ -119,7 +119,7 @@ class AlignData(LightningDataModule):
 
         Args:
             policy: knows how text becomes tokens, and how rows are arranged.
-            hearer: makes the codes during the training, for objectives that want sound.
+            hearer: makes the speech tokens during the training, for objectives that want sound.
         """
         self._hearer = hearer or self._hearer
         if self.manifest is None:
@@ -130,7 +130,9 @@ class AlignData(LightningDataModule):
             self._splits["validation"] = self._split(self.validation, policy, training=False)
 
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
-        manifest = read_manifest(path, self.on_bad_row, codes=None if self.wants_sound else policy.layout.codes)
+        manifest = read_manifest(
+            path, self.on_bad_row, codebook_size=None if self.wants_sound else policy.layout.codebook_size
+        )
         rows = manifest.rows if self.wants_sound else encode_audio(manifest, self.tokenizer)
         if training and self.max_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speech codes for rows that have only a recording."""
+"""Speech tokens for rows that have only a recording."""
 
 from __future__ import annotations
 
@@ -14,46 +14,50 @@ from tts_align.utils.audio import AudioError, load_audio
 
 
 def missing_codes(rows: Sequence[Row]) -> list[str]:
-    """Recordings without codes, each once, in the order of the rows."""
+    """Recordings without speech tokens, each once, in the order of the rows."""
     return list(dict.fromkeys(sound.audio for row in rows for sound in row.sounds if not sound.speech))
 
 
 def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_size: int = 16) -> tuple[Row, ...]:
-    """The rows of a manifest, all with speech codes.
+    """The rows of a manifest, all with speech tokens.
 
     Args:
         manifest: what was read.
-        tokenizer: makes the codes; only needed if rows lack them.
+        tokenizer: makes the speech tokens; only needed if rows lack them.
         batch_size: recordings encoded at once.
 
     Raises:
-        ManifestError: rows lack codes and there is no tokenizer, or recordings cannot be used or gave none.
+        ManifestError: rows lack speech tokens and there is no tokenizer, or recordings cannot be used or gave none.
     """
     todo = missing_codes(manifest.rows)
     if not todo:
         return manifest.rows
     if tokenizer is None:
-        what = "has audio only: name a speech tokenizer (data.tokenizer), or add codes with `tts-align prepare`"
+        what = "has audio only: name a speech tokenizer (data.tokenizer), or add speech tokens with `tts-align prepare`"
         lacking = [row for row in manifest.rows if missing_codes([row])]
         raise ManifestError(manifest.path, [Fault(f"row {row.id!r}", what) for row in lacking])
     from rich.progress import track
 
     tokenizer.eval()
-    codes: dict[str, tuple[int, ...]] = {}
+    speech_tokens: dict[str, tuple[int, ...]] = {}
     faults: list[Fault] = []
     for start in track(range(0, len(todo), batch_size), description="encoding recordings"):
         sounds = _load(manifest, todo[start : start + batch_size], tokenizer, faults)
         spoken = tokenizer.encode(list(sounds.values())) if sounds else []
-        codes |= {name: tuple(map(int, speech.tolist())) for name, speech in zip(sounds, spoken, strict=True)}
-    faults += [Fault(str(manifest.find(name)), "too short to give a speech code") for name in codes if not codes[name]]
+        speech_tokens |= {name: tuple(map(int, speech.tolist())) for name, speech in zip(sounds, spoken, strict=True)}
+    faults += [
+        Fault(str(manifest.find(name)), "too short to give a speech token")
+        for name in speech_tokens
+        if not speech_tokens[name]
+    ]
     if faults:
         raise ManifestError(manifest.path, faults)
-    return tuple(_fill(manifest.rows, codes))
+    return tuple(_fill(manifest.rows, speech_tokens))
 
 
-def _fill(rows: Sequence[Row], codes: dict[str, tuple[int, ...]]) -> Iterator[Row]:
+def _fill(rows: Sequence[Row], speech_tokens: dict[str, tuple[int, ...]]) -> Iterator[Row]:
     def filled(sound: Sound) -> Sound:
-        return sound if sound.speech else replace(sound, speech=codes[sound.audio])
+        return sound if sound.speech else replace(sound, speech=speech_tokens[sound.audio])
 
     for row in rows:
         if row.pair is not None:

@@ -48,8 +48,8 @@ class _Folder:
 def read_folder(path: Path) -> Iterator[Raw]:
     """The rows of a folder, in the columns of our manifests, in the order of ``wav.scp``.
 
-    ``utt2spk`` and ``instruct`` are optional, but where they exist they must name every utterance. Speech codes
-    (``utt2speech_token.pt``), speaker vectors (``utt2embedding.pt``, else ``spk2embedding.pt``) and the rejected codes
+    ``utt2spk`` and ``instruct`` are optional, but where they exist they must name every utterance. Speech tokens
+    (``utt2speech_token.pt``), speaker vectors (``utt2embedding.pt``, else ``spk2embedding.pt``) and the rejected tokens
     of the sibling folder ``<path>_reject`` are taken where they are. A path in ``wav.scp`` that is not absolute begins
     at the folder or, as Kaldi has it, where the command runs. Commands (``... |``) are never run.
 

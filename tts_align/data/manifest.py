@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def read_manifest(
     path: str | Path,
     on_bad_row: Literal["stop", "drop"] = "stop",
-    codes: int | None = None,
+    codebook_size: int | None = None,
     check_audio: bool = True,
     unprepared: bool = False,
 ) -> Manifest:
@@ -32,16 +32,16 @@ def read_manifest(
         path: a ``.jsonl`` or ``.parquet`` file, a directory of Parquet shards, or a ``demo:`` name; CosyVoice's shards,
             one, a directory or a ``data.list`` of them, and Kaldi-style folders are manifests too.
         on_bad_row: ``stop`` raises one error that names every fault, ``drop`` leaves the rows out and names them.
-        codes: size of the codebook, if known; codes beyond it are faults.
+        codebook_size: size of the codebook, if known; speech tokens beyond it are faults.
         check_audio: look at each recording's header.
         unprepared: take what only ``tts-align prepare`` can use: recordings inside shards, which
-            :func:`~tts_align.data.cosyvoice.read_recordings` reads, and prompts without codes.
+            :func:`~tts_align.data.cosyvoice.read_recordings` reads, and prompts without speech tokens.
 
     Raises:
         ManifestError: there are faults and ``on_bad_row`` is ``stop``, or nothing is left.
     """
     path = resolve(path)
-    rules = Rules(codes, _AudioCheck(folder(path)) if check_audio else Rules().audio_fault, unprepared)
+    rules = Rules(codebook_size, _AudioCheck(folder(path)) if check_audio else Rules().audio_fault, unprepared)
     rows: dict[str, Row] = {}
     places: dict[str, str] = {}
     faults: list[Fault] = []
@@ -86,7 +86,7 @@ class _AudioCheck:
     def _look(self, path: Path) -> str | None:
         if not path.is_file():
             return f"there is no recording {path}"
-        import soundfile  # takes a moment, and most manifests hold codes
+        import soundfile  # takes a moment, and most manifests hold speech tokens
 
         try:
             return None if soundfile.info(path).frames else f"the recording {path} is empty"
@@ -152,12 +152,12 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
     wrong = [row.id for row in rows if not all(map(math.isfinite, _numbers(row)))]
     if wrong:
         raise ValueError(f"expected finite scores, attributes and vectors, got others in rows {', '.join(wrong[:10])}")
-    string, codes, words = pa.string(), pa.list_(pa.int32()), pa.list_(pa.string())
-    sound = pa.struct({"speech": codes, "audio": string})
+    string, codebook_size, words = pa.string(), pa.list_(pa.int32()), pa.list_(pa.string())
+    sound = pa.struct({"speech": codebook_size, "audio": string})
     schema = pa.schema(
         {
             **dict.fromkeys(("id", "text", "language", "speaker"), string),
-            "speech": codes,
+            "speech": codebook_size,
             "audio": string,
             "label": pa.bool_(),
             "pair": pa.struct({"chosen": sound, "rejected": sound}),
@@ -165,7 +165,7 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
             "scores": pa.map_(string, pa.float64()),
             "notes": pa.map_(string, string),
             **dict.fromkeys(("instruct", "prompt_text", "transcript"), string),
-            "prompt_speech": codes,
+            "prompt_speech": codebook_size,
             "prompt_audio": string,
             "speaker_vector": pa.list_(pa.float64()),
             "attributes": pa.map_(string, pa.struct({"word": string, "number": pa.float64()})),

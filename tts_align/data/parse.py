@@ -33,12 +33,12 @@ class Rules(NamedTuple):
     """What rows are checked against.
 
     Args:
-        codes: size of the codebook; ``None`` when not known.
+        codebook_size: size of the codebook; ``None`` when not known.
         audio_fault: says what is wrong with a recording, or nothing.
         unprepared: take what only ``tts-align prepare`` can use.
     """
 
-    codes: int | None = None
+    codebook_size: int | None = None
     audio_fault: Callable[[str], str | None] = lambda _: None
     unprepared: bool = False
 
@@ -136,7 +136,7 @@ def _content(given: Mapping[str, Any], rules: Rules, faults: list[str]) -> tuple
     if pair is not None:
         return Sound(), _pair(pair, rules, faults)
     if not single:
-        faults.append("no utterance: expected speech (codes), audio (a path) or a pair")
+        faults.append("no utterance: expected speech (speech tokens), audio (a path) or a pair")
         return Sound(), None
     whole = speech if isinstance(speech, str) else {"speech": speech, "audio": given.get("audio")}
     return _sound(whole, "speech", rules, faults), None
@@ -166,9 +166,9 @@ def _sound(raw: Any, name: str, rules: Rules, faults: list[str]) -> Sound:
     elif not isinstance(raw, dict):
         raw = {"speech": raw}
     speech, audio = raw.get("speech"), raw.get("audio")
-    codes: tuple[int, ...] = ()
+    speech_tokens: tuple[int, ...] = ()
     if speech is not None:
-        codes, fault = read_codes(speech, rules.codes)
+        speech_tokens, fault = read_codes(speech, rules.codebook_size)
         if fault:
             faults.append(f"{name}: {fault}")
     if audio is not None and (not isinstance(audio, str) or not audio):
@@ -177,7 +177,7 @@ def _sound(raw: Any, name: str, rules: Rules, faults: list[str]) -> Sound:
         faults.append(f"{name}: {fault}")
     if speech is None and audio is None:
         faults.append(f"{name}: {SOUND}")
-    return Sound(codes, audio if isinstance(audio, str) else "")
+    return Sound(speech_tokens, audio if isinstance(audio, str) else "")
 
 
 class _Prompt(NamedTuple):
@@ -188,17 +188,17 @@ class _Prompt(NamedTuple):
 
 
 def _prompt(given: Mapping[str, Any], rules: Rules, faults: list[str]) -> _Prompt:
-    """What the utterance continues; empty codes count as absent, as Parquet writers have it."""
+    """What the utterance continues; empty speech tokens count as absent, as Parquet writers have it."""
     text = string(given, "prompt_text", faults)
     raw = {"speech": given.get("prompt_speech") or None, "audio": given.get("prompt_audio") or None}
     if not any(raw.values()):
         if text:
-            faults.append("prompt_text has no speech: expected prompt_speech (codes) or prompt_audio (a path)")
+            faults.append("prompt_text has no speech: expected prompt_speech (speech tokens) or prompt_audio (a path)")
         return _Prompt()
     if not text.strip():
         faults.append("prompt_text is missing: expected the transcript of the prompt's speech")
     before = len(faults)
     sound = _sound(raw, "prompt", rules, faults)
     if len(faults) == before and not sound.speech and not rules.unprepared:
-        faults.append("prompt_audio has no codes: make prompt_speech of it with `tts-align prepare`")
+        faults.append("prompt_audio has no speech tokens: make prompt_speech of it with `tts-align prepare`")
     return _Prompt(text, sound)

@@ -21,7 +21,7 @@ def fill_columns(rows: Sequence[Row], directory: str, batch_rows: int = 64) -> t
     What a row already says stays. Pairs stay as they are: their columns would have to hold for both sides.
 
     Args:
-        rows: with speech codes; recordings get theirs from ``tts-align prepare``.
+        rows: with speech tokens; recordings get theirs from ``tts-align prepare``.
         directory: of the reward model.
         batch_rows: at a time.
     """
@@ -29,7 +29,7 @@ def fill_columns(rows: Sequence[Row], directory: str, batch_rows: int = 64) -> t
     places = [place for place, row in enumerate(rows) if row.pair is None]
     if silent := [rows[place].id for place in places if not rows[place].speech]:
         raise ValueError(
-            f"expected speech codes in every row, got none in {len(silent)}, {silent[0]} first: make them with "
+            f"expected speech tokens in every row, got none in {len(silent)}, {silent[0]} first: make them with "
             "`tts-align prepare`"
         )
     found = list(rows)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listen to the recordings of rows: speech codes, codes of prompts, speaker vectors; or say why not."""
+"""Listen to the recordings of rows: speech tokens, speech tokens of prompts, speaker vectors; or say why not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Ears:
     """What listens.
 
     Args:
-        tokenizer: gives speech codes.
+        tokenizer: gives speech tokens.
         encoder: gives speaker vectors; without it there are none.
         identity: differs between ears that hear differently.
     """
@@ -93,7 +93,7 @@ class Refused:
 
 
 def unheard(row: Row) -> tuple[str, ...]:
-    """Recordings of a row whose codes are to be made."""
+    """Recordings of a row whose speech tokens are to be made."""
     sounds = (*row.sounds, Sound(row.prompt_speech, row.prompt_audio))
     return tuple(dict.fromkeys(sound.audio for sound in sounds if sound.audio and not sound.speech))
 
@@ -118,14 +118,14 @@ def hear(rows: Sequence[Row], sounds: Loaded, ears: Ears) -> list[Row | Refused]
         ears: what listens.
     """
     audible = {name: sound for name, sound in sounds.items() if not isinstance(sound, AudioError)}
-    codes = _each(ears.tokenizer.encode, _chosen(audible, (name for row in rows for name in unheard(row))))
+    speech_tokens = _each(ears.tokenizer.encode, _chosen(audible, (name for row in rows for name in unheard(row))))
     vectors: Mapping[str, Tensor | str] = {}
     if ears.encoder is not None:
         vectors = _each(ears.encoder.encode, _chosen(audible, map(voice, rows)))
     heard: list[Row | Refused] = []
     for row in rows:
         try:
-            heard.append(_checked(_filled(row, sounds, codes, vectors, ears.encoder is not None), ears))
+            heard.append(_checked(_filled(row, sounds, speech_tokens, vectors, ears.encoder is not None), ears))
         except AudioError as error:
             heard.append(Refused(row.id, error.name, error.what))
     return heard
@@ -154,11 +154,11 @@ def _each(
 def _filled(
     row: Row,
     sounds: Loaded,
-    codes: Mapping[str, Tensor | str],
+    speech_tokens: Mapping[str, Tensor | str],
     vectors: Mapping[str, Tensor | str],
     speaker_vectors: bool,
 ) -> Row:
-    """The row with codes and vector; raises :class:`AudioError` for what cannot be had."""
+    """The row with speech tokens and vector; raises :class:`AudioError` for what cannot be had."""
     may_be_silent = {row.audio} if row.desirable is False else {row.pair.rejected.audio} if row.pair else set()
 
     def speech(sound: Sound) -> Sound:
@@ -167,9 +167,9 @@ def _filled(
         waveform = _found(sound.audio, sounds)
         if sound.audio not in may_be_silent and waveform.abs().max() <= SILENCE:
             raise AudioError(sound.audio, "is silent")
-        found = _found(sound.audio, codes)
+        found = _found(sound.audio, speech_tokens)
         if not len(found):
-            raise AudioError(sound.audio, "is too short to give a speech code")
+            raise AudioError(sound.audio, "is too short to give a speech token")
         return replace(sound, speech=tuple(found.tolist()))
 
     prompt = speech(Sound(row.prompt_speech, row.prompt_audio))
@@ -203,8 +203,8 @@ def _numbers(vector: Tensor, name: str) -> tuple[float, ...]:
 
 
 def _checked(row: Row, ears: Ears) -> Row:
-    """The row, if training would take it: codes that were just made can turn out to be those of the other side."""
-    _, faults, _ = parse(to_dict(row), row.id, Rules(ears.tokenizer.codes))
+    """The row, if training would take it: tokens that were just made can turn out to be those of the other side."""
+    _, faults, _ = parse(to_dict(row), row.id, Rules(ears.tokenizer.codebook_size))
     if faults:
         raise AudioError(f"row {row.id!r}", "; ".join(faults))
     return row

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Sound:
-    """One utterance, as codes, as a recording, or both.
+    """One utterance, as speech tokens, as a recording, or both.
 
     Args:
-        speech: speech codes without end-of-speech; empty when there is only a recording.
-        audio: path of a recording, relative to the manifest; empty when there are only codes.
+        speech: speech tokens without end-of-speech; empty when there is only a recording.
+        audio: path of a recording, relative to the manifest; empty when there are only speech tokens.
     """
 
     speech: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class Row:
         text: what is said.
         language: code of the language, may be empty.
         speaker: name of the voice, may be empty.
-        speech: codes of the utterance; empty in a pair or when there is only a recording.
+        speech: speech tokens of the utterance; empty in a pair or when there is only a recording.
         audio: path of the recording, relative to the manifest; may be empty.
         desirable: the label, ``None`` without one.
         pair: two utterances instead of one.
@@ -65,7 +65,7 @@ class Row:
         notes: words that judges gave, such as what was heard.
         instruct: how to speak, in words; may be empty.
         prompt_text: transcript of a recording that the utterance continues; may be empty.
-        prompt_speech: codes of that recording: context, never a target.
+        prompt_speech: speech tokens of that recording: context, never a target.
         prompt_audio: path of that recording, relative to the manifest.
         speaker_vector: numbers that a speaker encoder gave for the voice, as it gave them.
         attributes: what is known about the utterance, in words or numbers, such as its emotion or its quality.

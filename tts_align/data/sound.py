@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as sound: features of recordings, for objectives that make the speech codes themselves."""
+"""Rows as sound: features of recordings, for objectives that make the speech tokens themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.audio import AudioError, load_audio
 
 PLACEHOLDER = 0
-"""Stands for every code until the tokenizer has made it."""
+"""Stands for every token until the tokenizer has made it."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Heard:
     Args:
         features: what the tokenizer reads, in half precision.
         mel: what a flow model is to make, likewise; ``None`` when it is the same.
-        codes: how many codes the tokenizer makes of it.
+        token_count: how many speech tokens the tokenizer makes of it.
         speaker: vector of the voice; may be empty.
     """
 
     features: Float[Tensor, "f m"]
     mel: Float[Tensor, "g k"] | None
-    codes: int
+    token_count: int
     speaker: tuple[float, ...] = ()
 
 
@@ -70,8 +70,8 @@ class Ears:
     """What rows are heard with.
 
     Args:
-        tokenizer: whose features and codes are wanted.
-        vocoder: speaks rows that have codes, of another tokenizer, and no recording.
+        tokenizer: whose features and speech tokens are wanted.
+        vocoder: speaks rows that have speech tokens, of another tokenizer, and no recording.
         acoustic: mel of the flow model; by default the tokenizer's features.
         batch_size: rows that the vocoder speaks at once.
     """
@@ -82,7 +82,7 @@ class Ears:
     batch_size: int = 64
 
     def hear(self, items: Sequence[Item], manifest: Manifest) -> tuple[tuple[Item, ...], tuple[Heard, ...]]:
-        """Features of every utterance, and the same utterances with as many placeholders as they will have codes.
+        """Features of every utterance, and the same utterances with as many placeholders as they will have tokens.
 
         Args:
             items: utterances as they were selected.
@@ -94,14 +94,14 @@ class Ears:
         utterances = [utterance for item in items for utterance in item]
         heard = self._features(utterances, manifest)
         faults = [
-            Fault(f"row {utterance.row.id!r}", "too short to give a speech code")
+            Fault(f"row {utterance.row.id!r}", "too short to give a speech token")
             for utterance, one in zip(utterances, heard, strict=True)
-            if not one.codes
+            if not one.token_count
         ]
         if faults:
             raise ManifestError(manifest.path, faults)
         rest = iter(heard)
-        return tuple(tuple(_with_placeholders(one, next(rest).codes) for one in item) for item in items), heard
+        return tuple(tuple(_with_placeholders(one, next(rest).token_count) for one in item) for item in items), heard
 
     def _features(self, utterances: Sequence[Utterance], manifest: Manifest) -> tuple[Heard, ...]:
         known: dict[tuple[Sound, str], Heard] = {}
@@ -126,7 +126,7 @@ class Ears:
 
         spoken = [key for key in keys if not key[0].audio]
         if spoken and self.vocoder is None:
-            what = "has codes of another tokenizer only: give data.vocoder, which speaks them, or recordings"
+            what = "has speech tokens of another tokenizer only: give data.vocoder, which speaks them, or recordings"
             raise ManifestError(manifest.path, [Fault(f"{len(spoken)} utterances", what)])
         for key in track([key for key in keys if key[0].audio], description="hearing recordings", transient=True):
             try:
@@ -136,7 +136,7 @@ class Ears:
             except AudioError as error:
                 faults.append(Fault(error.name, error.what))
         starts = range(0, len(spoken), self.batch_size)
-        for start in track(starts, description="speaking codes", transient=True):
+        for start in track(starts, description="speaking speech tokens", transient=True):
             part = spoken[start : start + self.batch_size]
             yield from zip(part, self._speak(part), strict=True)
 
@@ -166,9 +166,9 @@ def _resampled(sound: Tensor, before: int, after: int) -> Tensor:
     return torchaudio.functional.resample(sound, before, after)
 
 
-def _with_placeholders(utterance: Utterance, codes: int) -> Utterance:
-    """The same utterance, of so many codes that are not known yet."""
-    sound = replace(utterance.sound, speech=(PLACEHOLDER,) * codes)
+def _with_placeholders(utterance: Utterance, token_count: int) -> Utterance:
+    """The same utterance, of so many speech tokens that are not known yet."""
+    sound = replace(utterance.sound, speech=(PLACEHOLDER,) * token_count)
     row = utterance.row
     if row.pair is not None:  # which of the two it is must stay visible
         chosen = utterance.sound is row.pair.chosen
@@ -192,5 +192,5 @@ def collate_recordings(heard: Sequence[Heard]) -> Recordings:
         mel=pad_sequence(mel, batch_first=True),
         mel_mask=torch.arange(int(lengths.max())) < lengths[:, None],
         speaker=torch.tensor([one.speaker for one in heard], dtype=torch.float32).view(len(heard), -1),
-        codes=tuple(one.codes for one in heard),
+        token_counts=tuple(one.token_count for one in heard),
     )

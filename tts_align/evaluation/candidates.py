@@ -27,7 +27,7 @@ class Candidate:
         speaker: whose voice was asked for.
         sample: number of the utterance among those of its sentence and voice.
         seed: what it was drawn with.
-        speech: codes without end-of-speech.
+        speech: speech tokens without end-of-speech.
         finished: whether end-of-speech was sampled.
         verdict: what the judge says; ``None`` before it has listened.
         error: why there is no verdict although the judge was asked; empty otherwise.

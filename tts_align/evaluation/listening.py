@@ -25,11 +25,11 @@ def hear(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> list[Heard
     speech = [torch.tensor(candidate.speech, dtype=torch.long) for candidate in candidates]
     speakers = [candidate.speaker for candidate in candidates]
     if vocoder is None:
-        return [Heard(codes, None, 0, speaker) for codes, speaker in zip(speech, speakers, strict=True)]
+        return [Heard(speech_tokens, None, 0, speaker) for speech_tokens, speaker in zip(speech, speakers, strict=True)]
     waveforms = vocoder.speak(speech, speakers)
     return [
-        Heard(codes, waveform, vocoder.sample_rate, speaker)
-        for codes, waveform, speaker in zip(speech, waveforms, speakers, strict=True)
+        Heard(speech_tokens, waveform, vocoder.sample_rate, speaker)
+        for speech_tokens, waveform, speaker in zip(speech, waveforms, speakers, strict=True)
     ]
 
 
@@ -43,7 +43,7 @@ def listen(
 
     Args:
         judge: who listens.
-        vocoder: turns codes into sound, if the judge hears sound.
+        vocoder: turns speech tokens into sound, if the judge hears sound.
         candidates: what to listen to; no verdict depends on another candidate.
         batch_rows: candidates at a time.
 

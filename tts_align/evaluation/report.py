@@ -40,7 +40,7 @@ class Utterance:
         speaker: whose voice.
         system: before or after the training.
         seed: what it was drawn with.
-        speech: codes.
+        speech: speech tokens.
         finished: whether it came to an end by itself.
         transcript: what the judge heard.
         reading: of the marked word; empty when there is no verdict.
@@ -121,7 +121,7 @@ FURTHER: dict[str, Number] = {
     "finished": lambda one: float(one.finished),
     "length": lambda one: float(len(one.speech)),
 }
-"""What shows whether a system bought its accuracy with something else; length in codes."""
+"""What shows whether a system bought its accuracy with something else; length in speech tokens."""
 
 SHARES = ("accuracy", "bad_case_ratio", "neither", "finished")
 """Those that are 0 or 1 for each utterance."""

@@ -182,11 +182,11 @@ class Evaluation:
         objective = self.module.objective
         knobs = (objective.mu, objective.lower, objective.upper) if isinstance(objective, TKTO) else (1.0, -2.0, 2.0)
         weights = token_weights(values[None], torch.tensor([source.desirable]), *knobs)[0]
-        codes, scores = len(weights) - 1, source.row.scores
-        place = (scores["target_start"] * codes, scores["target_end"] * codes)
+        count, scores = len(weights) - 1, source.row.scores
+        place = (scores["target_start"] * count, scores["target_end"] * count)
         figures.weight_figure(
             weights.numpy(),
-            _spread(source, place, codes),
+            _spread(source, place, count),
             folder / "token_weights.png",
             target=place,
             desirable=source.desirable,
@@ -203,15 +203,15 @@ def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, Label
     return sorted(keys, key=reward)[len(keys) // 2]
 
 
-def _spread(source: Labelled, place: tuple[float, float], codes: int) -> list[tuple[str, float, float]]:
+def _spread(source: Labelled, place: tuple[float, float], count: int) -> list[tuple[str, float, float]]:
     """What was heard, kana by kana, with the marked word at its place and the rest spread evenly around it."""
     transcript, span = source.row.notes.get("transcript", ""), source.row.spans[0]
     word = next((reading for reading in (*span.wrong, *span.right) if reading in transcript), "")
     first = transcript.find(word) if word else len(transcript)
     pieces = (
-        (transcript[:first], 0.0, place[0] if word else float(codes)),
+        (transcript[:first], 0.0, place[0] if word else float(count)),
         (word, *place),
-        (transcript[first + len(word) :], place[1], float(codes)),
+        (transcript[first + len(word) :], place[1], float(count)),
     )
     return [
         (kana, start + (end - start) * i / len(text), start + (end - start) * (i + 1) / len(text))

@@ -54,7 +54,7 @@ class Step:
 
     @property
     def utterances(self) -> Utterances:
-        """Codes, words and attributes of the rows."""
+        """Speech tokens, words and attributes of the rows."""
         if self.batch.utterances is None:
             raise ValueError("there are no utterances in this batch: the objective must say `wants_utterances = True`")
         return self.batch.utterances
@@ -132,12 +132,12 @@ class Objective(nn.Module, ABC):
     ``wants_mismatched``
         whether the step brings :attr:`Step.mismatched`, at the price of one more forward without gradient.
     ``wants_utterances``
-        whether the step brings :attr:`Step.utterances`, the rows as codes and words.
+        whether the step brings :attr:`Step.utterances`, the rows as speech tokens and words.
     ``wants_sound``
-        whether the step brings :attr:`Step.recordings`, the rows as sound; their codes are placeholders, which
+        whether the step brings :attr:`Step.recordings`, the rows as sound; their speech tokens are placeholders, which
         :meth:`prepare` replaces.
     ``scores``
-        whether the policy scores the rows and trains; without it the policy is only there for its codes.
+        whether the policy scores the rows and trains; without it the policy is only there for its speech tokens.
     """
 
     registry: ClassVar[dict[str, type[Objective]]] = {}

@@ -27,11 +27,11 @@ SATURATED = 0.99
 
 
 class DiffRO(Objective, name="diffro"):
-    """Gradients of a reward model flow through sampled speech codes into the policy.
+    """Gradients of a reward model flow through sampled speech tokens into the policy.
 
-    Every row serves, good or bad, for its text and as a prefix. At every position of its speech a code is drawn from
+    Every row serves, good or bad, for its text and as a prefix. At every position of its speech a token is drawn from
     the policy's distribution by Gumbel-softmax, all positions in one parallel forward; the reward model says how
-    probable the wanted text and attributes are given these codes; minus that, plus β KL(policy ‖ reference) over the
+    probable the wanted text and attributes are given these tokens; minus that, plus β KL(policy ‖ reference) over the
     full vocabulary, is the loss. The text always counts. The paper fixes β 0.1 and learning rate 1e-5; the estimator,
     the reductions, the clipping, ``rollout`` and ``resample`` are this project's choices where the paper is silent.
 
@@ -39,7 +39,7 @@ class DiffRO(Objective, name="diffro"):
         beta: weight of the KL to the reference.
         tasks: of the reward model that are rewarded: asr or ctc, and any attributes.
         targets: attribute -> value that is wanted of every row; by default each row's own.
-        estimator: straight_through (exactly one code at each position, the gradient of the soft sample) or soft.
+        estimator: straight_through (exactly one token at each position, the gradient of the soft sample) or soft.
         temperature: of the sampling, τ.
         final_temperature: of the last step, reached linearly; by default τ stays.
         anneal_steps: optimiser steps until then.
@@ -48,7 +48,7 @@ class DiffRO(Objective, name="diffro"):
         sft_weight: weight of the cross-entropy on the stored rows that are desirable; not with free roll-outs.
         rollout: teacher_forced (the prefixes are the stored rows) or free (in every step the policy speaks each row
             anew from its whole distribution, and that is the prefix).
-        resample: draw a code anew at each position, as the paper does; otherwise the reward model hears the prefix
+        resample: draw a token anew at each position, as the paper does; otherwise the reward model hears the prefix
             itself, with the gradient that this draw would have had.
     """
 
@@ -94,11 +94,11 @@ class DiffRO(Objective, name="diffro"):
             raise ValueError("sft_weight needs stored rows: leave it out with `rollout: free`, or force the teacher")
 
     def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
-        """Check that policy and reward model speak of the same codes, and that the tasks are there."""
+        """Check that policy and reward model speak of the same speech tokens, and that the tasks are there."""
         reward = cast("RewardHead", parts[Part.REWARD])
-        if reward.codes != policy.layout.codes:
+        if reward.codebook_size != policy.layout.codebook_size:
             raise ValueError(
-                f"model.reward must read the {policy.layout.codes} codes of model.policy, got {reward.codes} codes"
+                f"model.reward must read the {policy.layout.codebook_size} tokens of model.policy, got {reward.codebook_size} tokens"
             )
         if unknown := [name for name in self.tasks if name not in reward.tasks]:
             raise ValueError(
@@ -110,7 +110,7 @@ class DiffRO(Objective, name="diffro"):
         return policy.roll_out(batch) if self.free else batch
 
     def forward(self, step: Step) -> Outcome:
-        """Minus the reward of sampled codes, plus β times the KL to the reference."""
+        """Minus the reward of sampled speech tokens, plus β times the KL to the reference."""
         assert step.reference is not None
         policy, reference = step.policy.logits, step.reference.logits
         assert policy is not None
@@ -130,8 +130,8 @@ class DiffRO(Objective, name="diffro"):
         """This micro-batch's share of the mean reward, with the gradient that reaches the logits."""
         model, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
         rows = RowNoise(row_generators(said.seeds, logits.device), said.targets)
-        noise = rows if self.resample else posterior_noise(logits, model.codes, step.batch.rows.target, rows)
-        soft = gumbel_softmax_st(logits, model.codes, noise, self._temperature(step), self.hard)
+        noise = rows if self.resample else posterior_noise(logits, model.codebook_size, step.batch.rows.target, rows)
+        soft = gumbel_softmax_st(logits, model.codebook_size, noise, self._temperature(step), self.hard)
         vectors = model.embed(soft)
         embedded = vectors.new_zeros(said.speech.numel(), vectors.shape[-1])
         embedded = embedded.index_copy(0, said.code_place, vectors.index_select(0, said.code_target))

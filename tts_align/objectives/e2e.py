@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Shaper = Literal["reward", "flow", "policy"]
 SHAPERS: tuple[Shaper, ...] = ("reward", "flow", "policy")
 NOISE, GUMBEL = 1, 2
-"""What is drawn for a row: the flow's noise, and the noise that samples codes."""
+"""What is drawn for a row: the flow's noise, and the noise that samples speech tokens."""
 
 
 class E2E(Objective, name="e2e"):
@@ -39,13 +39,13 @@ class E2E(Objective, name="e2e"):
     flow_weight L_FM. The reward model and the flow read linear images of the tokenizer's quantised vectors, through
     whose rounding the gradient passes unchanged; the language model reads such an image, zero at first, added to its
     own table, and reaches the tokenizer through it alone, since its targets are whole numbers. Stage 2 freezes the
-    tokenizer and trains the other three on its codes; they share nothing, so the one sum trains each by itself, but for
-    the common clipping of gradients. Stage 3 freezes the reward model, too, and adds the second order: codes that the
+    tokenizer and trains the other three on its tokens; they share nothing, so the one sum trains each by itself, but for
+    the common clipping of gradients. Stage 3 freezes the reward model, too, and adds the second order: tokens that the
     language model samples (Gumbel-softmax, in one teacher-forced forward) pass through the flow, which is to make the
     real sound of the same frames, and through the reward model.
 
     L_LM is a mean over tokens, L_FM over frames and channels, L_RM the sum over its tasks of a mean over letters (asr,
-    ctc) or rows. When a stage ends, what lies between the models is folded into their own tables of codes, so that they
+    ctc) or rows. When a stage ends, what lies between the models is folded into their own tables of tokens, so that they
     work alone. The published weights are the defaults; what stage 3 freezes is this project's choice.
 
     Args:
@@ -59,8 +59,8 @@ class E2E(Objective, name="e2e"):
         asr_weight: of the text in the second order's reward.
         attribute_weight: of each attribute in it, such as the speaker.
         attributes: those that are rewarded; they must be tasks of the reward model.
-        second_flow_weight: of the flow's loss on sampled codes.
-        estimator: of the samples: straight_through (exactly one code each, the gradient of the soft sample) or soft.
+        second_flow_weight: of the flow's loss on sampled speech tokens.
+        estimator: of the samples: straight_through (exactly one token each, the gradient of the soft sample) or soft.
         temperature: of the sampling.
         streaming_share: share of optimiser steps in which the flow does not look beyond its own chunk.
     """
@@ -127,14 +127,19 @@ class E2E(Objective, name="e2e"):
     # --- the models ---
 
     def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
-        """Check that all speak of the same codes; in stage 1 put bridges between them, later load what it made."""
+        """Check that all speak of the same tokens; in stage 1 put bridges between them, later load what it made."""
         tokenizer = cast("TokenizerHead", parts[Part.TOKENIZER])
         readers = {
             name: cast("RewardHead | FlowHead", parts[Part(name)]) for name in ("reward", "flow") if name in parts
         }
-        counts = {"policy": policy.layout.codes, **{name: reader.codes for name, reader in readers.items()}}
-        if wrong := {name: count for name, count in counts.items() if count != tokenizer.codes}:
-            raise ValueError(f"all models must have the {tokenizer.codes} codes of model.tokenizer, got {wrong}")
+        counts = {
+            "policy": policy.layout.codebook_size,
+            **{name: reader.codebook_size for name, reader in readers.items()},
+        }
+        if wrong := {name: count for name, count in counts.items() if count != tokenizer.codebook_size}:
+            raise ValueError(
+                f"all models must have the {tokenizer.codebook_size} speech tokens of model.tokenizer, got {wrong}"
+            )
         if self.stage == 3:
             tasks = cast("RewardHead", parts[Part.REWARD]).tasks
             if unknown := [name for name in self.attributes if name not in tasks]:
@@ -174,7 +179,7 @@ class E2E(Objective, name="e2e"):
 
     @contextmanager
     def folded(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Iterator[None]:
-        """Within the block each model's table of codes holds what its bridge makes of the codebook."""
+        """Within the block each model's table of speech tokens holds what its bridge makes of the codebook."""
         codebook = cast("TokenizerHead", parts[Part.TOKENIZER]).codebook().detach()
         models = {"policy": policy, **{str(name): part for name, part in parts.items()}}
         kept: list[tuple[Tensor, Tensor]] = []
@@ -196,7 +201,7 @@ class E2E(Objective, name="e2e"):
     # --- the step ---
 
     def prepare(self, batch: Batch, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Batch:
-        """Tokenise the sound, and put its codes where the placeholders stand."""
+        """Tokenise the sound, and put its speech tokens where the placeholders stand."""
         assert batch.recordings is not None
         assert batch.utterances is not None
         sound, said, rows = batch.recordings, batch.utterances, batch.rows
@@ -205,11 +210,11 @@ class E2E(Objective, name="e2e"):
             tokenised = tokenizer(sound.heard.to(next(tokenizer.parameters()).dtype), sound.frames)
         if tokenised.tokens.shape != said.speech.shape:
             raise ValueError(
-                f"the tokenizer made {tokenised.tokens.shape[1]} codes of the longest row instead of "
+                f"the tokenizer made {tokenised.tokens.shape[1]} speech tokens of the longest row instead of "
                 f"{said.speech.shape[1]}: its `count` does not agree with what it does"
             )
-        codes = tokenised.tokens.flatten().index_select(0, said.code_place)
-        # A code is an input right behind the one that predicts it.
+        speech_tokens = tokenised.tokens.flatten().index_select(0, said.code_place)
+        # A token is an input right behind the one that predicts it.
         place = rows.hidden_index.index_select(0, said.code_target) + 1
         vectors = None
         if "policy" in self.bridges:
@@ -218,8 +223,8 @@ class E2E(Objective, name="e2e"):
             vectors = vectors.view(*rows.token.shape, -1)
         rows = replace(
             rows,
-            token=rows.token.flatten().index_copy(0, place, codes).view(rows.token.shape),
-            target=rows.target.index_copy(0, said.code_target, codes),
+            token=rows.token.flatten().index_copy(0, place, speech_tokens).view(rows.token.shape),
+            target=rows.target.index_copy(0, said.code_target, speech_tokens),
             vectors=vectors,
         )
         speech = tokenised.tokens.where(said.mask, 0)
@@ -253,7 +258,7 @@ class E2E(Objective, name="e2e"):
         return Outcome(sum(losses[1:], losses[0]), metrics)
 
     def _vectors(self, step: Step, name: Literal["reward", "flow"]) -> Float[Tensor, "r s h"]:
-        """What a model reads of the codes: its bridge's image of them, or its own table's."""
+        """What a model reads of the speech tokens: its bridge's image of them, or its own table's."""
         if name in self.bridges:
             return self.bridges[name](step.recordings.tokenised.embedding)
         return cast("RewardHead | FlowHead", step.parts[Part(name)]).embed(step.utterances.speech)
@@ -280,7 +285,7 @@ class E2E(Objective, name="e2e"):
         """What is random for the flow; whether it streams is the same for all of an optimiser step."""
         flow, sound = cast("FlowHead", step.parts[Part.FLOW]), step.recordings
         coin = torch.rand((), generator=torch.Generator().manual_seed(step.number))
-        frames = [codes * flow.frames_per_token for codes in sound.codes]
+        frames = [count * flow.frames_per_token for count in sound.token_counts]
         return flow.draw(
             frames, _generators(step.utterances, NOISE, sound.mel.device), None, bool(coin < self.streaming_share)
         )
@@ -293,18 +298,18 @@ class E2E(Objective, name="e2e"):
         speaker = said_by(step.utterances.speakers, self.voices, sound.speaker, flow.speaker_channels)
         mel, mask = sound.mel.to(vectors.dtype), step.utterances.mask
         loss = flow.loss_embedded(vectors, mask, mel, sound.mel_mask, speaker.to(vectors.dtype), draws)
-        count = step.batch.totals.codes * flow.frames_per_token * flow.mel_channels
+        count = step.batch.totals.speech_tokens * flow.frames_per_token * flow.mel_channels
         return loss.total / max(count, 1), Mean(loss.total.detach(), loss.count)
 
     # --- the second order ---
 
     def _second_order(self, step: Step, draws: FlowDraws) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
-        """Losses of codes that the policy samples, each given the real codes before it."""
+        """Losses of speech tokens that the policy samples, each given the real speech tokens before it."""
         assert step.policy.logits is not None
         reward, flow = cast("RewardHead", step.parts[Part.REWARD]), cast("FlowHead", step.parts[Part.FLOW])
         said = step.utterances
         noise = RowNoise(_generators(said, GUMBEL, step.policy.logits.device), said.targets)
-        sample = gumbel_softmax_st(step.policy.logits, reward.codes, noise, self.temperature, self.hard)
+        sample = gumbel_softmax_st(step.policy.logits, reward.codebook_size, noise, self.temperature, self.hard)
         soft = sample.index_select(0, said.code_target)
         error, mean = self._flow_loss(step, _placed(flow.embed(soft[None])[0], said), draws)
         labels = reward.encode_labels(said.wanted, said.attributes).to(soft.device)
@@ -330,6 +335,6 @@ def _generators(said: Utterances, purpose: int, device: torch.device) -> tuple[t
 
 
 def _placed(vectors: Float[Tensor, "c h"], said: Utterances) -> Float[Tensor, "r s h"]:
-    """Vectors of the real codes at their places, zero at padding."""
+    """Vectors of the real speech tokens at their places, zero at padding."""
     padded = vectors.new_zeros(said.speech.numel(), vectors.shape[-1])
     return padded.index_copy(0, said.code_place, vectors).view(*said.speech.shape, -1)

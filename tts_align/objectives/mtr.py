@@ -22,10 +22,10 @@ TEXT_TASKS = ("asr", "ctc")
 
 
 class MTR(Objective, name="mtr"):
-    """Multi-task recognition: the reward model learns what is said in speech codes, and how.
+    """Multi-task recognition: the reward model learns what is said in speech tokens, and how.
 
     Every utterance serves, good or bad, with what is known about it: a transcript (what a recogniser heard, or the
-    text where the speech is good) and any of the attributes. The policy is only there for its codes.
+    text where the speech is good) and any of the attributes. The policy is only there for its speech tokens.
 
     The loss of a task is its mean over the rows that have its label; a row's loss on text is the sum over its tokens.
     The defaults train plainly; RRPO uses label smoothing 0.1, adversarial 0.5 and mixup.
@@ -58,11 +58,11 @@ class MTR(Objective, name="mtr"):
         self.regularisers = Regularisers(label_smoothing, mixup, adversarial, radius)
 
     def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
-        """Check that the reward model reads the codes of the data."""
+        """Check that the reward model reads the speech tokens of the data."""
         reward = cast("RewardHead", parts[Part.REWARD])
-        if reward.codes != policy.layout.codes:
+        if reward.codebook_size != policy.layout.codebook_size:
             raise ValueError(
-                f"model.reward must read the {policy.layout.codes} codes of model.policy, got {reward.codes} codes"
+                f"model.reward must read the {policy.layout.codebook_size} tokens of model.policy, got {reward.codebook_size} tokens"
             )
 
     def forward(self, step: Step) -> Outcome:

@@ -168,7 +168,7 @@ class AlignModule(LightningModule):
 
     @property
     def hearer(self) -> TokenizerHead | None:
-        """The tokenizer whose codes the rows are made of, if it is part of the training."""
+        """The tokenizer whose speech tokens the rows are made of, if it is part of the training."""
         return cast("TokenizerHead", self.parts[Part.TOKENIZER]) if Part.TOKENIZER in self.parts else None
 
     @property
@@ -269,7 +269,7 @@ class AlignModule(LightningModule):
         self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Watch the codes and keep the parts of a training that makes its own codes."""
+        """Watch the speech tokens and keep the parts of a training that makes its own speech tokens."""
         if self.hearer is None:
             return []
         there = {type(one) for one in self.trainer.callbacks}  # type: ignore[attr-defined]
@@ -433,7 +433,7 @@ class AlignModule(LightningModule):
         self.evaluation.finish(Path(self.trainer.default_root_dir))
 
     def predict_step(self, batch: Batch, _: int) -> Scored:
-        """Score rows, of the codes that the tokenizer makes if that is part of the training."""
+        """Score rows, of the speech tokens that the tokenizer makes if that is part of the training."""
         if self.hearer is not None:
             batch = self.objective.prepare(batch, self.policy, self._named_parts)
         return self.policy(batch.rows)

@@ -18,7 +18,7 @@ def test_alphabet_and_voices_are_those_of_the_grammar():
     assert set(KANA) == used
     assert len(KANA) == len(used)
     assert tuple(VOICES) == tuple(SPEAKERS)
-    assert SIZES.codes == CODES == 4 * len(used)
+    assert SIZES.codebook_size == CODES == 4 * len(used)
 
 
 def test_noisy_speech_is_decoded_exactly():
@@ -26,16 +26,18 @@ def test_noisy_speech_is_decoded_exactly():
     sentences = generator.permutation(np.array(all_sentences(), dtype=object))[:300]
     clean = disturbed = total = 0
     for sentence, reading, speaker in itertools.product(sentences, READINGS, SPEAKERS):
-        codes = synthesise(sentence, reading, speaker, generator)
-        segments = decode(codes)
+        speech_tokens = synthesise(sentence, reading, speaker, generator)
+        segments = decode(speech_tokens)
         assert "".join(segment.kana for segment in segments) == sentence.transcript(reading)
         own = 2 * VOICES.index(speaker)
-        begins = sum(code % 4 == own for code in codes)
+        begins = sum(code % 4 == own for code in speech_tokens)
         clean += begins == len(segments)
-        disturbed += sum(code % 4 not in (own, own + 1) for code in codes)
-        total += len(codes)
+        disturbed += sum(code % 4 not in (own, own + 1) for code in speech_tokens)
+        total += len(speech_tokens)
     assert clean < 1200  # some are noisy
-    assert disturbed / total == pytest.approx(NOISE / 2, rel=0.25)  # half of the noise falls on the other voice's codes
+    assert disturbed / total == pytest.approx(
+        NOISE / 2, rel=0.25
+    )  # half of the noise falls on the other voice's speech tokens
 
 
 def encode_text(text, context):

@@ -118,13 +118,13 @@ def test_verdicts_do_not_depend_on_the_batch(tmp_path, recogniser):
 def test_faults_are_named(tmp_path, recogniser):
     recogniser.save(tmp_path)
     judge, silence = CTCJudge(str(tmp_path)), torch.zeros(4000)
-    codes = torch.zeros(0, dtype=torch.long)
+    speech_tokens = torch.zeros(0, dtype=torch.long)
     with pytest.raises(ValueError, match="vocoder"):
-        judge.judge([Heard(codes, None, 0)], [Expected("x", READINGS, ("からい",))])
+        judge.judge([Heard(speech_tokens, None, 0)], [Expected("x", READINGS, ("からい",))])
     with pytest.raises(ValueError, match="辛"):
-        judge.judge([Heard(codes, silence, 16000)], [Expected("x", {"からい": "辛い"}, ("からい",))])
+        judge.judge([Heard(speech_tokens, silence, 16000)], [Expected("x", {"からい": "辛い"}, ("からい",))])
     with pytest.raises(ValueError, match="no transcript"):
-        judge.judge([Heard(codes, silence, 16000)], [Expected("x")])
+        judge.judge([Heard(speech_tokens, silence, 16000)], [Expected("x")])
 
 
 def test_sound_of_another_rate_is_resampled(tmp_path, recogniser):

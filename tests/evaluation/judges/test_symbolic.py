@@ -15,12 +15,12 @@ def spell(text, voice="sakura", repeats=2):
     return [code for kana in text for code in [begin_code(kana, voice)] + [begin_code(kana, voice) + 1] * repeats]
 
 
-def transcript(codes):
-    return "".join(segment.kana for segment in decode(codes))
+def transcript(speech_tokens):
+    return "".join(segment.kana for segment in decode(speech_tokens))
 
 
-def judged(codes, expected=EXPECTED):
-    return SymbolicJudge().judge([Heard(torch.tensor(codes, dtype=torch.long), None, 0)], [expected])[0]
+def judged(speech_tokens, expected=EXPECTED):
+    return SymbolicJudge().judge([Heard(torch.tensor(speech_tokens, dtype=torch.long), None, 0)], [expected])[0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -28,18 +28,23 @@ def judged(codes, expected=EXPECTED):
     st.lists(st.tuples(st.sampled_from(KANA), st.integers(1, 3)), max_size=12), st.sampled_from(["sakura", "takumi"])
 )
 def test_clean_codes_are_read_back(kana, voice):
-    codes = [code for one, repeats in kana for code in spell(one, voice, repeats)]
-    assert transcript(codes) == "".join(one for one, _ in kana)
-    assert [segment.start for segment in decode(codes)] == [sum(1 + r for _, r in kana[:i]) for i in range(len(kana))]
+    speech_tokens = [code for one, repeats in kana for code in spell(one, voice, repeats)]
+    assert transcript(speech_tokens) == "".join(one for one, _ in kana)
+    assert [segment.start for segment in decode(speech_tokens)] == [
+        sum(1 + r for _, r in kana[:i]) for i in range(len(kana))
+    ]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_one_disturbed_code_in_a_kana_of_three_changes_nothing(data):
     text = data.draw(st.text(KANA, min_size=1, max_size=8))
-    codes = spell(text)
-    place, code = data.draw(st.integers(0, len(codes) - 1)), data.draw(st.integers(0, CODES_PER_KANA * len(KANA) - 1))
-    assert transcript([*codes[:place], code, *codes[place + 1 :]]) == text
+    speech_tokens = spell(text)
+    place, code = (
+        data.draw(st.integers(0, len(speech_tokens) - 1)),
+        data.draw(st.integers(0, CODES_PER_KANA * len(KANA) - 1)),
+    )
+    assert transcript([*speech_tokens[:place], code, *speech_tokens[place + 1 :]]) == text
 
 
 def test_voices_do_not_share_codes_and_both_are_understood():
@@ -49,10 +54,10 @@ def test_voices_do_not_share_codes_and_both_are_understood():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, CODES_PER_KANA * len(KANA) - 1), max_size=40))
-def test_any_codes_are_read_as_something_and_no_code_twice(codes):
-    segments = decode(codes)
+def test_any_codes_are_read_as_something_and_no_code_twice(speech_tokens):
+    segments = decode(speech_tokens)
     assert [segment.start for segment in segments] == [0, *[segment.end for segment in segments]][: len(segments)]
-    assert (segments[-1].end if segments else 0) == len(codes)
+    assert (segments[-1].end if segments else 0) == len(speech_tokens)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +80,7 @@ def test_verdicts(said, reading, cer, nearest):
 
 
 def test_target_share_is_where_the_word_is():
-    """なべわ are 9 codes, the word 9 more, the whole 21."""
+    """なべわ are 9 speech tokens, the word 9 more, the whole 21."""
     assert judged(spell("なべわつらいよ")).target_share == pytest.approx((9 / 21, 18 / 21))
     assert judged(spell("なべわ")).target_share is None
 

@@ -17,14 +17,14 @@ ROWS = st.lists(st.lists(st.integers(0, CODES - 1), max_size=9), min_size=1, max
 
 
 def batch(rows: list[list[int]], padding: int = CODES + 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows padded with what is no code, and where they are real."""
+    """Rows padded with what is no token, and where they are real."""
     width = max(len(row) for row in rows) + 1
     tokens = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
     return tokens, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
 
 
-def counted(rows: list[list[int]], codes: int = CODES) -> TokenCounts:
-    return TokenCounts.of(*batch(rows), codes)
+def counted(rows: list[list[int]], codebook_size: int = CODES) -> TokenCounts:
+    return TokenCounts.of(*batch(rows), codebook_size)
 
 
 def slow_entropy(counter: Counter) -> float:
@@ -79,10 +79,10 @@ def test_counts_add_up_over_batches(left, right):
 
 
 def test_tokens_that_are_drawn_uniformly_say_nothing_of_each_other():
-    codes = 16
-    tokens = torch.randint(codes, (50, 4000), generator=torch.Generator().manual_seed(0))
-    counts = TokenCounts.of(tokens, torch.ones_like(tokens, dtype=torch.bool), codes)
-    assert counts.entropy_bits().item() == pytest.approx(math.log2(codes), abs=1e-3)
+    codebook_size = 16
+    tokens = torch.randint(codebook_size, (50, 4000), generator=torch.Generator().manual_seed(0))
+    counts = TokenCounts.of(tokens, torch.ones_like(tokens, dtype=torch.bool), codebook_size)
+    assert counts.entropy_bits().item() == pytest.approx(math.log2(codebook_size), abs=1e-3)
     assert counts.mutual_information_bits().item() == pytest.approx(0, abs=2e-3)
     assert counts.used_share() == 1
 
@@ -102,7 +102,7 @@ def test_one_token_for_ever_is_no_information():
 
 
 def test_the_correction_is_nearer_the_truth_for_few_tokens():
-    """200 tokens of 64 codes: the plug-in estimators are far off, which the first-order correction reduces."""
+    """200 tokens of 64 speech tokens: the plug-in estimators are far off, which the first-order correction reduces."""
     plain, corrected, mutual, mutual_corrected = [], [], [], []
     for seed in range(20):
         tokens = torch.randint(64, (1, 200), generator=torch.Generator().manual_seed(seed))
@@ -133,7 +133,7 @@ def test_short_types_do_not_overflow():
 def test_what_is_no_code_and_other_codebooks_are_refused():
     with pytest.raises(ValueError, match=r"0 to 5, got 1 to 9: leave special tokens out"):
         counted([[1, 9]])
-    with pytest.raises(ValueError, match=r"got 6 and 7 codes"):
+    with pytest.raises(ValueError, match=r"got 6 and 7 speech tokens"):
         counted([[1]]) + TokenCounts.none(7)
 
 

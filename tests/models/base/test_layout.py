@@ -29,7 +29,7 @@ def test_ids_of_the_published_models(layout: Layout, ids: tuple):
 
 
 def test_unistream_by_hand():
-    """sos 7 1 2 3 task | 4 5 6 7: the task token predicts 4, the last code predicts the end."""
+    """sos 7 1 2 3 task | 4 5 6 7: the task token predicts 4, the last token predicts the end."""
     found = V2.arrange(ROW)
     assert found.token == [0, 7, 1, 2, 3, 1, 4, 5, 6, 7]
     assert found.table == [SPECIAL, *[TEXT] * 4, SPECIAL, *[SPEECH] * 4]
@@ -38,7 +38,7 @@ def test_unistream_by_hand():
 
 
 def test_bistream_by_hand():
-    """Blocks of two words and three codes: sos 7 [1 2][4 5 6] 3 task [7 8]; the block ends with a predicted fill."""
+    """Blocks of two words and three tokens: sos 7 [1 2][4 5 6] 3 task [7 8]; the block ends with a predicted fill."""
     row = TokenRow((7, 1, 2, 3), (4, 5, 6, 7, 8), prefix=1, bistream=True)
     found = V3.arrange(row)
     assert found.token == [10, 7, 1, 2, 4, 5, 6, 3, 12, 7, 8]
@@ -60,7 +60,7 @@ def test_bistream_needs_strictly_more_speech_than_its_blocks():
 
 @pytest.mark.parametrize("code", [-1, 10])
 def test_codes_outside_the_codebook_are_refused(code: int):
-    with pytest.raises(ValueError, match=r"speech codes must lie in 0\.\.9, got .*another tokenizer"):
+    with pytest.raises(ValueError, match=r"speech tokens must lie in 0\.\.9, got .*another tokenizer"):
         V2.arrange(replace(ROW, speech=(1, code)))
 
 
@@ -133,7 +133,7 @@ def test_keys_change_with_everything_that_changes_a_models_numbers():
         replace(ROW, bistream=True),
         replace(ROW, text=(7, 1, 2), speech=(3, 4, 5, 6, 7)),
     ]
-    layouts = [V3, replace(V2, codes=11), replace(V2, text_block=3), replace(V2, speech_block=4)]
+    layouts = [V3, replace(V2, codebook_size=11), replace(V2, text_block=3), replace(V2, speech_block=4)]
     keys = {V2.key(ROW), *map(V2.key, changes), *(layout.key(ROW) for layout in layouts)}
     assert len(keys) == 1 + len(changes) + len(layouts)
     assert V2.key(replace(ROW)) == V2.key(ROW)
@@ -157,7 +157,7 @@ def test_a_prompt_is_read_and_never_predicted(layout):
     plain = layout.arrange(TokenRow((1, 2), (3, 4, 5, 6, 7)))
     assert (arranged.token, arranged.table) == (plain.token, plain.table)
     assert arranged.target == [5, 6, 7, layout.end]
-    assert arranged.predicted_at == plain.predicted_at[2:]  # the prompt's last code predicts the first of its own
+    assert arranged.predicted_at == plain.predicted_at[2:]  # the prompt's last token predicts the first of its own
     assert layout.input_count(row) == len(arranged.token)
     assert layout.target_count(row) == 4
     assert layout.key(row) != layout.key(replace(row, prompt=()))
@@ -170,4 +170,4 @@ def test_a_prompt_keeps_its_row_together_and_lies_in_the_codebook():
     with pytest.raises(ValueError, match="cannot continue a recording"):
         V2.arrange(replace(row, bistream=True))
     with pytest.raises(ValueError, match="another tokenizer"):
-        V2.arrange(replace(row, prompt=(V2.codes,)))
+        V2.arrange(replace(row, prompt=(V2.codebook_size,)))

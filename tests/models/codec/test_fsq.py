@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small tokenizer that trains: the codec's codes, its count, and its directory."""
+"""The small tokenizer that trains: the codec's speech tokens, its count, and its directory."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_features_count_and_codes_agree(frames_per_token: int):
         wave = torch.randn(samples)
         features = tokenizer.features(wave)
         assert len(features) == samples // FSQ.hop_samples
-        (codes,) = tokenizer.encode([wave])
-        assert tokenizer.count(len(features)) == len(codes)
-        if len(codes):
+        (speech_tokens,) = tokenizer.encode([wave])
+        assert tokenizer.count(len(features)) == len(speech_tokens)
+        if len(speech_tokens):
             made = tokenizer(features[None], torch.tensor([len(features)]))
-            assert torch.equal(made.tokens[0], codes)
-            torch.testing.assert_close(tokenizer.codebook()[codes], made.embedding[0])
+            assert torch.equal(made.tokens[0], speech_tokens)
+            torch.testing.assert_close(tokenizer.codebook()[speech_tokens], made.embedding[0])
 
 
 def test_a_directory_gives_it_back(tmp_path: Path):
@@ -45,7 +45,7 @@ def test_a_directory_gives_it_back(tmp_path: Path):
     tokenizer.save(tmp_path / "fsq")
     again = MelFSQ(str(tmp_path / "fsq"))
     assert again.sizes == tokenizer.sizes
-    assert again.codes == 24
+    assert again.codebook_size == 24
     waves = [torch.randn(900), torch.randn(400)]
     assert all(torch.equal(a, b) for a, b in zip(again.encode(waves), tokenizer.encode(waves), strict=True))
     assert all(value.requires_grad for value in again.parameters())

@@ -64,23 +64,23 @@ def test_codes_and_waveforms_do_not_depend_on_the_batch(directory):
     tokenizer, vocoder = MelTokenizer(directory, batch_size=2), MelVocoder(directory, iterations=4, batch_size=2)
     generator = torch.Generator().manual_seed(3)
     sounds = [torch.randn(length, generator=generator) * 0.1 for length in (5000, 1200, 3000)]
-    codes = tokenizer.encode(sounds)
-    assert [len(row) for row in codes] == [8, 2, 5]
-    assert [tokenizer.encode([sound])[0].tolist() for sound in sounds] == [row.tolist() for row in codes]
+    speech_tokens = tokenizer.encode(sounds)
+    assert [len(row) for row in speech_tokens] == [8, 2, 5]
+    assert [tokenizer.encode([sound])[0].tolist() for sound in sounds] == [row.tolist() for row in speech_tokens]
     names = ["ben", "anna", "ben"]
-    spoken = vocoder.speak(codes, names)
-    for row, name, waveform in zip(codes, names, spoken, strict=True):
+    spoken = vocoder.speak(speech_tokens, names)
+    for row, name, waveform in zip(speech_tokens, names, spoken, strict=True):
         assert len(waveform) == len(row) * 4 * 160
         torch.testing.assert_close(vocoder.speak([row], [name])[0], waveform, atol=1e-4, rtol=1e-3)
 
 
 def test_speaker_changes_the_sound_and_an_unknown_one_is_named(directory):
     vocoder = MelVocoder(directory, iterations=2)
-    codes = torch.arange(6)
-    anna, ben = vocoder.speak([codes, codes], ["anna", "ben"])
+    speech_tokens = torch.arange(6)
+    anna, ben = vocoder.speak([speech_tokens, speech_tokens], ["anna", "ben"])
     assert not torch.allclose(anna, ben)
     with pytest.raises(ValueError, match=r"\['carl'\].*anna"):
-        vocoder.speak([codes], ["carl"])
+        vocoder.speak([speech_tokens], ["carl"])
 
 
 def test_nothing_to_say(directory):

@@ -175,7 +175,7 @@ def test_soft_tokens_are_mixtures_and_hard_ones_exactly_their_index(tokenizer):
     torch.testing.assert_close(tokenizer.embed(soft), by_hand, atol=1e-5, rtol=1e-5)
     tokenizer.embed(soft).sum().backward()
     assert soft.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="each of the 60 codes, got 63"):
+    with pytest.raises(ValueError, match="each of the 60 speech tokens, got 63"):
         tokenizer.embed(torch.zeros(1, 2, 63))
 
 

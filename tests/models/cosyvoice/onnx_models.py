@@ -52,16 +52,16 @@ data_pipeline: [
 """
 
 
-def save_directory(path: Path, family: str = "cosyvoice2", codes: int = CODES, batched: bool = True) -> Path:
+def save_directory(path: Path, family: str = "cosyvoice2", codebook_size: int = CODES, batched: bool = True) -> Path:
     """A model directory with its yaml, tokenizer files and ONNX models, without weights."""
     path.mkdir(parents=True)
     fmax = {"cosyvoice2": "8000", "cosyvoice3": "null"}[family]
-    (path / f"{family}.yaml").write_text(YAML.format(codes=codes, fmax=fmax), "utf-8")
+    (path / f"{family}.yaml").write_text(YAML.format(codebook_size=codebook_size, fmax=fmax), "utf-8")
     save_text_tokenizer(path / "CosyVoice-BlankEN")
     version = family[-1]
-    save_speech_tokenizer(path / f"speech_tokenizer_v{version}.onnx", codes)
+    save_speech_tokenizer(path / f"speech_tokenizer_v{version}.onnx", codebook_size)
     if batched:
-        save_speech_tokenizer(path / f"speech_tokenizer_v{version}.batch.onnx", codes)
+        save_speech_tokenizer(path / f"speech_tokenizer_v{version}.batch.onnx", codebook_size)
     save_speaker_encoder(path / "campplus.onnx")
     return path
 
@@ -108,14 +108,14 @@ def save_text_tokenizer(path: Path, entries: int | None = None, merges: tuple[st
     return path
 
 
-def expected_codes(mel: np.ndarray, codes: int = CODES) -> np.ndarray:
+def expected_codes(mel: np.ndarray, codebook_size: int = CODES) -> np.ndarray:
     """What `save_speech_tokenizer` computes for one utterance, (m, f): each four frames against the whole."""
     level = mel.astype(np.float64).mean(0)
     loudest = [level[start : start + 4].max() for start in range(0, len(level), 4)]
-    return np.clip(np.floor((np.array(loudest) - level.mean()) * 100 + 100), 0, codes - 1).astype(int)
+    return np.clip(np.floor((np.array(loudest) - level.mean()) * 100 + 100), 0, codebook_size - 1).astype(int)
 
 
-def save_speech_tokenizer(path: Path, codes: int = CODES) -> Path:
+def save_speech_tokenizer(path: Path, codebook_size: int = CODES) -> Path:
     """A model of mel (b, 128, f) and lengths (b): see `expected_codes`; padding is masked, as in the real one."""
     constants = {
         "zero": np.int64(0),
@@ -124,7 +124,7 @@ def save_speech_tokenizer(path: Path, codes: int = CODES) -> Path:
         "axis_one": np.array([1], np.int64),
         "hundred": np.float32(100),
         "low": np.float32(0),
-        "high": np.float32(codes - 1),
+        "high": np.float32(codebook_size - 1),
         "far": np.float32(1000),
     }
     nodes = [

@@ -29,8 +29,8 @@ def plain(tmp_path: Path, text: str) -> dict:
 
 @pytest.mark.parametrize(("family", "fmax"), [("cosyvoice2", 8000.0), ("cosyvoice3", None)])
 def test_a_directory_tells_its_family_and_numbers(tmp_path: Path, family: str, fmax: float | None):
-    found = ModelDirectory.find(str(save_directory(tmp_path / "model", family, codes=77)))
-    assert (found.path, found.family, found.codes) == (tmp_path / "model", family, 77)
+    found = ModelDirectory.find(str(save_directory(tmp_path / "model", family, codebook_size=77)))
+    assert (found.path, found.family, found.codebook_size) == (tmp_path / "model", family, 77)
     assert found.frames == Frames(fmax=fmax)
     assert found.backbone == tmp_path / "model" / "CosyVoice-BlankEN"
     assert found.file("campplus.onnx").is_file()
@@ -50,7 +50,7 @@ def test_a_directory_tells_its_family_and_numbers(tmp_path: Path, family: str, f
 def test_a_silent_yaml_means_the_published_numbers(tmp_path: Path, family: str, fmax: float | None):
     (tmp_path / f"{family}.yaml").write_text("other: 1")
     found = ModelDirectory.find(tmp_path)
-    assert (found.frames, found.codes) == (Frames(24000, 25, 2, 80, 1920, 480, 0.0, fmax), 6561)
+    assert (found.frames, found.codebook_size) == (Frames(24000, 25, 2, 80, 1920, 480, 0.0, fmax), 6561)
 
 
 def test_other_numbers_are_read(tmp_path: Path):

@@ -45,7 +45,9 @@ def source(tmp_path: Path) -> ModelDirectory:
 
 @BOTH
 def test_names_shapes_and_precision_are_the_sources(family: str, tmp_path: Path):
-    source = ModelDirectory.find(make_directory(tmp_path / "source", family, hidden=12, heads=3, layers=3, codes=7))
+    source = ModelDirectory.find(
+        make_directory(tmp_path / "source", family, hidden=12, heads=3, layers=3, codebook_size=7)
+    )
     before = load_state(source.path / "llm.pt")
     state = changed(before)
     write_directory(source, {key: value.double() for key, value in state.items()}, tmp_path / "out")
@@ -224,7 +226,7 @@ def published_source(name: str, tmp_path: Path) -> tuple[ModelDirectory, dict[st
     """A directory around the weights of a dump, with the config that they were made with, and these weights."""
     dump = parity(name)
     state = load_file(FOLDER / name / "state_dict.safetensors")
-    path = make_directory(tmp_path / "source", dump.layout.family, codes=dump.layout.codes)
+    path = make_directory(tmp_path / "source", dump.layout.family, codebook_size=dump.layout.codebook_size)
     torch.save(state, path / "llm.pt")
     given = json.loads((FOLDER / name / "config.json").read_text())["qwen2_config"]
     # What transformers 4.51.3 adds by itself, and the text model's own kind.

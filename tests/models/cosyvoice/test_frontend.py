@@ -54,7 +54,7 @@ def test_codes_are_those_of_the_model(directory: Path, length: int):
     assert single.tolist() == expected
     assert len(single) == -(-frames // 4)
     [batch] = CosyVoiceTokenizer(str(directory)).encode([sound])
-    assert batch.tolist() == expected[: frames // 4]  # a code of the batch model stands for four whole frames
+    assert batch.tolist() == expected[: frames // 4]  # a token of the batch model stands for four whole frames
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
@@ -62,17 +62,17 @@ def test_codes_do_not_depend_on_neighbours(directory: Path, batch_size: int):
     waveforms = sounds(9000, 700, 100, 16001, 3000, 0, 12345, 640)
     tokenizer = CosyVoiceTokenizer(str(directory), batch_size)
     alone = [tokenizer.encode([waveform])[0].tolist() for waveform in waveforms]
-    together = [codes.tolist() for codes in tokenizer.encode(waveforms)]
+    together = [speech_tokens.tolist() for speech_tokens in tokenizer.encode(waveforms)]
     assert together == alone
-    assert [len(codes) for codes in together] == [len(waveform) // 160 // 4 for waveform in waveforms]
-    assert len({tuple(codes) for codes in together}) > 4
+    assert [len(speech_tokens) for speech_tokens in together] == [len(waveform) // 160 // 4 for waveform in waveforms]
+    assert len({tuple(speech_tokens) for speech_tokens in together}) > 4
     assert tokenizer.encode([]) == []
 
 
 def test_the_file_that_is_there_is_used(tmp_path: Path):
     single = CosyVoiceTokenizer(str(save_directory(tmp_path / "a", batched=False)))
     assert (single.batched, single.batch_size, single.model.path.name) == (False, 1, "speech_tokenizer_v2.onnx")
-    assert [len(codes) for codes in single.encode(sounds(700, 9000))] == [1, 14]
+    assert [len(speech_tokens) for speech_tokens in single.encode(sounds(700, 9000))] == [1, 14]
     both = save_directory(tmp_path / "b", "cosyvoice3")
     assert CosyVoiceTokenizer(str(both)).model.path.name == "speech_tokenizer_v3.batch.onnx"
     (both / "speech_tokenizer_v3.onnx").unlink()
@@ -84,7 +84,7 @@ def test_the_file_that_is_there_is_used(tmp_path: Path):
 
 def test_thirty_seconds_are_the_limit(directory: Path):
     tokenizer = CosyVoiceTokenizer(str(directory))
-    assert (tokenizer.sample_rate, tokenizer.max_seconds, tokenizer.codes) == (16000, 30.0, CODES)
+    assert (tokenizer.sample_rate, tokenizer.max_seconds, tokenizer.codebook_size) == (16000, 30.0, CODES)
     longest = 30 * 16000
     assert len(tokenizer.encode(sounds(longest))[0]) == 750
     with pytest.raises(ValueError, match=r"waveform 2 of 2 lasts 30\.1 s, but .* at most 30 s: cut it"):
@@ -97,9 +97,9 @@ def test_settings_without_sense_are_refused(directory: Path):
 
 
 def test_codes_beyond_the_yaml_are_refused(tmp_path: Path):
-    directory = save_directory(tmp_path / "a", codes=50)
+    directory = save_directory(tmp_path / "a", codebook_size=50)
     save_speech_tokenizer(directory / "speech_tokenizer_v2.onnx", 200)
-    with pytest.raises(ValueError, match=r"speech_tokenizer_v2\.onnx gave codes \d+\.\.\d+, expected 0\.\.49"):
+    with pytest.raises(ValueError, match=r"speech_tokenizer_v2\.onnx gave speech tokens \d+\.\.\d+, expected 0\.\.49"):
         CosyVoiceTokenizer(str(directory), batch_size=1).encode(sounds(16000))
 
 
@@ -134,7 +134,9 @@ def test_tokenizers_have_no_state_and_can_be_copied_and_sent(directory: Path):
     before = tokenizer.encode(waveforms)  # the model is open now
     assert not tokenizer.state_dict()
     for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
-        assert [codes.tolist() for codes in other.encode(waveforms)] == [codes.tolist() for codes in before]
+        assert [speech_tokens.tolist() for speech_tokens in other.encode(waveforms)] == [
+            speech_tokens.tolist() for speech_tokens in before
+        ]
 
 
 @pytest.mark.parametrize("size", [192, 16])

@@ -29,7 +29,7 @@ def build(name: str) -> nn.Module:
     family = f"cosyvoice{version[1]}"
     if kind == "llm":
         sizes = Sizes(
-            codes=6561,
+            codebook_size=6561,
             text_vocabulary=151936,
             family=family,
             hidden_size=896,

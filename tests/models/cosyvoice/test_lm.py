@@ -43,9 +43,9 @@ def random_rows(model: CosyVoiceLM, count: int = 6, seed: int = 0) -> Rows:
     def draw(high: int, length: int) -> tuple[int, ...]:
         return tuple(torch.randint(high, (length,), generator=random).tolist())
 
-    text, codes = model.sizes.text_vocabulary, model.layout.codes
-    rows = [TokenRow(draw(text, 1 + i % 4), draw(codes, 1 + 5 * i % 13), prefix=i % 2) for i in range(count)]
-    return collate([*rows[:-1], replace(rows[-1], prompt=draw(codes, 4))], model.layout)
+    text, speech_tokens = model.sizes.text_vocabulary, model.layout.codebook_size
+    rows = [TokenRow(draw(text, 1 + i % 4), draw(speech_tokens, 1 + 5 * i % 13), prefix=i % 2) for i in range(count)]
+    return collate([*rows[:-1], replace(rows[-1], prompt=draw(speech_tokens, 4))], model.layout)
 
 
 def score(model: CosyVoiceLM, rows: Rows | None = None) -> torch.Tensor:
@@ -70,7 +70,7 @@ def dumped(name: str, folder: Path, **options: str) -> tuple[Parity, CosyVoiceLM
     """A dump, and a model out of a directory around its weights."""
     dump = parity(name)
     sizes = {"hidden": 64, "layers": 2, "heads": 4, "key_value_heads": 2, "intermediate": 128}
-    path = make_directory(folder / name, dump.layout.family, codes=dump.layout.codes, **sizes)
+    path = make_directory(folder / name, dump.layout.family, codebook_size=dump.layout.codebook_size, **sizes)
     torch.save(load_file(FOLDER / name / "state_dict.safetensors"), path / "llm.pt")
     return dump, CosyVoiceLM(str(path), **options).eval()
 
@@ -126,11 +126,11 @@ def test_a_recording_is_continued_as_published(name: str, tmp_path: Path):
 
 
 @BOTH
-@pytest.mark.parametrize("sizes", [{}, {"hidden": 12, "heads": 3, "layers": 1, "codes": 9, "spare_rows": 0}])
+@pytest.mark.parametrize("sizes", [{}, {"hidden": 12, "heads": 3, "layers": 1, "codebook_size": 9, "spare_rows": 0}])
 def test_sizes_come_from_config_yaml_and_shapes(family: str, sizes: dict[str, int], tmp_path: Path):
     model = CosyVoiceLM(str(make_directory(tmp_path / "model", family, seed=5, **sizes)))
     assert model.layout.family == family
-    assert model.layout.codes == sizes.get("codes", 40)
+    assert model.layout.codebook_size == sizes.get("codebook_size", 40)
     assert model.sizes.hidden_size == sizes.get("hidden", 16)
     assert model.sizes.text_vocabulary == BASE + 3 + {"cosyvoice2": 17, "cosyvoice3": 278}[family] + sizes.get(
         "spare_rows", 5
@@ -234,7 +234,7 @@ def test_the_text_head_is_optional():
 
 
 def read(model: CosyVoiceLM, encoded: Encoded) -> tuple[str, str, tuple[int, ...]]:
-    """Prefix and words as text, and the codes to continue."""
+    """Prefix and words as text, and the speech tokens to continue."""
     prefix, words = encoded.text[: encoded.prefix], encoded.text[encoded.prefix :]
     return model.text.decode(prefix), model.text.decode(words), encoded.prompt
 
@@ -330,11 +330,11 @@ def test_prompt_speech_is_heard_and_not_repeated(family: str, directories: dict[
         assert alone == [one.speech.tolist() for one in model.generate([plain, cloned], sampling)]
         assert temperature == 0.0 or alone[0] != alone[1]
         assert 2 * words <= len(alone[1]) <= 3 * words  # tokens of transcript and recording do not count
-    # As scoring has it: the codes that were said are the most probable ones behind the recording.
+    # As scoring has it: the speech tokens that were said are the most probable ones behind the recording.
     row = TokenRow(cloned.text, tuple(alone[1]), cloned.prefix, prompt=cloned.speech)
     with torch.no_grad():
         logits = model.eval()(collate([row], model.layout), logits=True).logits
-    logits[:, model.layout.codes :] = -torch.inf
+    logits[:, model.layout.codebook_size :] = -torch.inf
     assert logits.argmax(-1)[: len(alone[1])].tolist() == alone[1]
 
 
@@ -343,7 +343,7 @@ def test_the_shortest_length_holds_back_the_end(family: str, directories: dict[s
     """Version 3's end is not the id that the published code holds back, its start of a sequence."""
     model = CosyVoiceLM(str(directories[family]))
     end = model.layout.end
-    assert end - model.layout.codes == {"cosyvoice2": 0, "cosyvoice3": 1}[family]
+    assert end - model.layout.codebook_size == {"cosyvoice2": 0, "cosyvoice3": 1}[family]
     with torch.no_grad():  # the model would end at once
         model.llm_decoder.weight[end] = 50 * common_direction(model)
     prompts = [Prompt((1, 2, 3, 4), seed=i) for i in range(4)]
@@ -351,7 +351,7 @@ def test_the_shortest_length_holds_back_the_end(family: str, directories: dict[s
     for one in model.generate(prompts, replace(FREE, min_ratio=2.0)):
         assert len(one.speech) == 8
         assert one.finished
-        assert int(one.speech.max()) < model.layout.codes
+        assert int(one.speech.max()) < model.layout.codebook_size
 
 
 def common_direction(model: CosyVoiceLM) -> torch.Tensor:

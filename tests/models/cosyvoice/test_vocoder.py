@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From codes to sound: nobody hears his neighbours, nothing is read too early, and errors name what is missing."""
+"""From tokens to sound: nobody hears his neighbours, nothing is read too early, and errors name what is missing."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_an_utterance_sounds_the_same_in_any_company(family: str, directories: d
     in_pairs = CosyVoiceVocoder(directory, batch_size=2).speak(speech, SPEAKERS)
     lonely = CosyVoiceVocoder(directory)
     alone = [lonely.speak([one], [name])[0] for one, name in zip(speech, SPEAKERS, strict=True)]
-    for codes, wave, *others in zip(speech, together, in_pairs, alone, strict=True):
-        assert len(wave) == len(codes) * 2 * FRAME
+    for speech_tokens, wave, *others in zip(speech, together, in_pairs, alone, strict=True):
+        assert len(wave) == len(speech_tokens) * 2 * FRAME
         assert wave.isfinite().all()
-        assert not len(codes) or wave.abs().max() > 1e-3
+        assert not len(speech_tokens) or wave.abs().max() > 1e-3
         for other in others:
             torch.testing.assert_close(other, wave, rtol=0, atol=1e-4)
 
@@ -85,14 +85,14 @@ def test_nothing_to_say_is_no_sound(directories: dict[str, Path]):
 
 
 def test_silence_is_thinned_in_version_3_only(directories: dict[str, Path]):
-    codes = torch.tensor([7, *[1, 2, 28, 29] * 3, 8])  # twelve silent ones
+    speech_tokens = torch.tensor([7, *[1, 2, 28, 29] * 3, 8])  # twelve silent ones
     for family, expected in (("cosyvoice2", 14), ("cosyvoice3", 2 + LONGEST_SILENCE)):
-        [wave] = CosyVoiceVocoder(str(directories[family])).speak([codes], ["known"])
+        [wave] = CosyVoiceVocoder(str(directories[family])).speak([speech_tokens], ["known"])
         assert len(wave) == expected * 2 * FRAME
 
 
 @pytest.mark.parametrize(
-    ("codes", "kept"),
+    ("codebook_size", "kept"),
     [
         ([], []),
         ([1] * 5, [1] * 5),
@@ -102,8 +102,8 @@ def test_silence_is_thinned_in_version_3_only(directories: dict[str, Path]):
         ([3, *[2] * 7, 3, *[2] * 7], [3, *[2] * 5, 3, *[2] * 5]),
     ],
 )
-def test_thin_silence(codes: list[int], kept: list[int]):
-    assert thin_silence(torch.tensor(codes, dtype=torch.long)).tolist() == kept
+def test_thin_silence(speech_tokens: list[int], kept: list[int]):
+    assert thin_silence(torch.tensor(speech_tokens, dtype=torch.long)).tolist() == kept
 
 
 def test_thin_silence_against_text():
@@ -111,14 +111,14 @@ def test_thin_silence_against_text():
     random = torch.Generator().manual_seed(0)
     table = torch.tensor([*sorted(SILENT), *range(3000, 3006)])
     for length in range(0, 60, 3):
-        codes = table[torch.randint(len(table), (length,), generator=random)]
-        letters = "".join("s" if code in SILENT else "." for code in codes.tolist())
+        speech_tokens = table[torch.randint(len(table), (length,), generator=random)]
+        letters = "".join("s" if code in SILENT else "." for code in speech_tokens.tolist())
         kept = [
             at
             for run in re.finditer(r"s+|\.+", letters)
             for at in range(run.start(), min(run.end(), run.start() + 5) if run[0][0] == "s" else run.end())
         ]
-        assert thin_silence(codes).tolist() == codes[kept].tolist()
+        assert thin_silence(speech_tokens).tolist() == speech_tokens[kept].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -237,10 +237,10 @@ def test_no_precision_of_a_trainer_is_heard(family: str, precision: str, directo
 
 
 def test_the_noise_is_the_voices_own(directories: dict[str, Path]) -> None:
-    """The same codes in two voices are not told apart by the flow alone: version 2's noise is drawn for each."""
+    """The same tokens in two voices are not told apart by the flow alone: version 2's noise is drawn for each."""
     vocoder = CosyVoiceVocoder(str(directories["cosyvoice2"]))
-    codes = torch.arange(6)
-    mel = vocoder._mels([codes], [vocoder.voices["known"]])[0]
-    one, again, other = (vocoder._wave(mel, codes, speaker) for speaker in ("known", "known", "cloned"))
+    speech_tokens = torch.arange(6)
+    mel = vocoder._mels([speech_tokens], [vocoder.voices["known"]])[0]
+    one, again, other = (vocoder._wave(mel, speech_tokens, speaker) for speaker in ("known", "known", "cloned"))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)

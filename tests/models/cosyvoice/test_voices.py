@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voices come from recordings or from the model's own file; codes and mel of each cover the same time."""
+"""Voices come from recordings or from the model's own file; speech tokens and mel of each cover the same time."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_a_recording_becomes_a_voice(directory: ModelDirectory, tmp_path: Path, 
     voice = Voices(directory, path)["Ann"]
     assert (voice.name, voice.mode, voice.prompt_text, voice.instruct) == ("Ann", "zero_shot", "Hello there.", "")
     assert len(voice.mel) == 2 * len(voice.speech)
-    assert len(voice.speech) == 31  # 63 frames of mel are the shorter side; 127 frames gave 32 codes
+    assert len(voice.speech) == 31  # 63 frames of mel are the shorter side; 127 frames gave 32 speech tokens
     fine, coarse = load_audio(audio, 24000), load_audio(audio, 16000)
     mel = acoustic_mel(fine[None], fmax=8000.0 if directory.family == "cosyvoice2" else None)[0]
     assert torch.equal(voice.mel, mel[:62])
-    codes = CosyVoiceTokenizer(str(directory.path), batch_size=1).encode([coarse])[0]
-    assert voice.speech == tuple(codes[:31].tolist())
+    speech_tokens = CosyVoiceTokenizer(str(directory.path), batch_size=1).encode([coarse])[0]
+    assert voice.speech == tuple(speech_tokens[:31].tolist())
     assert torch.equal(voice.vector, SpeakerEncoder(str(directory.path)).encode([coarse])[0])
 
 
@@ -125,7 +125,7 @@ def test_files_without_voices_are_named(directory: ModelDirectory, tmp_path: Pat
     [
         (30.1, 16000, r"lasts 30\.1 s, expected at most 30 s"),
         (0.0, 16000, "is empty"),
-        (0.035, 16000, "too short to give a speech code"),
+        (0.035, 16000, "too short to give a speech token"),
         (0.01, 16000, "expected at least"),
     ],
 )
@@ -175,10 +175,10 @@ def test_an_unknown_speaker_is_told_who_is_there(directory: ModelDirectory, tmp_
 def stored(**others: object) -> dict[str, object]:
     """An entry as the published frontend keeps it for later zero-shot use."""
     chance = torch.Generator().manual_seed(3)
-    codes = torch.randint(0, 300, (1, 12), generator=chance, dtype=torch.int32)
+    speech_tokens = torch.randint(0, 300, (1, 12), generator=chance, dtype=torch.int32)
     entry: dict[str, object] = {}
     for part in ("llm", "flow"):
-        entry[f"{part}_prompt_speech_token"] = codes
+        entry[f"{part}_prompt_speech_token"] = speech_tokens
         entry[f"{part}_prompt_speech_token_len"] = torch.tensor([12], dtype=torch.int32)
         entry[f"{part}_embedding"] = torch.randn(1, 192, generator=chance)
     entry["prompt_speech_feat"] = torch.randn(1, 24, 80, generator=chance)

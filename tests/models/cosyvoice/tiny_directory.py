@@ -27,7 +27,7 @@ BASE = 256 + len(MERGES)
 """Ids of the text tokenizer before its special tokens."""
 FAMILIES = ("cosyvoice2", "cosyvoice3")
 SPECIALS = {"cosyvoice2": (3, 17), "cosyvoice3": (200, 278)}
-"""Speech ids behind the codes, and text tokens that a family adds."""
+"""Speech ids behind the speech tokens, and text tokens that a family adds."""
 STALE = ("vllm/config.json", "flow.decoder.estimator.fp32.mygpu.plan", "flow.encoder.fp16.zip", "flow.encoder.fp32.zip")
 
 YAML = """\
@@ -194,7 +194,7 @@ FLOW = {
 class Tiny:
     """Sizes of what is made; see :func:`make_directory`."""
 
-    codes: int = 40
+    codebook_size: int = 40
     hidden: int = 16
     layers: int = 2
     heads: int = 2
@@ -235,7 +235,7 @@ def make_directory(
     save_speaker_encoder(path / "campplus.onnx")
     version = family[-1]
     for name in (f"speech_tokenizer_v{version}.onnx", f"speech_tokenizer_v{version}.batch.onnx"):
-        save_speech_tokenizer(path / name, tiny.codes)
+        save_speech_tokenizer(path / name, tiny.codebook_size)
     (path / "flow.decoder.estimator.fp32.onnx").write_bytes(b"the velocity field once more, as it was published")
     if stale:
         for name in STALE:
@@ -326,7 +326,7 @@ def with_model(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
 def llm_state(family: str, tiny: Tiny, rows: int) -> dict[str, Tensor]:
     """Random weights of a language model, as ``llm.pt`` holds them: the text head is the text embedding itself."""
     state: dict[str, Tensor] = {}
-    vocabulary = tiny.codes + SPECIALS[family][0]
+    vocabulary = tiny.codebook_size + SPECIALS[family][0]
     if family == "cosyvoice2":
         state["llm_embedding.weight"] = torch.randn(2, tiny.hidden) * 0.3
     state |= qwen2_state(tiny, rows)
@@ -344,11 +344,13 @@ def tiny_flow(family: str, tiny: Tiny) -> nn.Module:
     if family == "cosyvoice3":
         inside = {"dim": width, "depth": 1, "heads": 2, "head_dim": 8, "ff_mult": 2}
         groups = {"position_groups": 4, "lookahead_channels": hidden}
-        return DiTFlow(DiTFlowSizes(codes=tiny.codes, mel_channels=tiny.mel, **inside, **groups))
+        return DiTFlow(DiTFlowSizes(codebook_size=tiny.codebook_size, mel_channels=tiny.mel, **inside, **groups))
     encoder = {"token_channels": width, "width": width, "heads": 2, "feed_forward": hidden, "blocks": 1, "up_blocks": 1}
     unet = {"width": width, "time_width": hidden, "blocks": 1, "mid_levels": 1, "heads": 2, "head_channels": 4}
     inside = encoder | {f"unet_{name}": size for name, size in unet.items()}
-    return UNetFlow(UNetFlowSizes(codes=tiny.codes, mel_channels=tiny.mel, unet_feed_forward=hidden, **inside))
+    return UNetFlow(
+        UNetFlowSizes(codebook_size=tiny.codebook_size, mel_channels=tiny.mel, unet_feed_forward=hidden, **inside)
+    )
 
 
 def tiny_hift(family: str, tiny: Tiny) -> HiFT:
@@ -365,13 +367,17 @@ def randomised(module: nn.Module) -> dict[str, Tensor]:
 
 
 def voice_table(path: Path, family: str, tiny: Tiny) -> dict[str, dict[str, Any]]:
-    """What ``spk2info.pt`` holds: a vector, and all that a recording of ten codes gives."""
+    """What ``spk2info.pt`` holds: a vector, and all that a recording of ten speech tokens gives."""
     assistant = "You are a helpful assistant.<|endofprompt|>" if family == "cosyvoice3" else ""
     text = torch.tensor([TextTokenizer(path / BACKBONE, family).encode(assistant + TRANSCRIPT)])
-    codes, mel, vector = torch.arange(10)[None] % tiny.codes, torch.randn(1, 20, 80), torch.randn(1, 192)
+    codebook_size, mel, vector = (
+        torch.arange(10)[None] % tiny.codebook_size,
+        torch.randn(1, 20, 80),
+        torch.randn(1, 192),
+    )
     cloned = {"prompt_text": text, "prompt_text_len": torch.tensor([text.shape[1]])}
     for part in ("llm", "flow"):
-        cloned |= {f"{part}_prompt_speech_token": codes, f"{part}_prompt_speech_token_len": torch.tensor([10])}
+        cloned |= {f"{part}_prompt_speech_token": codebook_size, f"{part}_prompt_speech_token_len": torch.tensor([10])}
         cloned |= {f"{part}_embedding": vector}
     cloned |= {"prompt_speech_feat": mel, "prompt_speech_feat_len": torch.tensor([20])}
     return {"known": {"embedding": torch.randn(1, 192)}, "cloned": cloned}

@@ -19,7 +19,7 @@ from tts_align.models.flow.ode import cosine_grid, euler, fixed_noise
 from tts_align.models.flow.token_flow import Given, chunk_mask
 
 SMALL = DiTFlowSizes(
-    codes=11,
+    codebook_size=11,
     mel_channels=6,
     speaker_channels=5,
     lookahead=2,
@@ -36,7 +36,9 @@ SMALL = DiTFlowSizes(
 )
 OTHERS = [
     SMALL,
-    replace(SMALL, codes=5, lookahead=4, dim=24, depth=1, heads=1, head_dim=24, position_groups=8, position_kernel=1),
+    replace(
+        SMALL, codebook_size=5, lookahead=4, dim=24, depth=1, heads=1, head_dim=24, position_groups=8, position_kernel=1
+    ),
     replace(SMALL, mel_channels=9, speaker_channels=2, frames_per_token=3, depth=3, ff_mult=1, chunk_frames=6),
 ]
 
@@ -374,7 +376,7 @@ def test_streaming_samples_grow(sizes):
     """Frames of whole chunks that were made before the end stay as they are when more tokens come."""
     flow, step = make(sizes), sizes.frames_per_token
     chunk = sizes.chunk_frames // step
-    tokens = torch.randint(0, sizes.codes, (1, 4 * chunk + sizes.lookahead))
+    tokens = torch.randint(0, sizes.codebook_size, (1, 4 * chunk + sizes.lookahead))
     mask, speaker = torch.ones(tokens.shape, dtype=torch.bool), draw(1, sizes.speaker_channels)
     short = 2 * chunk + sizes.lookahead
     some = flow.sample(tokens[:, :short], mask[:, :short], speaker, streaming=True, final=False).mel
@@ -388,7 +390,7 @@ def test_streaming_samples_grow(sizes):
 def test_samples_do_not_depend_on_neighbours(sizes, final):
     flow, step, mel = make(sizes), sizes.frames_per_token, sizes.mel_channels
     lengths, before = [7, 9, 6], [4, 0, 2]
-    tokens, prompt_tokens = torch.randint(0, sizes.codes, (3, 9)), torch.randint(0, sizes.codes, (3, 4))
+    tokens, prompt_tokens = torch.randint(0, sizes.codebook_size, (3, 9)), torch.randint(0, sizes.codebook_size, (3, 4))
     speaker, prompt_mel = draw(3, sizes.speaker_channels), draw(3, 4 * step, mel, seed=1)
     prompt = FlowPrompt(prompt_tokens, length_mask(before), prompt_mel, length_mask([step * n for n in before]))
     together = flow.sample(tokens, length_mask(lengths), speaker, prompt, steps=3, final=final)
@@ -416,7 +418,7 @@ def test_gradients_of_soft_tokens_are_finite_differences(sizes, streaming):
         keep=torch.tensor([True, True]),
         streaming=streaming,
     )
-    soft = draw(2, 3, sizes.codes, seed=3).softmax(-1).requires_grad_()
+    soft = draw(2, 3, sizes.codebook_size, seed=3).softmax(-1).requires_grad_()
 
     def total(tokens: Tensor, vector: Tensor) -> Tensor:
         return flow.loss(tokens, token_mask, mel, mel_mask, vector, draws).total

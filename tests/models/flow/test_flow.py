@@ -168,7 +168,7 @@ def test_negative_ids_count_as_zero():
 
 
 def test_mixtures_over_another_codebook_are_refused():
-    with pytest.raises(ValueError, match="expected mixtures of the flow model's 7 codes, got 9"):
+    with pytest.raises(ValueError, match="expected mixtures of the flow model's 7 speech tokens, got 9"):
         make().embed(torch.rand(1, 2, 9))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes heard through the flow that is being trained."""
+"""Speech tokens heard through the flow that is being trained."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ def vocoder() -> FlowVocoder:
 
 
 def test_an_utterance_depends_on_itself_alone(vocoder: FlowVocoder):
-    speech = [torch.tensor(codes, dtype=torch.long) for codes in ([1, 2, 3], [4], [], [5, 6, 7, 8], [1, 2, 3])]
+    speech = [
+        torch.tensor(speech_tokens, dtype=torch.long) for speech_tokens in ([1, 2, 3], [4], [], [5, 6, 7, 8], [1, 2, 3])
+    ]
     speakers = ["ann", "bob", "ann", "bob", "bob"]
     together = vocoder.speak(speech, speakers)
-    assert [len(wave) for wave in together] == [len(codes) * 64 for codes in speech]
-    for codes, name, wave in zip(speech, speakers, together, strict=True):
-        (alone,) = vocoder.speak([codes], [name])
+    assert [len(wave) for wave in together] == [len(speech_tokens) * 64 for speech_tokens in speech]
+    for speech_tokens, name, wave in zip(speech, speakers, together, strict=True):
+        (alone,) = vocoder.speak([speech_tokens], [name])
         torch.testing.assert_close(alone, wave, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(together[0], together[4])
     assert vocoder.models[0].training  # as it was

@@ -90,7 +90,7 @@ class TestParity:
 
     @pytest.mark.parametrize("kind", ["zs", "zs_noprompt"])
     def test_greedy_decoding_of_codes(self, name: str, kind: str):
-        """30 most probable codes for 6 text tokens, with and without a recording to continue."""
+        """30 most probable speech tokens for 6 text tokens, with and without a recording to continue."""
         dump = parity(name)
         prompt = tuple(dump.io["zs.prompt_text"][0].tolist())
         speech = tuple(dump.io["zs.prompt_speech_token"][0].tolist()) if kind == "zs" else ()
@@ -199,7 +199,7 @@ def said(model: Qwen2CodecLM, prompts: list[Prompt], sampling: Sampling = FREE) 
 
 def test_speech_does_not_depend_on_the_batch(model: Qwen2CodecLM):
     together = said(model, PROMPTS)
-    assert len({len(codes) for codes, _ in together}) > 2  # some end earlier and leave the batch
+    assert len({len(speech_tokens) for speech_tokens, _ in together}) > 2  # some end earlier and leave the batch
     assert {finished for _, finished in together} == {True, False}
     assert together == [said(model, [one])[0] for one in PROMPTS]
     assert together == said(model, PROMPTS[::-1])[::-1]
@@ -242,12 +242,12 @@ def test_cached_decoding_is_what_scoring_says(family: str, tmp_path: Path):
     model = Qwen2CodecLM(str(save_policy(tmp_path / "policy", family=family))).eval()
     spoken = model.generate(PROMPTS, Sampling(temperature=0.0, min_ratio=4.0, max_ratio=5.0))
     for prompt, one in zip(PROMPTS, spoken, strict=True):
-        codes = one.speech.tolist()
-        rows = collate([TokenRow(prompt.text, (*prompt.speech, *codes), prompt.prefix)], model.layout)
+        speech_tokens = one.speech.tolist()
+        rows = collate([TokenRow(prompt.text, (*prompt.speech, *speech_tokens), prompt.prefix)], model.layout)
         with torch.no_grad():
             logits = model(rows, logits=True).logits[len(prompt.speech) :]
         logits[:, CODES:] = -torch.inf
-        assert logits.argmax(-1)[: len(codes)].tolist() == codes
+        assert logits.argmax(-1)[: len(speech_tokens)].tolist() == speech_tokens
 
 
 def test_it_keeps_its_mode_and_reports_progress(model: Qwen2CodecLM):
@@ -465,7 +465,7 @@ def test_dropout_of_attention_is_in_training_only(tiny_dropout: Path):
 
 
 def test_a_recording_that_is_continued_is_no_repetition() -> None:
-    """Repetition-aware sampling looks at what was drawn: a window full of the prompt's codes must not matter."""
+    """Repetition-aware sampling looks at what was drawn: a window full of the prompt's tokens must not matter."""
     model = Qwen2CodecLM(sizes=Sizes(CODES, 9, hidden_size=16, layers=1, heads=2, key_value_heads=1))
     with torch.no_grad():
         model.llm_decoder.weight.zero_()

@@ -45,7 +45,7 @@ def make(seed=0, **changes):
 
 def batch(model, seed=1, rows=range(4), width=12):
     random = torch.Generator().manual_seed(seed)
-    tokens = torch.stack([torch.randint(model.codes, (width,), generator=random) for _ in LENGTHS])
+    tokens = torch.stack([torch.randint(model.codebook_size, (width,), generator=random) for _ in LENGTHS])
     mask = torch.arange(width) < torch.tensor(LENGTHS)[:, None]
     rows = list(rows)
     return tokens[rows], mask[rows], model.encode_labels([TEXTS[i] for i in rows], [KNOWN[i] for i in rows])
@@ -56,18 +56,18 @@ def model():
     return make()
 
 
-def one_hot(tokens, codes=CODES, dtype=torch.float32):
-    return functional.one_hot(tokens, codes).to(dtype)
+def one_hot(tokens, codebook_size=CODES, dtype=torch.float32):
+    return functional.one_hot(tokens, codebook_size).to(dtype)
 
 
 # --- tokens, hard and soft ---
 
 
-@pytest.mark.parametrize(("codes", "width"), [(CODES, 12), (729, 48), (6561, 64)])
-def test_hard_one_hots_give_the_ids_vectors_bit_for_bit(codes, width):
-    model = make(codes=codes, width=width, heads=1)
-    tokens = torch.randint(codes, (3, 50), generator=torch.Generator().manual_seed(0))
-    soft = one_hot(tokens, codes)
+@pytest.mark.parametrize(("codebook_size", "width"), [(CODES, 12), (729, 48), (6561, 64)])
+def test_hard_one_hots_give_the_ids_vectors_bit_for_bit(codebook_size, width):
+    model = make(codebook_size=codebook_size, width=width, heads=1)
+    tokens = torch.randint(codebook_size, (3, 50), generator=torch.Generator().manual_seed(0))
+    soft = one_hot(tokens, codebook_size)
     assert torch.equal(model.embed(soft), model.embed(tokens))
     assert torch.equal(model.embed(soft.flatten(0, 1)), model.embed(tokens).flatten(0, 1))
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +125,7 @@ def test_gradients_through_soft_tokens_are_derivatives(task):
 
 
 def test_soft_tokens_of_another_code_book_are_refused(model):
-    with pytest.raises(ValueError, match="soft tokens over 11 codes, got 5"):
+    with pytest.raises(ValueError, match="soft tokens over 11 speech tokens, got 5"):
         model.embed(torch.zeros(2, 3, 5))
 
 
@@ -361,7 +361,7 @@ def test_rows_without_any_label_lose_nothing_and_give_no_gradient(model):
 
 
 def test_it_learns_a_small_language():
-    """A code is a character: after some steps the transcripts are right, attributes too."""
+    """A token is a character: after some steps the transcripts are right, attributes too."""
     torch.manual_seed(0)
     sizes = RewardSizes(
         8, "abcd", ATTRIBUTES[:1], width=32, layers=1, heads=2, feed_forward=64, decoder_layers=1, ctc=True
@@ -369,11 +369,11 @@ def test_it_learns_a_small_language():
     model, random = RewardModel(sizes=sizes), torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     for step in range(161):
-        codes = torch.randint(4, (32, 5), generator=random)
-        texts = ["".join("abcd"[code] for code in row) for row in codes.tolist()]
-        mood = [("happy", "sad", "angry")[min(row.count(0), 2)] for row in codes.tolist()]
+        codebook_size = torch.randint(4, (32, 5), generator=random)
+        texts = ["".join("abcd"[code] for code in row) for row in codebook_size.tolist()]
+        mood = [("happy", "sad", "angry")[min(row.count(0), 2)] for row in codebook_size.tolist()]
         # Each code is said twice, by one of two sounds.
-        tokens = codes.repeat_interleave(2, 1) * 2 + torch.randint(2, (32, 10), generator=random)
+        tokens = codebook_size.repeat_interleave(2, 1) * 2 + torch.randint(2, (32, 10), generator=random)
         inputs = tokens, torch.ones_like(tokens, dtype=torch.bool)
         labels = model.encode_labels(texts, [{"emotion": name} for name in mood])
         if step == 160:
@@ -632,7 +632,7 @@ def test_exactly_one_source_of_a_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codes": 0}, "must be above 0"),
+        ({"codebook_size": 0}, "must be above 0"),
         ({"width": 14}, "a multiple of heads, got 14 and 3"),
         ({"width": 9}, "must be even"),
         ({"dropout": 1.0}, "dropout must lie in"),

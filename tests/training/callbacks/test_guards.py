@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many work
 
 
 class Scripted(Judge):
-    """Gives each hearing the error rate it is told, a little different for each utterance; it reads codes."""
+    """Gives each hearing the error rate it is told, a little different for each utterance; it reads speech tokens."""
 
     hears = False
 
@@ -47,12 +47,12 @@ class Scripted(Judge):
 
 
 class Tone(Vocoder):
-    """Sound whose length is that of the codes."""
+    """Sound whose length is that of the speech tokens."""
 
     sample_rate = 8000
 
     def speak(self, speech: Sequence[Tensor], speakers: Sequence[str]) -> list[Tensor]:
-        return [torch.ones(len(codes)) for codes in speech]
+        return [torch.ones(len(speech_tokens)) for speech_tokens in speech]
 
 
 class Drifting:
@@ -209,9 +209,9 @@ def test_the_reward_is_the_models_own_of_what_was_spoken(setup: Setup, prompts: 
     for one in spoken:
         if one.speech:
             labels = model.encode_labels([one.prompt.text], [{}])
-            codes = torch.tensor(one.speech)[None]
+            speech_tokens = torch.tensor(one.speech)[None]
             with torch.no_grad():
-                expected.append(model.score(codes, codes >= 0, labels).reward().item())
+                expected.append(model.score(speech_tokens, speech_tokens >= 0, labels).reward().item())
     assert watch.heard[-1]["reward"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     logged = [metrics["guard/reward"] for _, metrics in trainer.logger.logged if "guard/reward" in metrics]
     assert logged == [one["reward"] for one in watch.heard]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How codes are used, counted at every validation; warnings when they collapse; the parts that are kept."""
+"""How speech tokens are used, counted at every validation; warnings when they collapse; the parts that are kept."""
 
 from __future__ import annotations
 
@@ -82,18 +82,18 @@ def test_the_warning_is_said(tiny_policy: Path, tmp_path: Path, caplog: pytest.L
         E2E(stage=2, voices=VOICES), tiny_policy, train, vocoder=Tones(), validation=train, rows_per_step=3
     )
     with torch.no_grad():
-        module.parts["tokenizer"].tokenizer.down.weight.zero_()  # one code for everything
+        module.parts["tokenizer"].tokenizer.down.weight.zero_()  # one token for everything
     make_trainer(tmp_path, max_steps=1, max_epochs=-1, val_check_interval=1).fit(module, datamodule=data)
-    assert "the speech codes collapse: their entropy is 0.00 bits where 4.32 are possible" in caplog.text
+    assert "the speech tokens collapse: their entropy is 0.00 bits where 4.32 are possible" in caplog.text
 
 
 def test_parts_stand_alone(tiny_policy: Path, tmp_path: Path):
     _, module, _ = fit(tiny_policy, tmp_path, max_steps=1, max_epochs=-1)
     folder = tmp_path / "parts"
     reward = RewardModel(str(folder / "reward"))
-    codes = torch.arange(6)[None]
+    speech_tokens = torch.arange(6)[None]
     image = module.objective.bridges["reward"](module.hearer.codebook())
-    torch.testing.assert_close(reward.embed(codes)[0], image[:6])
+    torch.testing.assert_close(reward.embed(speech_tokens)[0], image[:6])
     assert isinstance(module.hearer, MelFSQ)
     from tts_align.models.policy.qwen2 import Qwen2CodecLM
 

@@ -77,7 +77,12 @@ class Plan:
     recogniser_clips: int = 1000
     base: Sizes = field(
         default_factory=lambda: Sizes(
-            codes=0, text_vocabulary=0, hidden_size=128, layers=4, intermediate_size=384, prefix_format="<{speaker}>"
+            codebook_size=0,
+            text_vocabulary=0,
+            hidden_size=128,
+            layers=4,
+            intermediate_size=384,
+            prefix_format="<{speaker}>",
         )
     )
     base_schedule: Schedule = field(default_factory=lambda: Schedule(2000, 64, learning_rate=3e-3, weight_decay=0.05))
@@ -197,7 +202,7 @@ class _Build:
         tokenizer.save(str(out / "tokenizer.json"))
         torch.manual_seed(plan.seed)
         sizes = dataclasses.replace(
-            plan.base, codes=codec.tokenizer.codebook_size, text_vocabulary=tokenizer.get_vocab_size()
+            plan.base, codebook_size=codec.tokenizer.codebook_size, text_vocabulary=tokenizer.get_vocab_size()
         )
         model = Qwen2CodecLM(sizes=sizes, tokenizer=str(out / "tokenizer.json"))
         train_base(model, self._corpus(model, self._renderings(codec)), plan.base_schedule)
@@ -216,8 +221,8 @@ class _Build:
         tokens: dict[tuple[str, str, str], list[tuple[int, ...]]] = {}
         for start in tqdm(range(0, len(keys), 64), desc="tokens", unit="batch"):
             some = [key for key in keys[start : start + 64] for _ in range(self.plan.renderings)]
-            codes = encode(codec, [self.bank.say(*key, generator).audio for key in some])
-            for (sentence, reading, speaker), row in zip(some, codes, strict=True):
+            speech_tokens = encode(codec, [self.bank.say(*key, generator).audio for key in some])
+            for (sentence, reading, speaker), row in zip(some, speech_tokens, strict=True):
                 tokens.setdefault((sentence.id, reading, speaker), []).append(tuple(row.tolist()))
         return tokens
 

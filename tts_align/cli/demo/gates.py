@@ -20,7 +20,7 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM
 SAMPLES = 5
 """Utterances per test sentence and voice."""
 
-# All repeats are legitimate here (a long vowel is one code again and again), so there is no repetition-aware sampling.
+# All repeats are legitimate here (a long vowel is one token again and again), so there is no repetition-aware sampling.
 SAMPLING = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
 
 
@@ -121,8 +121,8 @@ def speak_and_judge(
         speech = [spoken.speech for spoken in model.generate(prompts, sampling)]
         audio = vocoder.speak(speech, [speaker for _, speaker in some])
         heard = [
-            Heard(codes, sound, vocoder.sample_rate, speaker)
-            for codes, sound, (_, speaker) in zip(speech, audio, some, strict=True)
+            Heard(speech_tokens, sound, vocoder.sample_rate, speaker)
+            for speech_tokens, sound, (_, speaker) in zip(speech, audio, some, strict=True)
         ]
         expected = [Expected(sentence.text, sentence.candidates, (sentence.reading_right,)) for sentence, _ in some]
         verdicts += judge.judge(heard, expected)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The symbolic corpus: the demo's sentences in codes that spell kana, and the small model trained on it.
+"""The symbolic corpus: the demo's sentences in speech tokens that spell kana, and the small model trained on it.
 
 The corpus proves the methods: its speech is random in length and slightly noisy, like codec tokens, yet every reading
 in it is known exactly (:mod:`tts_align.evaluation.judges.symbolic`), and everything about it takes seconds.
@@ -28,12 +28,12 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 
 CODES = CODES_PER_KANA * len(KANA)
 NOISE = 0.005
-"""Share of codes that are replaced by a code of another kana."""
-# A kana repeats its inside code, so repetition must be allowed.
+"""Share of speech tokens that are replaced by a token of another kana."""
+# A kana repeats its inside token, so repetition must be allowed.
 SAMPLING = Sampling(top_p=0.96, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=20.0)
 """How candidates are drawn."""
 SIZES = Sizes(
-    codes=CODES,
+    codebook_size=CODES,
     text_vocabulary=0,
     hidden_size=96,
     layers=3,
@@ -48,34 +48,34 @@ SCHEDULE = Schedule(steps=600, batch_size=64, learning_rate=4e-3)
 
 Encoder = Callable[[str, Context], Encoded]
 
-# Only kana of three codes or more are disturbed, one code each: of two codes, one wrong, nobody could tell which.
-_CODES_PER_KANA_SPOKEN = 1 + (1 + LONGEST_REPEAT) / 2
+# Only kana of three tokens or more are disturbed, one token each: of two tokens, one wrong, nobody could tell which.
+_TOKENS_PER_KANA_SPOKEN = 1 + (1 + LONGEST_REPEAT) / 2
 _SHARE_OF_LONG_KANA = (LONGEST_REPEAT - 1) / LONGEST_REPEAT
-_NOISE_PER_LONG_KANA = NOISE * _CODES_PER_KANA_SPOKEN / _SHARE_OF_LONG_KANA
+_NOISE_PER_LONG_KANA = NOISE * _TOKENS_PER_KANA_SPOKEN / _SHARE_OF_LONG_KANA
 
 
 def synthesise(sentence: Sentence, reading: str, speaker: str, generator: np.random.Generator) -> list[int]:
-    """Codes of a sentence with 辛い read as ``reading``.
+    """Speech tokens of a sentence with 辛い read as ``reading``.
 
     Args:
         sentence: what is said.
         reading: からい or つらい.
-        speaker: whose codes are used.
+        speaker: whose speech tokens are used.
         generator: draws lengths and noise.
     """
     transcript = sentence.transcript(reading)
     repeats = generator.integers(1, LONGEST_REPEAT + 1, len(transcript))
     noisy = (generator.random(len(transcript)) < _NOISE_PER_LONG_KANA) & (repeats > 1)
-    codes: list[int] = []
+    speech_tokens: list[int] = []
     for kana, repeat, disturbed in zip(transcript, repeats.tolist(), noisy.tolist(), strict=True):
         begin = begin_code(kana, speaker)
         segment = [begin] + [begin + 1] * repeat
         if disturbed:
-            # Not by a code of its own: a second begin would truly be a second kana.
+            # Not by a token of its own: a second begin would truly be a second kana.
             other = CODES_PER_KANA + int(generator.integers(CODES - CODES_PER_KANA))
             segment[generator.integers(len(segment))] = (CODES_PER_KANA * KANA.index(kana) + other) % CODES
-        codes += segment
-    return codes
+        speech_tokens += segment
+    return speech_tokens
 
 
 def epochs(encode_text: Encoder, sentences: Sequence[Sentence], seed: int) -> Callable[[], Iterator[TokenRow]]:

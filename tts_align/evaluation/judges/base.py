@@ -44,8 +44,8 @@ class Heard:
     """One utterance to judge; a judge uses the sound or the tokens.
 
     Args:
-        speech: speech codes.
-        waveform: sound in [-1, 1], or ``None`` when the judge reads codes.
+        speech: speech tokens.
+        waveform: sound in [-1, 1], or ``None`` when the judge reads speech tokens.
         sample_rate: of the waveform in Hz, 0 without one.
         speaker: name of the voice.
     """
@@ -82,7 +82,7 @@ class Judge(nn.Module, ABC):
     """Listens to utterances and compares them with what should have been said."""
 
     hears: ClassVar[bool] = True
-    """Whether it needs waveforms; ``False`` for a judge that reads codes."""
+    """Whether it needs waveforms; ``False`` for a judge that reads speech tokens."""
 
     @abstractmethod
     def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:

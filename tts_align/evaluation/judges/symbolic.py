@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge of the symbolic corpus: speech codes that spell kana, read back exactly.
+"""The judge of the symbolic corpus: speech tokens that spell kana, read back exactly.
 
-A kana is a *begin* code and one to three times its *inside* code; each voice has codes of its own. So the reading of an
+A kana is a *begin* code and one to three times its *inside* code; each voice has tokens of its own. So the reading of an
 utterance is known without a recogniser, and an experiment takes seconds.
 """
 
@@ -31,8 +31,8 @@ class Segment:
 
     Args:
         kana: which.
-        start: its first code.
-        end: after its last code.
+        start: its first token.
+        end: after its last token.
     """
 
     kana: str
@@ -41,18 +41,18 @@ class Segment:
 
 
 def begin_code(kana: str, speaker: str) -> int:
-    """Code that a kana begins with in a voice; the next number is its inside code."""
+    """Token that a kana begins with in a voice; the next number is its inside token."""
     return CODES_PER_KANA * KANA.index(kana) + 2 * VOICES.index(speaker)
 
 
 def decode(speech: Sequence[int]) -> list[Segment]:
-    """The kana that codes spell with the fewest codes out of place.
+    """The kana that speech tokens spell with the fewest speech tokens out of place.
 
-    A code counts for its kana in either voice. A segment costs one for each code that is not its kana's, and one more
-    if it is shorter or longer than speech ever is; so a single disturbed code never changes what is read.
+    A token counts for its kana in either voice. A segment costs one for each token that is not its kana's, and one more
+    if it is shorter or longer than speech ever is; so a single disturbed token never changes what is read.
 
     Args:
-        speech: codes without end-of-speech.
+        speech: speech tokens without end-of-speech.
     """
     best: list[tuple[float, int, int]] = [(0.0, 0, 0)]  # cost up to here, start of the last segment, its kana
     best += [(float("inf"), 0, 0)] * len(speech)
@@ -84,7 +84,7 @@ def _segments(best: list[tuple[float, int, int]]) -> list[Segment]:
 
 
 class SymbolicJudge(Judge):
-    """Reads the codes of the symbolic corpus back to kana and compares them with what should have been said."""
+    """Reads the speech tokens of the symbolic corpus back to kana and compares them with what should have been said."""
 
     hears = False
 

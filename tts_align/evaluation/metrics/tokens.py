@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of a codebook is used, and how much a token tells about the next.
 
-A tokenizer that is trained further may stop using its codes, or repeat itself; entropy H(X) and mutual information
+A tokenizer that is trained further may stop using its tokens, or repeat itself; entropy H(X) and mutual information
 I(X_{n+1}; X_n) show it. Both are estimated from counts. The plug-in estimators put shares where probabilities belong,
 which makes entropies too low, and the mutual information too high; the Miller-Madow correction makes up for the first
 order of that. With a codebook of thousands pairs are sparse: compare only counts of about as many tokens.
@@ -81,7 +81,7 @@ class TokenCounts(Record):
     """How often each token and each pair of neighbours occurred: adds up over batches and processes.
 
     Args:
-        tokens: Occurrences of each of the v codes.
+        tokens: Occurrences of each of the v speech tokens.
         pairs: Different pairs that occurred, ascending; the first token times v plus the second.
         pair_counts: Occurrences of each of them.
     """
@@ -91,39 +91,41 @@ class TokenCounts(Record):
     pair_counts: Int[Tensor, " k"]
 
     @classmethod
-    def of(cls, tokens: Int[Tensor, "b s"], mask: Bool[Tensor, "b s"], codes: int) -> TokenCounts:
+    def of(cls, tokens: Int[Tensor, "b s"], mask: Bool[Tensor, "b s"], codebook_size: int) -> TokenCounts:
         """Count a padded batch; waits for the GPU.
 
         Args:
-            tokens: Codes of each utterance.
+            tokens: Speech tokens of each utterance.
             mask: True at real tokens; neighbours are pairs where both are.
-            codes: Size of the codebook.
+            codebook_size: Size of the codebook.
 
         Raises:
-            ValueError: A real token is no code.
+            ValueError: A real token is no token.
         """
         real = tokens[mask].long()
-        if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < codes:
+        if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < codebook_size:
             raise ValueError(
-                f"expected codes from 0 to {codes - 1}, got {int(real.min())} to {int(real.max())}: "
+                f"expected speech tokens from 0 to {codebook_size - 1}, got {int(real.min())} to {int(real.max())}: "
                 "leave special tokens out of the mask"
             )
-        pairs = (tokens[:, :-1].long() * codes + tokens[:, 1:])[mask[:, :-1] & mask[:, 1:]]
-        return cls(torch.bincount(real, minlength=codes), *pairs.unique(return_counts=True))
+        pairs = (tokens[:, :-1].long() * codebook_size + tokens[:, 1:])[mask[:, :-1] & mask[:, 1:]]
+        return cls(torch.bincount(real, minlength=codebook_size), *pairs.unique(return_counts=True))
 
     @classmethod
-    def none(cls, codes: int) -> TokenCounts:
+    def none(cls, codebook_size: int) -> TokenCounts:
         """What nothing counts to, to add to.
 
         Args:
-            codes: Size of the codebook.
+            codebook_size: Size of the codebook.
         """
         empty = torch.zeros(0, dtype=torch.long)
-        return cls(torch.zeros(codes, dtype=torch.long), empty, empty)
+        return cls(torch.zeros(codebook_size, dtype=torch.long), empty, empty)
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
         if len(self.tokens) != len(other.tokens):
-            raise ValueError(f"expected counts of one codebook, got {len(self.tokens)} and {len(other.tokens)} codes")
+            raise ValueError(
+                f"expected counts of one codebook, got {len(self.tokens)} and {len(other.tokens)} speech tokens"
+            )
         other = other.to(self.tokens.device)
         pairs, place = torch.cat([self.pairs, other.pairs]).unique(return_inverse=True)
         counts = torch.cat([self.pair_counts, other.pair_counts])
@@ -148,8 +150,10 @@ class TokenCounts(Record):
 
     def mutual_information_bits(self, miller_madow: bool = False) -> Float[Tensor, ""]:
         """What a token tells about the next, I(X_{n+1}; X_n); see the function of this name."""
-        codes = len(self.tokens)
-        return mutual_information_bits(self.pairs // codes, self.pairs % codes, self.pair_counts, miller_madow)
+        codebook_size = len(self.tokens)
+        return mutual_information_bits(
+            self.pairs // codebook_size, self.pairs % codebook_size, self.pair_counts, miller_madow
+        )
 
     def used_share(self) -> Float[Tensor, ""]:
         """Share of the codebook that occurred at all."""

@@ -16,7 +16,7 @@ from tts_align.models.base.flow_records import FlowDraws, FlowLoss, FlowPrompt, 
 class FlowHead(nn.Module, ABC):
     """Turns speech tokens, hard or soft, into mel frames by flow matching."""
 
-    codes: int
+    codebook_size: int
     """Size of the codebook."""
     mel_channels: int
     """Of the frames."""
@@ -28,12 +28,12 @@ class FlowHead(nn.Module, ABC):
 
     @property
     def table(self) -> nn.Embedding:
-        """Vectors of all codes: a row for each, special tokens behind them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
+        """Vectors of all speech tokens: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its speech tokens are")
 
     @abstractmethod
     def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s e"]:
-        """Vectors of codes, or mixed of those of all codes."""
+        """Vectors of speech tokens, or mixed of those of all speech tokens."""
 
     @abstractmethod
     def loss(
@@ -48,7 +48,7 @@ class FlowHead(nn.Module, ABC):
         """Squared error of the velocity at random times.
 
         Args:
-            tokens: ids or mixtures of all codes; gradients reach the latter.
+            tokens: ids or mixtures of all speech tokens; gradients reach the latter.
             token_mask: which are real; padding on the right.
             mel: the same utterances as mel; what has no counterpart among the tokens is left out, and conversely.
             mel_mask: which of its frames are real.

@@ -102,7 +102,7 @@ class FlowPrompt(Record):
     Tokens without all of their frames, and frames without their token, are left out.
 
     Args:
-        tokens: speech codes, padded on the right; a row may have none.
+        tokens: speech tokens, padded on the right; a row may have none.
         token_mask: which of them are real.
         mel: the same recordings as mel, padded on the right.
         mel_mask: which of its frames are real.

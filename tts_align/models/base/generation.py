@@ -20,7 +20,7 @@ class Context:
         speaker: name of a voice.
         instruct: how to speak, in words.
         prompt_text: transcript of a recording that the utterance continues.
-        prompt_speech: codes of that recording.
+        prompt_speech: speech tokens of that recording.
     """
 
     speaker: str = ""
@@ -41,7 +41,7 @@ class Encoded:
     Args:
         text: token ids, the prefix included.
         prefix: how many leading ones (voice, instruction, transcript of the prompt) are not the text's own.
-        prompt: codes of the recording to continue.
+        prompt: speech tokens of the recording to continue.
     """
 
     text: tuple[int, ...]
@@ -65,7 +65,7 @@ class Prompt:
         text: text token ids, the prefix (voice, instruction) included.
         seed: of this utterance alone, so that its speech does not depend on its neighbours.
         prefix: how many leading text tokens are prefix; they do not count for the length limits.
-        speech: codes of a recording to continue, may be empty.
+        speech: speech tokens of a recording to continue, may be empty.
     """
 
     text: tuple[int, ...]
@@ -79,7 +79,7 @@ class Spoken:
     """What came out.
 
     Args:
-        speech: codes, on the CPU, without end-of-speech.
+        speech: speech tokens, on the CPU, without end-of-speech.
         finished: whether end-of-speech was sampled; ``False`` when the length limit cut the utterance.
     """
 

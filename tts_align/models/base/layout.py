@@ -30,10 +30,10 @@ class TokenRow:
 
     Args:
         text: ids of the text tokens, the prefix included.
-        speech: codes without end-of-speech.
+        speech: speech tokens without end-of-speech.
         prefix: how many leading text tokens (voice, instruction) always stay in front of the speech.
         bistream: whether text and speech are interleaved; drawn once per row by the data.
-        prompt: codes of a recording that the speech continues: inputs, never targets.
+        prompt: speech tokens of a recording that the speech continues: inputs, never targets.
     """
 
     text: tuple[int, ...]
@@ -59,40 +59,40 @@ class Layout:
 
     Args:
         family: which published arrangement of special ids is followed.
-        codes: number of speech codes V.
+        codebook_size: number of speech tokens V.
         text_block: text tokens in a bistream block.
         speech_block: speech tokens in a bistream block.
     """
 
     family: Family
-    codes: int
+    codebook_size: int
     text_block: int = 5
     speech_block: int = 15
 
     @property
     def vocabulary(self) -> int:
         """Rows of the speech embedding and outputs of the head."""
-        return self.codes + (3 if self.family == "cosyvoice2" else 200)
+        return self.codebook_size + (3 if self.family == "cosyvoice2" else 200)
 
     @property
     def end(self) -> int:
         """End-of-speech, a target only."""
-        return self.codes + (0 if self.family == "cosyvoice2" else 1)
+        return self.codebook_size + (0 if self.family == "cosyvoice2" else 1)
 
     @property
     def fill(self) -> int:
         """What closes a bistream block, a target only."""
-        return self.codes + (2 if self.family == "cosyvoice2" else 3)
+        return self.codebook_size + (2 if self.family == "cosyvoice2" else 3)
 
     @property
     def sos(self) -> tuple[int, int]:
         """Start of sequence as (id, table)."""
-        return (0, SPECIAL) if self.family == "cosyvoice2" else (self.codes, SPEECH)
+        return (0, SPECIAL) if self.family == "cosyvoice2" else (self.codebook_size, SPEECH)
 
     @property
     def task(self) -> tuple[int, int]:
         """Turn from text to speech as (id, table)."""
-        return (1, SPECIAL) if self.family == "cosyvoice2" else (self.codes + 2, SPEECH)
+        return (1, SPECIAL) if self.family == "cosyvoice2" else (self.codebook_size + 2, SPEECH)
 
     def can_bistream(self, row: TokenRow) -> bool:
         """Whether there is enough speech for the text to interleave them (strictly more than 15 : 5).
@@ -112,12 +112,12 @@ class Layout:
         """Arrange one row.
 
         Raises:
-            ValueError: a code is outside the codebook, or bistream was asked of a row too short for it.
+            ValueError: a token is outside the codebook, or bistream was asked of a row too short for it.
         """
-        for codes in (row.speech, row.prompt):
-            if codes and not 0 <= min(codes) <= max(codes) < self.codes:
+        for speech_tokens in (row.speech, row.prompt):
+            if speech_tokens and not 0 <= min(speech_tokens) <= max(speech_tokens) < self.codebook_size:
                 raise ValueError(
-                    f"speech codes must lie in 0..{self.codes - 1}, got {min(codes)}..{max(codes)}: "
+                    f"tokens must lie in 0..{self.codebook_size - 1}, got {min(speech_tokens)}..{max(speech_tokens)}: "
                     "were they made by another tokenizer?"
                 )
         if row.bistream and row.prompt:
@@ -131,7 +131,7 @@ class Layout:
 
     def _unistream(self, row: TokenRow) -> Arranged:
         token, table = self.prompt(row.text, (*row.prompt, *row.speech))
-        first = 1 + len(row.text) + len(row.prompt)  # the task token, or the prompt's last, predicts the first code
+        first = 1 + len(row.text) + len(row.prompt)  # the task token, or the prompt's last, predicts the first token
         target = [*row.speech, self.end]
         return Arranged(token, table, list(range(first, first + len(target))), target)
 
@@ -146,7 +146,7 @@ class Layout:
             speech = row.speech[block * self.speech_block : (block + 1) * self.speech_block]
             token += [*text, *speech]
             table += [TEXT] * len(text) + [SPEECH] * len(speech)
-            target += [*speech, self.fill]  # the block's last text token predicts its first code
+            target += [*speech, self.fill]  # the block's last text token predicts its first token
             at += range(len(token) - len(speech) - 1, len(token))
         tail = row.speech[blocks * self.speech_block :]
         token += [*words[blocks * self.text_block :], self.task[0], *tail]
@@ -156,7 +156,7 @@ class Layout:
         return Arranged(token, table, at, target)
 
     def target_count(self, row: TokenRow) -> int:
-        """How many targets the row has: codes, fills and end-of-speech."""
+        """How many targets the row has: speech tokens, fills and end-of-speech."""
         words = len(row.text) - row.prefix
         return len(row.speech) + 1 + (words // self.text_block if row.bistream else 0)
 

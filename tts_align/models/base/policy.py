@@ -32,8 +32,8 @@ class CodecLM(nn.Module, ABC):
 
     @property
     def table(self) -> nn.Embedding:
-        """Vectors of all codes: a row for each, special tokens behind them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
+        """Vectors of all speech tokens: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its speech tokens are")
 
     @abstractmethod
     def forward(self, rows: Rows, logits: bool = False) -> Scored:

@@ -17,15 +17,15 @@ from tts_align.models.base.reward_records import Regularisers, RewardLabels, Rew
 class RewardHead(nn.Module, ABC):
     """Scores speech tokens, hard or soft, so that gradients reach the soft ones."""
 
-    codes: int
-    """Speech codes c it reads."""
+    codebook_size: int
+    """Speech tokens c it reads."""
     tasks: tuple[str, ...]
     """Names of what it scores: ``asr``, ``ctc`` and attributes of utterances."""
 
     @property
     def table(self) -> nn.Embedding:
-        """Vectors of all codes: a row for each, special tokens behind them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its codes are")
+        """Vectors of all speech tokens: a row for each, special tokens behind them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its speech tokens are")
 
     @abstractmethod
     def encode_labels(
@@ -40,7 +40,7 @@ class RewardHead(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, tokens: Int[Tensor, "*r"] | Float[Tensor, "*r c"]) -> Float[Tensor, "*r h"]:
-        """Vectors of codes (..., h), given as ids (...) or soft one-hots (..., c); equal ones for equal codes."""
+        """Vectors of codes (..., h), given as ids (...) or soft one-hots (..., c); equal ones for equal tokens."""
 
     @abstractmethod
     def score_embedded(
@@ -62,7 +62,7 @@ class RewardHead(nn.Module, ABC):
         """Log-probability of the labels of each row given its speech; the model must be in evaluation mode.
 
         Args:
-            tokens: codes, as ids or soft one-hots; gradients reach the latter.
+            tokens: speech tokens, as ids or soft one-hots; gradients reach the latter.
             mask: which are real; padding on the right.
             labels: what is wanted, or known.
             tasks: which to score; all that have a log-probability by default.

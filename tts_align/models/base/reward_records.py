@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a reward model is told and what it answers, and how its own training is regularised.
 
-Axis letters beside those of :mod:`tts_align.batch`: ``c`` speech codes, ``k`` text ids, ``e`` classes or events of an
+Axis letters beside those of :mod:`tts_align.batch`: ``c`` speech tokens, ``k`` text ids, ``e`` classes or events of an
 attribute, ``h`` width.
 """
 

@@ -32,7 +32,7 @@ class Tokenised:
 class SpeechTokenizer(nn.Module, ABC):
     """Turns sound into speech tokens."""
 
-    codes: int
+    codebook_size: int
     """Size of the codebook."""
     sample_rate: int
     """Of the waveforms it hears, in Hz."""
@@ -41,7 +41,7 @@ class SpeechTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, waveforms: Sequence[Float[Tensor, " time"]]) -> list[Int[Tensor, " s"]]:
-        """Codes of each waveform, on the CPU; a waveform's codes do not depend on its neighbours."""
+        """Speech tokens of each waveform, on the CPU; a waveform's speech tokens do not depend on its neighbours."""
 
 
 class TokenizerHead(SpeechTokenizer):
@@ -56,7 +56,7 @@ class TokenizerHead(SpeechTokenizer):
 
     @abstractmethod
     def count(self, frames: int) -> int:
-        """How many codes it makes of so many frames of features."""
+        """How many speech tokens it makes of so many frames of features."""
 
     @abstractmethod
     def forward(self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]) -> Tokenised:
@@ -64,9 +64,9 @@ class TokenizerHead(SpeechTokenizer):
 
     @abstractmethod
     def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s c"]:
-        """Vectors of codes, or mixed of those of all codes: what :meth:`forward` hands on for them."""
+        """Vectors of speech tokens, or mixed of those of all speech tokens: what :meth:`forward` hands on for them."""
 
     def codebook(self) -> Float[Tensor, "v c"]:
-        """Vectors of all codes."""
+        """Vectors of all speech tokens."""
         device = next(self.parameters()).device
-        return self.embed(torch.arange(self.codes, device=device)[None])[0]
+        return self.embed(torch.arange(self.codebook_size, device=device)[None])[0]

@@ -22,14 +22,14 @@ class Vocoder(nn.Module, ABC):
     """Of the waveforms, in Hz."""
 
     def bind(self, policy: CodecLM) -> None:
-        """Take over what the recipe leaves out from the policy whose codes are to be heard; called once."""
+        """Take over what the recipe leaves out from the policy whose speech tokens are to be heard; called once."""
 
     def attach(self, flow: FlowHead, tokenizer: TokenizerHead, voices: Sequence[str]) -> None:
         """Take note of the models that an objective trains, should the sound be theirs; called once if there are any.
 
         Args:
-            flow: makes mel frames of codes.
-            tokenizer: made the codes.
+            flow: makes mel frames of speech tokens.
+            tokenizer: made the speech tokens.
             voices: names that the flow knows, in the order of its speaker vectors' numbers.
         """
 

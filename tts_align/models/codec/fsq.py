@@ -4,7 +4,7 @@
 Finite scalar quantisation (Mentzer et al., arXiv 2309.15505), the scheme of CosyVoice2's speech tokenizer: project
 down to a few bounded numbers, round each to one of `levels[j]` values with a straight-through gradient, read the
 digits as one index. Every layer either looks at one token at a time or is a masked convolution, so that padding
-never reaches a code.
+never reaches a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional
 from tts_align.models.base.tokenizer import Tokenised
 
 TERNARY = (3,) * 8
-"""Levels of the published tokenizers: 6561 codes."""
+"""Levels of the published tokenizers: 6561 speech tokens."""
 SHRINK = 0.9990000128746033
 """What the published tokenizers multiply a bounded number with before they round it: 0.999 in single precision."""
 
@@ -82,7 +82,7 @@ class FiniteScalarQuantiser(nn.Module):
             return digits / (self.levels - 1) * 2 - 1
         if tokens.shape[-1] != self.codebook_size:
             raise ValueError(
-                f"expected a weight for each of the {self.codebook_size} codes, got {tokens.shape[-1]}: "
+                f"expected a weight for each of the {self.codebook_size} speech tokens, got {tokens.shape[-1]}: "
                 "leave special tokens out"
             )
         return tokens @ self.codebook().to(tokens.dtype)

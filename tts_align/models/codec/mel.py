@@ -265,24 +265,24 @@ class MelTokenizer(SpeechTokenizer):
     def __init__(self, directory: str = "demo:audio/codec", batch_size: int = 64) -> None:
         super().__init__()
         self.codec, self.batch_size = MelCodec.load(directory), batch_size
-        self.codes = self.codec.tokenizer.codebook_size
+        self.codebook_size = self.codec.tokenizer.codebook_size
         self.sample_rate = self.codec.sizes.sample_rate
 
     @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
-        """Codes of each waveform; what is too short for one frame has none."""
+        """Speech tokens of each waveform; what is too short for one frame has none."""
         return encode(self.codec, waveforms, self.batch_size)
 
 
 @torch.no_grad()
 def encode(codec: MelCodec, waveforms: Sequence[Tensor], batch_size: int = 64) -> list[Int[Tensor, " _"]]:
-    """Codes of waveforms, in batches of like length; see `MelTokenizer`."""
-    codes: dict[int, Tensor] = {}
+    """Speech tokens of waveforms, in batches of like length; see `MelTokenizer`."""
+    speech_tokens: dict[int, Tensor] = {}
     for rows in batches_by_length(waveforms, batch_size):
         log_mel, frames = log_mel_batch(codec.features, [waveforms[row] for row in rows])
         out = codec.tokenizer(log_mel, frames)
-        codes |= {row: tokens[mask] for row, tokens, mask in zip(rows, out.tokens, out.mask, strict=True)}
-    return [codes[row] for row in range(len(waveforms))]
+        speech_tokens |= {row: tokens[mask] for row, tokens, mask in zip(rows, out.tokens, out.mask, strict=True)}
+    return [speech_tokens[row] for row in range(len(waveforms))]
 
 
 def batches_by_length(sequences: Sequence[Tensor], batch_size: int) -> list[list[int]]:
@@ -323,7 +323,7 @@ class MelVocoder(Vocoder):
         """Waveforms of token sequences, frames_per_token * hop_samples samples for each token.
 
         Args:
-            speech: Codes of each utterance; none gives an empty waveform.
+            speech: Speech tokens of each utterance; none gives an empty waveform.
             speakers: Speaker name of each utterance.
 
         Raises:
@@ -342,7 +342,7 @@ class MelVocoder(Vocoder):
     def log_mel(
         self, speech: Sequence[Int[Tensor, " _"]], speaker: Int[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b f m"], Int[Tensor, " b"]]:
-        """Padded log-mel of code sequences, and the number of real frames of each."""
+        """Padded log-mel of token sequences, and the number of real frames of each."""
         counts = torch.tensor([len(row) for row in speech])
         padded = pad_sequence([row.long().cpu() for row in speech], batch_first=True)
         mask = torch.arange(padded.shape[1]) < counts[:, None]

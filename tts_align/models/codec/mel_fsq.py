@@ -90,7 +90,7 @@ class MelFSQ(TokenizerHead):
             sizes.embedding_channels,
             sizes.shrink,
         )
-        self.codes, self.sample_rate = self.tokenizer.codebook_size, sizes.sample_rate
+        self.codebook_size, self.sample_rate = self.tokenizer.codebook_size, sizes.sample_rate
         self.embedding_channels = sizes.embedding_channels
         if path is not None:
             stored = load_file(path / WEIGHTS)
@@ -117,15 +117,15 @@ class MelFSQ(TokenizerHead):
 
     @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
-        """Codes of each waveform; what is too short for one frame has none."""
-        codes: dict[int, Tensor] = {}
+        """Speech tokens of each waveform; what is too short for one frame has none."""
+        speech_tokens: dict[int, Tensor] = {}
         for rows in batches_by_length(waveforms, self.batch_size):
             log_mel, frames = log_mel_batch(self.log_mel, [waveforms[row].cpu() for row in rows])
             device = self.tokenizer.up.weight.device
             out = self.tokenizer(log_mel.to(device), frames.to(device))
             found = zip(rows, out.tokens, out.mask, strict=True)
-            codes |= {row: tokens[mask].cpu() for row, tokens, mask in found}
-        return [codes[row] for row in range(len(waveforms))]
+            speech_tokens |= {row: tokens[mask].cpu() for row, tokens, mask in found}
+        return [speech_tokens[row] for row in range(len(waveforms))]
 
     def save(self, directory: Path) -> None:
         """Write config and weights; the directory appears whole or not at all."""

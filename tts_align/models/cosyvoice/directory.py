@@ -26,12 +26,12 @@ _FAMILIES: tuple[Family, ...] = ("cosyvoice2", "cosyvoice3")
 
 @dataclass(frozen=True)
 class Frames:
-    """Rates and sizes of speech codes and mel frames.
+    """Rates and sizes of speech tokens and mel frames.
 
     Args:
         sample_rate: of the sound, in Hz.
-        tokens_per_second: speech codes.
-        frames_per_token: mel frames for each speech code.
+        tokens_per_second: speech tokens.
+        frames_per_token: mel frames for each speech token.
         mel_channels: of a mel frame.
         fft_samples: length of the Fourier transform and of its window.
         hop_samples: from one mel frame to the next.
@@ -140,7 +140,7 @@ class ModelDirectory:
         return frames
 
     @property
-    def codes(self) -> int:
+    def codebook_size(self) -> int:
         """Size of the speech codebook."""
         return int(self._number(self._section("llm"), "speech_token_size", 6561))
 

@@ -71,9 +71,9 @@ def _open_session(path: Path) -> Any:
 
 
 class CosyVoiceTokenizer(SpeechTokenizer):
-    """The speech tokenizer of a CosyVoice2 or Fun-CosyVoice3 directory: 25 codes a second.
+    """The speech tokenizer of a CosyVoice2 or Fun-CosyVoice3 directory: 25 speech tokens a second.
 
-    A code stands for four frames of 10 ms. ``speech_tokenizer_v*.batch.onnx`` gives a code for each *whole* four of
+    A token stands for four frames of 10 ms. ``speech_tokenizer_v*.batch.onnx`` gives a token for each *whole* four of
     them, the file without ``batch`` also one for the rest; the CosyVoice runtime uses the latter for its prompts.
 
     Args:
@@ -97,11 +97,11 @@ class CosyVoiceTokenizer(SpeechTokenizer):
         self.model = OnnxModel(source.file(name))
         self.batched = name == names[0]
         self.batch_size = batch_size if self.batched else 1
-        self.codes = source.codes
+        self.codebook_size = source.codebook_size
 
     @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
-        """Codes of each waveform; what is shorter than a window of 25 ms has none.
+        """Speech tokens of each waveform; what is shorter than a window of 25 ms has none.
 
         Utterances of like length are encoded together. Padding is masked within the model, so neighbours change
         nothing but the last bits of its sums.
@@ -110,7 +110,7 @@ class CosyVoiceTokenizer(SpeechTokenizer):
             waveforms: at 16 kHz, in [-1, 1].
 
         Raises:
-            ValueError: one lasts more than 30 s, or the model gave codes that its yaml does not know.
+            ValueError: one lasts more than 30 s, or the model gave speech tokens that its yaml does not know.
         """
         for number, waveform in enumerate(waveforms, start=1):
             if len(waveform) > MAX_SECONDS * SAMPLE_RATE:
@@ -118,29 +118,29 @@ class CosyVoiceTokenizer(SpeechTokenizer):
                     f"waveform {number} of {len(waveforms)} lasts {len(waveform) / SAMPLE_RATE:.1f} s, "
                     f"but the speech tokenizer takes at most {MAX_SECONDS:g} s: cut it"
                 )
-        codes = [torch.zeros(0, dtype=torch.long)] * len(waveforms)
+        speech_tokens = [torch.zeros(0, dtype=torch.long)] * len(waveforms)
         heard = [row for row, waveform in enumerate(waveforms) if len(waveform) >= _WINDOW_SAMPLES]
         heard.sort(key=lambda row: len(waveforms[row]))
         for start in range(0, len(heard), self.batch_size):
             rows = heard[start : start + self.batch_size]
             for row, found in zip(rows, self._encode([waveforms[row] for row in rows]), strict=True):
-                codes[row] = found
-        return codes
+                speech_tokens[row] = found
+        return speech_tokens
 
     def _encode(self, waveforms: list[Tensor]) -> list[Tensor]:
-        """Codes of a batch."""
+        """Speech tokens of a batch."""
         frames = [whisper_mel(waveform.float().cpu()).T for waveform in waveforms]
         lengths = np.array([len(some) for some in frames], np.int32)
         mel = pad_sequence(frames, batch_first=True).transpose(1, 2)  # :: -> (b, m, f)
-        codes = torch.from_numpy(np.array(self.model(mel.contiguous().numpy(), lengths))).long()
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codes:
+        speech_tokens = torch.from_numpy(np.array(self.model(mel.contiguous().numpy(), lengths))).long()
+        if speech_tokens.numel() and not 0 <= int(speech_tokens.min()) <= int(speech_tokens.max()) < self.codebook_size:
             raise ValueError(
-                f"{self.model.path} gave codes {int(codes.min())}..{int(codes.max())}, expected 0..{self.codes - 1}: "
+                f"{self.model.path} gave tokens {int(speech_tokens.min())}..{int(speech_tokens.max())}, expected 0..{self.codebook_size - 1}: "
                 "do the yaml and the speech tokenizer belong together?"
             )
         if not self.batched:
-            return [codes.flatten()]
-        return [row[: length // _FRAMES_PER_TOKEN] for row, length in zip(codes, lengths.tolist(), strict=True)]
+            return [speech_tokens.flatten()]
+        return [row[: length // _FRAMES_PER_TOKEN] for row, length in zip(speech_tokens, lengths.tolist(), strict=True)]
 
 
 class SpeakerEncoder:

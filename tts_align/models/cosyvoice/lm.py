@@ -131,7 +131,7 @@ class CosyVoiceLM(Qwen2CodecLM):
 
 
 def _merged(context: Context, voice: Voice | None) -> tuple[str, str, tuple[int, ...]]:
-    """Instruction, transcript and codes of the recording: the row's own, or the voice's."""
+    """Instruction, transcript and speech tokens of the recording: the row's own, or the voice's."""
     if context.prompt_speech or context.prompt_text or context.instruct or voice is None:
         return context.instruct, context.prompt_text, context.prompt_speech
     if voice.mode == "zero_shot":
@@ -168,9 +168,9 @@ def sizes_of(source: ModelDirectory, state: Mapping[str, Tensor]) -> Sizes:
     """
     text = backbone_sizes(source.backbone)
     rows = state["speech_embedding.weight"].shape[0]
-    codes = rows - Layout(source.family, 0).vocabulary
+    codebook_size = rows - Layout(source.family, 0).vocabulary
     return Sizes(
-        codes=codes,
+        codebook_size=codebook_size,
         text_vocabulary=state["backbone.embed_tokens.weight"].shape[0],
         family=source.family,
         hidden_size=text.hidden_size,

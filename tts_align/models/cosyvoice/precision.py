@@ -14,7 +14,7 @@ def full_precision(device_type: str = "cpu") -> Iterator[None]:
     """Within the block nothing is cast to half precision, nor made in it.
 
     A trainer of ``bf16-mixed`` casts inside matrix products and convolutions, one of ``bf16-true`` makes new tensors
-    bfloat16: a waveform would be rough, a speech code another one, and some transforms do not exist at all.
+    bfloat16: a waveform would be rough, a speech token another one, and some transforms do not exist at all.
 
     Args:
         device_type: where is computed besides the CPU.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From speech codes to sound: the flow and the HiFT vocoder of a CosyVoice directory, in a voice."""
+"""From speech tokens to sound: the flow and the HiFT vocoder of a CosyVoice directory, in a voice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.flow.token_flow import TokenFlow
 
 SILENT = frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
-"""Codes of version 3's tokenizer that stand for silence and breath."""
+"""Speech tokens of version 3's tokenizer that stand for silence and breath."""
 LONGEST_SILENCE = 5
 SAMPLE_RATE = 24_000
 
@@ -32,7 +32,7 @@ SAMPLE_RATE = 24_000
 class CosyVoiceVocoder(Vocoder):
     """The flow and vocoder of a CosyVoice2 or Fun-CosyVoice3 directory.
 
-    What is drawn for an utterance depends on its own codes and voice only, so its sound is the same in any batch, up to
+    What is drawn for an utterance depends on its own tokens and voice only, so its sound is the same in any batch, up to
     the last bits of float32 sums. The weights are read when something is first spoken.
 
     Args:
@@ -123,10 +123,10 @@ class CosyVoiceVocoder(Vocoder):
             self.voices[name]
 
     def speak(self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]) -> list[Float[Tensor, " _"]]:
-        """Waveforms of code sequences, made in float32 whatever the trainer's precision; none gives an empty one.
+        """Waveforms of token sequences, made in float32 whatever the trainer's precision; none gives an empty one.
 
         Args:
-            speech: codes of each utterance.
+            speech: speech tokens of each utterance.
             speakers: name of the voice of each.
 
         Raises:
@@ -139,20 +139,23 @@ class CosyVoiceVocoder(Vocoder):
         voices = {name: self.voices[name] for name in dict.fromkeys(speakers)}
         waveforms = [torch.zeros(0)] * len(speech)
         thin = self.directory.family == "cosyvoice3"
-        codes = [thin_silence(row.long().cpu()) if thin else row.long().cpu() for row in speech]
-        order = sorted((row for row in range(len(codes)) if len(codes[row])), key=lambda row: len(codes[row]))
+        speech_tokens = [thin_silence(row.long().cpu()) if thin else row.long().cpu() for row in speech]
+        order = sorted(
+            (row for row in range(len(speech_tokens)) if len(speech_tokens[row])),
+            key=lambda row: len(speech_tokens[row]),
+        )
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            mels = self._mels([codes[row] for row in rows], [voices[speakers[row]] for row in rows])
+            mels = self._mels([speech_tokens[row] for row in rows], [voices[speakers[row]] for row in rows])
             for row, mel in zip(rows, mels, strict=True):
-                waveforms[row] = self._wave(mel, codes[row], speakers[row])
+                waveforms[row] = self._wave(mel, speech_tokens[row], speakers[row])
         return waveforms
 
-    def _mels(self, codes: Sequence[Tensor], voices: Sequence[Voice]) -> list[Tensor]:
+    def _mels(self, speech_tokens: Sequence[Tensor], voices: Sequence[Voice]) -> list[Tensor]:
         """Log-mel (m, f) of each utterance, without its prompt."""
         flow, _ = self.nets()
         device = flow.input_embedding.weight.device
-        tokens, token_mask = _padded(codes, device)
+        tokens, token_mask = _padded(speech_tokens, device)
         empty = torch.zeros(0, flow.mel_channels)
         prompts = _padded([torch.tensor(voice.speech, dtype=torch.long) for voice in voices], device)
         mels = _padded([empty if voice.mel is None else voice.mel for voice in voices], device)
@@ -161,26 +164,26 @@ class CosyVoiceVocoder(Vocoder):
         made = flow.sample(tokens, token_mask, vectors, prompt, steps=self.steps, guidance=self.guidance)
         return [mel[real].T for mel, real in zip(made.mel, made.mask, strict=True)]
 
-    def _wave(self, mel: Float[Tensor, "m f"], codes: Tensor, speaker: str) -> Float[Tensor, " _"]:
+    def _wave(self, mel: Float[Tensor, "m f"], speech_tokens: Tensor, speaker: str) -> Float[Tensor, " _"]:
         """One at a time: version 2's filter looks ahead, so padding would be heard at the end."""
         _, hift = self.nets()
-        name = f"{speaker}\0{codes.tolist()}".encode()
+        name = f"{speaker}\0{speech_tokens.tolist()}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big")
         generator = torch.Generator().manual_seed(seed)
         return hift(mel[None], generator=generator)[0].float().cpu()
 
 
 def thin_silence(
-    codes: Int[Tensor, " _"], silent: frozenset[int] = SILENT, longest: int = LONGEST_SILENCE
+    speech_tokens: Int[Tensor, " _"], silent: frozenset[int] = SILENT, longest: int = LONGEST_SILENCE
 ) -> Int[Tensor, " _"]:
-    """Codes without what lies beyond the first ``longest`` of a run of silent ones.
+    """Speech tokens without what lies beyond the first ``longest`` of a run of silent ones.
 
     >>> thin_silence(torch.tensor([7, 1, 2, 1, 7]), longest=2).tolist()
     [7, 1, 2, 7]
     """
     kept: list[int] = []
     run = 0
-    for code in codes.tolist():
+    for code in speech_tokens.tolist():
         run = run + 1 if code in silent else 0
         if run <= longest:
             kept.append(code)

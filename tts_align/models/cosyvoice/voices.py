@@ -28,7 +28,7 @@ _COMPLETE = {"speech": "flow_prompt_speech_token", "mel": "prompt_speech_feat", 
 class Voice:
     """One voice.
 
-    The flow gets codes, mel and vector in every mode. The language model gets transcript and codes in zero_shot, the
+    The flow gets tokens, mel and vector in every mode. The language model gets transcript and tokens in zero_shot, the
     instruction in instruct, and nothing in cross_lingual and sft.
 
     Args:
@@ -36,8 +36,8 @@ class Voice:
         mode: what the language model gets.
         prompt_text: transcript of the recording, in zero_shot only; version 3's assistant line is not part of it.
         instruct: how to speak, in instruct only.
-        speech: codes of the recording; none in sft.
-        mel: of the recording at the flow's rate, exactly as long as the codes; none in sft.
+        speech: speech tokens of the recording; none in sft.
+        mel: of the recording at the flow's rate, exactly as long as the speech tokens; none in sft.
         vector: what the speaker encoder gives, not normalised.
     """
 
@@ -149,19 +149,21 @@ class Voices(Mapping[str, Voice]):
         ids = _tensor(entry, "prompt_text", where).flatten().tolist() if "prompt_text" in entry else []
         text = bare_transcript(TextTokenizer(self.directory.backbone, self.directory.family).decode(ids)) if ids else ""
         mode: Mode = "zero_shot" if text else "cross_lingual"
-        codes = tuple(map(int, speech.flatten().tolist()))
+        speech_tokens = tuple(map(int, speech.flatten().tolist()))
         if mel.shape[-1] != self.directory.frames.mel_channels:
             raise ValueError(f"{where}: expected mel frames last in {_COMPLETE['mel']}, got shape {tuple(mel.shape)}")
-        voice = Voice(name, mode, text, "", codes, mel.float().reshape(-1, mel.shape[-1]), vector.float().flatten())
+        voice = Voice(
+            name, mode, text, "", speech_tokens, mel.float().reshape(-1, mel.shape[-1]), vector.float().flatten()
+        )
         return aligned(voice, self.directory.frames.frames_per_token)
 
 
 def aligned(voice: Voice, frames_per_token: int) -> Voice:
-    """The voice with codes and mel cut to the same time.
+    """The voice with speech tokens and mel cut to the same time.
 
     Args:
         voice: as its recording gives it.
-        frames_per_token: mel frames for each code.
+        frames_per_token: mel frames for each token.
 
     Raises:
         ValueError: nothing is left.
@@ -169,7 +171,7 @@ def aligned(voice: Voice, frames_per_token: int) -> Voice:
     assert voice.mel is not None
     count = min(len(voice.mel) // frames_per_token, len(voice.speech))
     if not count:
-        raise ValueError(f"the recording of {voice.name!r} is too short to give a speech code")
+        raise ValueError(f"the recording of {voice.name!r} is too short to give a speech token")
     return replace(voice, speech=voice.speech[:count], mel=voice.mel[: count * frames_per_token])
 
 

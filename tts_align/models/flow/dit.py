@@ -24,7 +24,7 @@ class DiTFlowSizes:
     """Sizes of a token-to-mel model with a diffusion transformer; the defaults are the published ones.
 
     Args:
-        codes: size of the codebook.
+        codebook_size: size of the codebook.
         mel_channels: mel channels; token vectors have as many.
         speaker_channels: of the speaker vectors.
         frames_per_token: mel frames that a token lasts.
@@ -42,7 +42,7 @@ class DiTFlowSizes:
         dropout: behind attention and inside feed-forward layers, in training only.
     """
 
-    codes: int = 6561
+    codebook_size: int = 6561
     mel_channels: int = 80
     speaker_channels: int = 192
     frames_per_token: int = 2
@@ -92,13 +92,13 @@ class DiTFlowSizes:
             return state[name].shape
 
         first = f"{_ESTIMATOR}.transformer_blocks.0"
-        codes, mel_channels = shape("input_embedding.weight")
+        codebook_size, mel_channels = shape("input_embedding.weight")
         lookahead_channels, _, lookahead_kernel = shape("pre_lookahead_layer.conv1.weight")
         dim, time_channels = shape(f"{_ESTIMATOR}.time_embed.time_mlp.0.weight")
         _, per_group, position_kernel = shape(f"{_ESTIMATOR}.input_embed.conv_pos_embed.conv1.0.weight")
         head_dim = 2 * shape(f"{_ESTIMATOR}.rotary_embed.inv_freq")[0]
         return cls(
-            codes=codes,
+            codebook_size=codebook_size,
             mel_channels=mel_channels,
             speaker_channels=shape("spk_embed_affine_layer.weight")[1],
             frames_per_token=frames_per_token,
@@ -179,7 +179,7 @@ class DiTFlow(TokenFlow):
     def __init__(self, sizes: DiTFlowSizes | None = None) -> None:
         sizes = DiTFlowSizes() if sizes is None else sizes
         super().__init__(
-            codes=sizes.codes,
+            codebook_size=sizes.codebook_size,
             mel_channels=sizes.mel_channels,
             embedding_channels=sizes.mel_channels,
             speaker_channels=sizes.speaker_channels,

@@ -117,7 +117,7 @@ class TokenFlow(FlowHead):
     depends on itself alone, whatever is beside it in a batch.
 
     Args:
-        codes: size of the codebook.
+        codebook_size: size of the codebook.
         mel_channels: mel channels.
         embedding_channels: of the token vectors.
         speaker_channels: of the speaker vectors.
@@ -127,7 +127,7 @@ class TokenFlow(FlowHead):
 
     def __init__(
         self,
-        codes: int,
+        codebook_size: int,
         mel_channels: int,
         embedding_channels: int,
         speaker_channels: int,
@@ -135,16 +135,19 @@ class TokenFlow(FlowHead):
         lookahead: int = 3,
     ) -> None:
         super().__init__()
-        if min(codes, mel_channels, embedding_channels, speaker_channels, frames_per_token) < 1 or lookahead < 0:
+        if (
+            min(codebook_size, mel_channels, embedding_channels, speaker_channels, frames_per_token) < 1
+            or lookahead < 0
+        ):
             raise ValueError("sizes of a flow model must be at least 1, its look-ahead at least 0")
-        self.codes, self.mel_channels, self.speaker_channels = codes, mel_channels, speaker_channels
+        self.codebook_size, self.mel_channels, self.speaker_channels = codebook_size, mel_channels, speaker_channels
         self.frames_per_token, self.lookahead = frames_per_token, lookahead
-        self.input_embedding = nn.Embedding(codes, embedding_channels)
+        self.input_embedding = nn.Embedding(codebook_size, embedding_channels)
         self.spk_embed_affine_layer = nn.Linear(speaker_channels, mel_channels)
 
     @property
     def table(self) -> nn.Embedding:
-        """Vectors of all codes."""
+        """Vectors of all speech tokens."""
         return self.input_embedding
 
     @abstractmethod
@@ -188,14 +191,14 @@ class TokenFlow(FlowHead):
         """Vectors of tokens.
 
         Args:
-            tokens: ids (negative ones count as 0), or mixtures of all codes, to which gradients flow. A one-hot mixture
+            tokens: ids (negative ones count as 0), or mixtures of all tokens, to which gradients flow. A one-hot mixture
                 gives exactly the vector of its id.
         """
         if not tokens.is_floating_point():
             return self.input_embedding(tokens.clamp(min=0))
-        if tokens.shape[-1] != self.codes:
+        if tokens.shape[-1] != self.codebook_size:
             raise ValueError(
-                f"expected mixtures of the flow model's {self.codes} codes, got {tokens.shape[-1]}: "
+                f"expected mixtures of the flow model's {self.codebook_size} speech tokens, got {tokens.shape[-1]}: "
                 "model.flow and the tokenizer must share one codebook"
             )
         table = self.input_embedding.weight
@@ -248,7 +251,7 @@ class TokenFlow(FlowHead):
         speaker: Float[Tensor, "b d"],
         draws: FlowDraws,
     ) -> FlowLoss:
-        """As :meth:`loss`, of vectors made with :meth:`embed`: flat mixtures (tokens, codes) need never be padded."""
+        """As :meth:`loss`, of vectors made with :meth:`embed`: flat mixtures (tokens, tokens) need never be padded."""
         paired = self.paired(token_mask, mel_mask)
         mask = self.frame_mask(paired)
         length = mask.shape[1]

@@ -22,7 +22,7 @@ from tts_align.utils.weights import weights_digest
 
 
 class FlowVocoder(Vocoder):
-    """Lets the recipe's own flow and tokenizer be heard: codes -> mel by flow matching -> Griffin-Lim.
+    """Lets the recipe's own flow and tokenizer be heard: speech tokens -> mel by flow matching -> Griffin-Lim.
 
     The flow must make the mel that the tokenizer reads: a :class:`~tts_align.models.codec.mel_fsq.MelFSQ`.
 
@@ -101,7 +101,7 @@ class FlowVocoder(Vocoder):
     def log_mel(
         self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]
     ) -> tuple[Float[Tensor, "b f m"], Int[Tensor, " b"]]:
-        """What the flow makes of code sequences, and the number of real frames of each."""
+        """What the flow makes of token sequences, and the number of real frames of each."""
         flow = self.models[0]
         device = next(flow.parameters()).device
         counts = torch.tensor([len(row) for row in speech], device=device)

@@ -45,7 +45,7 @@ class Decoding:
         self.finished = [False] * len(prompts)
         self.row = torch.arange(len(prompts), device=self.device)  # which utterance each row of the cache is
         window = sampling.repetition_window
-        # Only what has been drawn counts as repetition, not the codes of a recording that is continued.
+        # Only what has been drawn counts as repetition, not the speech tokens of a recording that is continued.
         self.recent = torch.full((len(prompts), window), -1, dtype=torch.long, device=self.device)
         self.prefill(prompts)
 
@@ -101,15 +101,15 @@ class Decoding:
             self.keep(alive)
             self.feed(token[alive])
         return [
-            Spoken(torch.tensor(codes, dtype=torch.long), end)
-            for codes, end in zip(self.speech, self.finished, strict=True)
+            Spoken(torch.tensor(speech_tokens, dtype=torch.long), end)
+            for speech_tokens, end in zip(self.speech, self.finished, strict=True)
         ]
 
     def next_token(self, step: int) -> Int[Tensor, " b"]:
-        """Draw a code, or end-of-speech once the utterance is long enough."""
+        """Draw a token, or end-of-speech once the utterance is long enough."""
         logits = self.model.llm_decoder(self.hidden).float()
         end = logits[:, self.layout.end].masked_fill(self.shortest[self.row] > step, -torch.inf)
-        logits[:, self.layout.codes :] = -torch.inf
+        logits[:, self.layout.codebook_size :] = -torch.inf
         logits[:, self.layout.end] = end
         return draw(logits, self.recent, self.uniform[self.row, step], self.sampling)
 
@@ -122,7 +122,7 @@ class Decoding:
         self.recent = self.recent[alive]
 
     def feed(self, token: Int[Tensor, " b"]) -> None:
-        """Append the drawn codes to the sequences."""
+        """Append the drawn speech tokens to the sequences."""
         if self.sampling.repetition_window:
             self.recent = torch.cat([self.recent[:, 1:], token[:, None]], 1)
         self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], 1)

@@ -38,7 +38,7 @@ class Sizes:
     """Sizes of a model; what ``config.json`` in its directory holds.
 
     Args:
-        codes: speech codes of the tokenizer.
+        codebook_size: speech tokens of the tokenizer.
         text_vocabulary: ids of the text tokenizer.
         family: whose special ids are used.
         hidden_size: width.
@@ -52,7 +52,7 @@ class Sizes:
         rms_norm_eps: of the normalisation.
     """
 
-    codes: int
+    codebook_size: int
     text_vocabulary: int
     family: Family = "cosyvoice2"
     hidden_size: int = 128
@@ -146,7 +146,7 @@ class Qwen2CodecLM(CodecLM):
 
     def _build(self, sizes: Sizes, packed: bool, bistream: tuple[int, int]) -> None:
         self.sizes, self.packed, self.bistream = sizes, packed, bistream
-        self.layout = Layout(sizes.family, sizes.codes, *bistream)
+        self.layout = Layout(sizes.family, sizes.codebook_size, *bistream)
         self.backbone = Qwen2Model(sizes.backbone())
         vocabulary = self.layout.vocabulary
         if sizes.family == "cosyvoice2":
@@ -173,7 +173,7 @@ class Qwen2CodecLM(CodecLM):
 
     @property
     def table(self) -> nn.Embedding:
-        """Vectors of all codes, and of the special tokens behind them."""
+        """Vectors of all speech tokens, and of the special tokens behind them."""
         return self.speech_embedding
 
     def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:

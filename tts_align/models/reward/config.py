@@ -184,7 +184,7 @@ class RewardSizes:
     """Sizes and tasks of a reward model; what ``config.json`` in its directory holds.
 
     Args:
-        codes: speech codes of the tokenizer.
+        codebook_size: speech tokens of the tokenizer.
         characters: those that texts are made of, each once; see :func:`collect_characters`.
         attributes: utterance-level tasks.
         width: of the vectors; even, and a multiple of ``heads``.
@@ -196,7 +196,7 @@ class RewardSizes:
         dropout: in the model's own training only.
     """
 
-    codes: int
+    codebook_size: int
     characters: str = ""
     attributes: tuple[Attribute, ...] = ()
     width: int = 256
@@ -210,8 +210,13 @@ class RewardSizes:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         faults = []
-        if min(self.codes, self.width, self.layers, self.heads, self.feed_forward) < 1 or self.decoder_layers < 0:
-            faults.append("codes, width, layers, heads and feed_forward must be above 0, decoder_layers at least 0")
+        if (
+            min(self.codebook_size, self.width, self.layers, self.heads, self.feed_forward) < 1
+            or self.decoder_layers < 0
+        ):
+            faults.append(
+                "speech tokens, width, layers, heads and feed_forward must be above 0, decoder_layers at least 0"
+            )
         elif self.width % self.heads or self.width % 2:
             faults.append(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")
         if not 0 <= self.dropout < 1:

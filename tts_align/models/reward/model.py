@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The multi-task reward model over speech tokens of DiffRO (arXiv 2507.05911).
 
-A transformer encoder reads speech codes, as ids or as soft one-hots, through an embedding table where a recogniser has
+A transformer encoder reads speech tokens, as ids or as soft one-hots, through an embedding table where a recogniser has
 its front end. An attention decoder says how probable a text is, and optionally CTC; one attention pooling per
 utterance-level task says the same of emotion, speaker, audio events or a mean opinion score.
 """
@@ -55,10 +55,10 @@ class RewardModel(RewardHead):
                 )
             sizes = RewardSizes.read(path / CONFIG)
         assert sizes is not None
-        self.directory, self.sizes, self.codes, self.tasks = path, sizes, sizes.codes, sizes.tasks
+        self.directory, self.sizes, self.codebook_size, self.tasks = path, sizes, sizes.codebook_size, sizes.tasks
         self.alphabet = Alphabet(sizes.characters)
         shape = (sizes.width, sizes.heads, sizes.feed_forward)
-        self.embedding = nn.Embedding(sizes.codes, sizes.width)
+        self.embedding = nn.Embedding(sizes.codebook_size, sizes.width)
         self.blocks = nn.ModuleList(heads.Block(*shape, sizes.dropout) for _ in range(sizes.layers))
         self.norm, self.dropout = nn.LayerNorm(sizes.width), nn.Dropout(sizes.dropout)
         self.decoder: heads.TextDecoder | None = None
@@ -72,7 +72,7 @@ class RewardModel(RewardHead):
 
     @property
     def table(self) -> nn.Embedding:
-        """Vectors of all codes."""
+        """Vectors of all speech tokens."""
         return self.embedding
 
     # --- texts and labels ---
@@ -105,8 +105,8 @@ class RewardModel(RewardHead):
         """
         if not tokens.is_floating_point():
             return self.embedding(tokens)
-        if tokens.shape[-1] != self.codes:
-            raise ValueError(f"expected soft tokens over {self.codes} codes, got {tokens.shape[-1]}")
+        if tokens.shape[-1] != self.codebook_size:
+            raise ValueError(f"expected soft tokens over {self.codebook_size} speech tokens, got {tokens.shape[-1]}")
         return heads.soft_lookup(tokens, self.embedding.weight)
 
     def encode(self, embedded: Float[Tensor, "r s h"], mask: Bool[Tensor, "r s"]) -> Float[Tensor, "r s h"]:
@@ -211,7 +211,7 @@ class RewardModel(RewardHead):
         """Loss of every task for the model's own training, as sums and counts.
 
         Args:
-            tokens: codes, as ids or soft one-hots.
+            tokens: speech tokens, as ids or soft one-hots.
             mask: which are real.
             labels: what is known.
             regularisers: for training; none by default.
@@ -237,7 +237,7 @@ class RewardModel(RewardHead):
         """Greedy transcripts, by the text decoder if there is one, else by CTC.
 
         Args:
-            tokens: codes, as ids or soft one-hots.
+            tokens: speech tokens, as ids or soft one-hots.
             mask: which are real.
             max_length: a transcript is cut after so many characters.
         """

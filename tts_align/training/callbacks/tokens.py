@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""While a speech tokenizer is part of the training: how its codes are used, and its weights at the end."""
+"""While a speech tokenizer is part of the training: how its speech tokens are used, and its weights at the end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 
 class TokenStatistics(Callback):
-    """Counts the tokenizer's codes on the held-out rows at every validation.
+    """Counts the tokenizer's speech tokens on the held-out rows at every validation.
 
-    Logs ``val/token_entropy_bits``, ``val/token_information_bits`` (what a code tells about the next one) and
+    Logs ``val/token_entropy_bits``, ``val/token_information_bits`` (what a token tells about the next one) and
     ``val/token_used_share`` of the codebook, all plug-in estimates: compare those of the same rows. Warns when the
-    codes collapse.
+    speech tokens collapse.
 
     Args:
-        entropy_share: warn when the entropy is under this share of the most that so many codes can have.
+        entropy_share: warn when the entropy is under this share of the most that so many speech tokens can have.
         fall: warn when entropy or used share is under this share of the highest one so far.
     """
 
@@ -49,7 +49,7 @@ class TokenStatistics(Callback):
         tokenizer = cast("AlignModule", pl_module).hearer
         if tokenizer is None:
             return
-        self._counts = TokenCounts.none(tokenizer.codes).to(pl_module.device)
+        self._counts = TokenCounts.none(tokenizer.codebook_size).to(pl_module.device)
         self._handle = tokenizer.register_forward_hook(self._count)
 
     def _count(self, _: Any, __: Any, made: Tokenised) -> None:
@@ -73,7 +73,7 @@ class TokenStatistics(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
         most = math.log2(max(2, min(len(counts.tokens), int(counts.tokens.sum()))))
         for reason in self._reasons(found, most):
-            log.warning("step %d: the speech codes collapse: %s", trainer.global_step, reason)
+            log.warning("step %d: the speech tokens collapse: %s", trainer.global_step, reason)
         self.highest = {name: max(value, self.highest.get(name, value)) for name, value in found.items()}
 
     def _reasons(self, found: dict[str, float], most: float) -> list[str]:

@@ -68,7 +68,7 @@ def build(family: str, directory: Path, manifest: str, objective: E2E) -> tuple[
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_stages(family: str, tmp_path: Path, manifest: str):
-    directory, start = make_directory(tmp_path / "model", family, codes=CODES), None
+    directory, start = make_directory(tmp_path / "model", family, codebook_size=CODES), None
     for stage in (1, 2, 3):
         objective = E2E(stage=stage, start=start, attributes=())  # type: ignore[arg-type]
         module, data = build(family, directory, manifest, objective)
@@ -93,10 +93,10 @@ def test_three_stages(family: str, tmp_path: Path, manifest: str):
 
 
 def test_the_flow_is_that_of_the_directory(tmp_path: Path):
-    directory = make_directory(tmp_path / "model", "cosyvoice3", codes=CODES)
+    directory = make_directory(tmp_path / "model", "cosyvoice3", codebook_size=CODES)
     flow = open_flow(str(directory))
     state = torch.load(directory / "flow.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in flow.state_dict().items())
     assert all(value.requires_grad for value in flow.parameters())
-    assert (flow.codes, flow.speaker_channels) == (CODES, 192)
+    assert (flow.codebook_size, flow.speaker_channels) == (CODES, 192)
     assert replace(AcousticMel(), fmax=8000.0).fmax == 8000.0

@@ -14,7 +14,7 @@ from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 from tts_align.models.flow.token_flow import FlowDraws, FlowPrompt, Given
 
 SMALL = UNetFlowSizes(
-    codes=11,
+    codebook_size=11,
     mel_channels=4,
     speaker_channels=5,
     token_channels=6,
@@ -37,7 +37,9 @@ SMALL = UNetFlowSizes(
 OTHERS = [
     SMALL,
     dataclasses.replace(SMALL, heads=4, blocks=2, up_blocks=0, unet_heads=1, unet_mid_levels=0, lookahead=0),
-    dataclasses.replace(SMALL, mel_channels=7, frames_per_token=3, width=12, token_channels=5, codes=6, unet_blocks=2),
+    dataclasses.replace(
+        SMALL, mel_channels=7, frames_per_token=3, width=12, token_channels=5, codebook_size=6, unet_blocks=2
+    ),
 ]
 
 
@@ -104,7 +106,7 @@ def utterances(sizes: UNetFlowSizes, lengths: list[int], seed: int = 0) -> dict[
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
     return {
-        "tokens": torch.randint(sizes.codes, shape, generator=generator),
+        "tokens": torch.randint(sizes.codebook_size, shape, generator=generator),
         "token_mask": length_mask(torch.tensor(lengths)),
         "speaker": torch.randn(len(lengths), sizes.speaker_channels, generator=generator, dtype=torch.float64),
     }
@@ -214,7 +216,7 @@ def test_an_utterance_does_not_depend_on_its_neighbours(sizes, streaming, final)
     prompts, step = torch.tensor([0, 5, 2]), sizes.frames_per_token
     generator = torch.Generator().manual_seed(1)
     recording = FlowPrompt(
-        torch.randint(sizes.codes, (3, 5), generator=generator),
+        torch.randint(sizes.codebook_size, (3, 5), generator=generator),
         length_mask(prompts, 5),
         torch.randn(3, 5 * step, sizes.mel_channels, generator=generator, dtype=torch.float64),
         length_mask(prompts * step, 5 * step),
@@ -290,7 +292,7 @@ def test_soft_tokens_are_heard_and_learn():
         torch.tensor([True, True]),
     )
     mel, mask = torch.randn(2, 8, 4, dtype=torch.float64), length_mask(torch.tensor([8, 6]))
-    soft = torch.nn.functional.one_hot(given["tokens"], SMALL.codes).double().requires_grad_()
+    soft = torch.nn.functional.one_hot(given["tokens"], SMALL.codebook_size).double().requires_grad_()
     loss = flow.loss(soft, given["token_mask"], mel, mask, given["speaker"], draws)
     hard = flow.loss(**given, mel=mel, mel_mask=mask, draws=draws)
     torch.testing.assert_close(loss.total, hard.total)
@@ -375,7 +377,7 @@ def test_training_does_not_write_into_what_was_loaded():
 
 def test_the_other_family_is_loaded_too():
     inside = {"dim": 16, "depth": 1, "heads": 3, "head_dim": 4, "position_groups": 4, "lookahead_channels": 7}
-    sizes = DiTFlowSizes(codes=5, mel_channels=6, frames_per_token=3, chunk_frames=9, dropout=0.25, **inside)
+    sizes = DiTFlowSizes(codebook_size=5, mel_channels=6, frames_per_token=3, chunk_frames=9, dropout=0.25, **inside)
     made = DiTFlow(sizes)
     estimator = {"static_chunk_size": 9, "dropout": 0.25}
     config = {"flow": {"token_mel_ratio": 3, "decoder": {"estimator": estimator}}}

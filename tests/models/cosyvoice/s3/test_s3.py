@@ -22,7 +22,7 @@ def made(sizes: S3Sizes = SMALL, seed: int = 0) -> S3Tokenizer:
     torch.manual_seed(seed)
     model = S3Tokenizer(sizes).eval()
     with torch.no_grad():
-        model.down.weight.mul_(4)  # so that codes differ
+        model.down.weight.mul_(4)  # so that speech tokens differ
     return model
 
 
@@ -86,11 +86,11 @@ def test_official_sizes_have_the_official_number_of_parameters(layers, millions)
         model = S3Tokenizer(S3Sizes(layers=layers))
     count = sum(value.numel() for name, value in model.named_parameters() if not name.startswith("up."))
     assert count / 1e6 == pytest.approx(millions, rel=0.01)
-    assert model.codes == 6561
+    assert model.codebook_size == 6561
 
 
 def slowly(model: S3Tokenizer, log_mel: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """Pre-quantised numbers and codes of one utterance (f, m), position by position, channel by channel."""
+    """Pre-quantised numbers and speech tokens of one utterance (f, m), position by position, channel by channel."""
     p, sizes = {name: value.double() for name, value in model.state_dict().items()}, model.sizes
     x, half = log_mel.double(), sizes.width // sizes.heads // 2
 
@@ -134,12 +134,12 @@ def slowly(model: S3Tokenizer, log_mel: torch.Tensor) -> tuple[torch.Tensor, lis
         x = x + linear(f"{at}.out", torch.cat(heads, -1)) + memory
         x = x + linear(f"blocks.{i}.narrow", gelu(linear(f"blocks.{i}.widen", normed(f"blocks.{i}.norm", x))))
     latent = linear("down", x)
-    codes, stride = torch.zeros(len(x), dtype=torch.long), 1
+    speech_tokens, stride = torch.zeros(len(x), dtype=torch.long), 1
     for j, level in enumerate(sizes.levels):
         middle = 0.0 if level % 2 else 0.5
         digit = (0.9990000128746033 * latent[:, j].tanh() * (level - 1) / 2 - middle).round() + (level - 1) / 2 + middle
-        codes, stride = codes + digit.long() * stride, stride * level
-    return latent, codes.tolist()
+        speech_tokens, stride = speech_tokens + digit.long() * stride, stride * level
+    return latent, speech_tokens.tolist()
 
 
 @pytest.mark.parametrize(("sizes", "frames", "seed"), [(SMALL, 21, 0), (SMALL, 4, 5), (OTHER, 18, 2), (OTHER, 1, 3)])
@@ -148,9 +148,9 @@ def test_other_sizes_are_the_formulas_typed_slowly(sizes, frames, seed):
     (log_mel,) = sounds(frames, channels=sizes.mel_channels, seed=seed)
     with torch.no_grad():
         out = model(log_mel, torch.tensor([frames]))
-    latent, codes = slowly(model, log_mel[0])
+    latent, speech_tokens = slowly(model, log_mel[0])
     torch.testing.assert_close(out.latent[0].double(), latent, atol=2e-5, rtol=1e-5)
-    assert out.tokens[0].tolist() == codes
+    assert out.tokens[0].tolist() == speech_tokens
     assert out.mask.all()
     assert out.embedding.shape == (1, math.ceil(math.ceil(frames / 2) / 2), sizes.embedding_channels)
 
@@ -283,12 +283,12 @@ def test_waveforms_are_encoded_as_if_alone():
     model.batch_size = 2
     generator = torch.Generator().manual_seed(3)
     waveforms = [torch.randn(count, generator=generator) * 0.1 for count in (9737, 100, 3200, 16000, 0)]
-    codes = model.encode(waveforms)
-    assert [len(row) for row in codes] == [15, 0, 5, 25, 0]
-    for waveform, row in zip(waveforms, codes, strict=True):
+    speech_tokens = model.encode(waveforms)
+    assert [len(row) for row in speech_tokens] == [15, 0, 5, 25, 0]
+    for waveform, row in zip(waveforms, speech_tokens, strict=True):
         assert model.encode([waveform])[0].tolist() == row.tolist()
     mel = whisper_mel(waveforms[0]).T[None]
-    assert model(mel, torch.tensor([60])).tokens[0].tolist() == codes[0].tolist()
+    assert model(mel, torch.tensor([60])).tokens[0].tolist() == speech_tokens[0].tolist()
     assert model.encode([]) == []
     with pytest.raises(ValueError, match=r"at most 30 s, got 31\.0 s"):
         model.encode([torch.zeros(31 * 16000)])

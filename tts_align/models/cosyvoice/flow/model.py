@@ -27,18 +27,18 @@ class UNetFlowSizes:
     """Sizes of a flow; the defaults are those of CosyVoice2.
 
     Args:
-        codes: size of the codebook.
+        codebook_size: size of the codebook.
         mel_channels: of the mel.
         speaker_channels: numbers of a speaker vector.
-        token_channels: of a code's vector.
-        frames_per_token: mel frames that one code stands for.
-        lookahead: codes beyond a code that its frames depend on.
+        token_channels: of a token's vector.
+        frames_per_token: mel frames that one token stands for.
+        lookahead: speech tokens beyond a token that its frames depend on.
         width: of the encoder.
         heads: its attention heads.
         feed_forward: width inside its feed-forward parts.
         blocks: of the encoder at token rate.
         up_blocks: of the encoder at frame rate.
-        chunk_tokens: codes of a chunk, which the streaming encoder does not look beyond.
+        chunk_tokens: speech tokens of a chunk, which the streaming encoder does not look beyond.
         unet_width: of the U-Net.
         unet_time_width: of the time as the U-Net is told of it.
         unet_blocks: transformer blocks at each of its levels.
@@ -53,7 +53,7 @@ class UNetFlowSizes:
         unet_dropout: in the U-Net, in training only.
     """
 
-    codes: int = 6561
+    codebook_size: int = 6561
     mel_channels: int = 80
     speaker_channels: int = 192
     token_channels: int = 512
@@ -112,13 +112,13 @@ class UNetFlowSizes:
 
 def _told(state: Mapping[str, Tensor]) -> dict[str, int]:
     """What the shapes of the weights say."""
-    codes, token_channels = state["input_embedding.weight"].shape
+    codebook_size, token_channels = state["input_embedding.weight"].shape
     mel_channels, speaker_channels = state["spk_embed_affine_layer.weight"].shape
     feed_forward, width = state["encoder.encoders.0.feed_forward.w_1.weight"].shape
     down = f"{_UNET}down_blocks.0.1."
     unet_feed_forward, unet_width = state[f"{down}0.ff.net.0.proj.weight"].shape
     return {
-        "codes": codes,
+        "codes": codebook_size,
         "mel_channels": mel_channels,
         "speaker_channels": speaker_channels,
         "token_channels": token_channels,
@@ -177,7 +177,7 @@ def _section(config: Mapping[str, Any] | None, *names: str) -> Mapping[str, Any]
 
 
 class UNetFlow(TokenFlow):
-    """Flow matching with a conformer over codes and a causal U-Net over frames: the flow of CosyVoice2, at any size.
+    """Flow matching with a conformer over tokens and a causal U-Net over frames: the flow of CosyVoice2, at any size.
 
     In the published code, frames of an utterance in a batch depend on how much padding follows it. Here they do not;
     see :mod:`tts_align.models.cosyvoice.flow.conformer`.
@@ -189,7 +189,7 @@ class UNetFlow(TokenFlow):
     def __init__(self, sizes: UNetFlowSizes | None = None) -> None:
         sizes = sizes or UNetFlowSizes()
         super().__init__(
-            codes=sizes.codes,
+            codebook_size=sizes.codebook_size,
             mel_channels=sizes.mel_channels,
             embedding_channels=sizes.token_channels,
             speaker_channels=sizes.speaker_channels,

@@ -124,7 +124,7 @@ class S3Tokenizer(TokenizerHead):
         self.down = nn.Linear(sizes.width, len(sizes.levels))
         self.quantiser = FiniteScalarQuantiser(sizes.levels, SHRINK)
         self.up = nn.Linear(len(sizes.levels), sizes.embedding_channels)
-        self.codes, self.embedding_channels = self.quantiser.codebook_size, sizes.embedding_channels
+        self.codebook_size, self.embedding_channels = self.quantiser.codebook_size, sizes.embedding_channels
         self.fresh = tuple(name for name, _ in self.named_parameters())
 
     @classmethod
@@ -221,7 +221,7 @@ class S3Tokenizer(TokenizerHead):
 
     @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
-        """Codes of each waveform, on the CPU; what is shorter than a window of 25 ms has none.
+        """Speech tokens of each waveform, on the CPU; what is shorter than a window of 25 ms has none.
 
         Args:
             waveforms: At 16 kHz, in [-1, 1].
@@ -232,14 +232,14 @@ class S3Tokenizer(TokenizerHead):
         longest = max((len(waveform) for waveform in waveforms), default=0) / self.sample_rate
         if longest > self.max_seconds:
             raise ValueError(f"the speech tokenizer takes at most {self.max_seconds:g} s, got {longest:.1f} s: cut it")
-        codes = [torch.zeros(0, dtype=torch.long)] * len(waveforms)
+        speech_tokens = [torch.zeros(0, dtype=torch.long)] * len(waveforms)
         heard = [row for row, waveform in enumerate(waveforms) if len(waveform) >= _WINDOW_SAMPLES]
         heard.sort(key=lambda row: len(waveforms[row]))
         for start in range(0, len(heard), self.batch_size):
             rows = heard[start : start + self.batch_size]
             for row, found in zip(rows, self._encode([waveforms[row] for row in rows]), strict=True):
-                codes[row] = found
-        return codes
+                speech_tokens[row] = found
+        return speech_tokens
 
     def _encode(self, waveforms: list[Tensor]) -> list[Tensor]:
         weight = self.conv1.weight
