@@ -178,7 +178,7 @@ def decode(directory: Path, rows: int, text: int, device: str) -> dict[str, Any]
     """Read prompts and speak as many speech tokens for each as it has text tokens."""
     policy = CosyVoiceLM(str(directory)).to(device).eval()
     letters = "the quick brown fox jumps over the lazy dog " * text
-    prompts = [policy.encode_text(letters[row : row + text]).ask(seed=row) for row in range(rows)]
+    prompts = [policy.encode_text(letters[row : row + text]).prompt(seed=row) for row in range(rows)]
     clock = Clock(device)
     spoken = policy.generate(prompts, Sampling(min_ratio=0.9, max_ratio=1.0))
     return {"codes": sum(len(one.speech) for one in spoken), "seconds": rounded(clock.read())}

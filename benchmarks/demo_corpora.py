@@ -26,8 +26,8 @@ from tts_align.evaluation.judges.symbolic import SymbolicJudge
 from tts_align.evaluation.listening import listen
 from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import System, Utterance
-from tts_align.evaluation.speaking import speak, wanted
+from tts_align.evaluation.report import System, JudgedUtterance
+from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.generation import Sampling
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
@@ -95,7 +95,7 @@ class Corpus:
     name: Name
     work: Path
     rows_per_step: int = 16
-    base_heard: dict[tuple[str, int], list[Utterance]] = field(default_factory=dict)
+    base_heard: dict[tuple[str, int], list[JudgedUtterance]] = field(default_factory=dict)
 
     @cached_property
     def base(self) -> CodecLM:
@@ -224,16 +224,16 @@ class Corpus:
         data.prepare(self.base)
         return data.labels
 
-    def test(self, policy: CodecLM, system: System, split: str, seed: int) -> list[Utterance]:
+    def test(self, policy: CodecLM, system: System, split: str, seed: int) -> list[JudgedUtterance]:
         """Speak and judge every sentence of a split once in both voices."""
         policy.eval()
         prompts = read_prompts(f"demo:audio/sentences/{split}.jsonl")
-        items = wanted(prompts, SPEAKERS, 1, 1000 + seed)
+        items = utterance_requests(prompts, SPEAKERS, 1, 1000 + seed)
         spoken = [one for part in speak(policy, TESTED, items, 256) for one in part]
         heard = [one for part in listen(self.judge, self.vocoder, spoken, 64) for one in part]
-        return [Utterance.of(one, system) for one in heard]
+        return [JudgedUtterance.of(one, system) for one in heard]
 
-    def base_test(self, split: str, seed: int) -> list[Utterance]:
+    def base_test(self, split: str, seed: int) -> list[JudgedUtterance]:
         """The same of the base model, once per split and seed."""
         if (split, seed) not in self.base_heard:
             self.base_heard[split, seed] = self.test(self.base, "base", split, seed)

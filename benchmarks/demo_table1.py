@@ -25,7 +25,7 @@ from demo_corpora import Corpus, Fit, Name
 from jsonargparse import auto_cli
 
 from tts_align.evaluation.metrics.functional import paired_difference
-from tts_align.evaluation.report import METRICS, Utterance, summarise
+from tts_align.evaluation.report import METRICS, JudgedUtterance, summarise
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective
 from tts_align.training.cache import TokenCache
 from tts_align.training.contrast import separation
@@ -119,18 +119,18 @@ class Experiment:
         return rate, anchor
 
 
-def load(path: Path) -> tuple[list[Utterance], dict[str, Any]]:
+def load(path: Path) -> tuple[list[JudgedUtterance], dict[str, Any]]:
     """Utterances and cost of a run."""
     (_, cost), *rows = read_json_lines(path)
-    return [Utterance.from_row(row) for _, row in rows], cost
+    return [JudgedUtterance.from_row(row) for _, row in rows], cost
 
 
-def _mean(heard: Sequence[Utterance], metric: str) -> float:
+def _mean(heard: Sequence[JudgedUtterance], metric: str) -> float:
     return float(np.mean([METRICS[metric](one) for one in heard]))
 
 
 def row(
-    corpus: str, seed: int, method: str, heard: list[Utterance], base: list[Utterance], **more: Any
+    corpus: str, seed: int, method: str, heard: list[JudgedUtterance], base: list[JudgedUtterance], **more: Any
 ) -> dict[str, Any]:
     """One row of the results, with intervals and the paired difference from the base."""
     summary = summarise([*base, *heard] if heard is not base else base)
@@ -144,7 +144,7 @@ def row(
     return line | more
 
 
-def compare(one: list[Utterance], other: list[Utterance]) -> dict[str, Any]:
+def compare(one: list[JudgedUtterance], other: list[JudgedUtterance]) -> dict[str, Any]:
     """Paired differences, first minus second, on the same sentences, voices and seeds."""
     a, b = ({u.id: u for u in side} for side in (one, other))
     names = sorted(a.keys() & b.keys())

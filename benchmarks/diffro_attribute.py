@@ -23,7 +23,7 @@ from torchaudio.functional import detect_pitch_frequency
 from tts_align.evaluation.listening import listen
 from tts_align.evaluation.metrics.functional import paired_difference
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import speak, wanted
+from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.reward.config import Attribute
 from tts_align.objectives import DiffRO
@@ -38,7 +38,7 @@ RATE, ANCHOR = 1e-3, 0.3
 def heard(corpus: Corpus, policy: CodecLM, voice: str, sentences: int) -> dict[str, dict[str, float]]:
     """Pitch, error rate and reading of each dev sentence in one voice."""
     policy.eval()
-    items = wanted(read_prompts("demo:audio/sentences/dev.jsonl")[:sentences], [voice], 1, 1000)
+    items = utterance_requests(read_prompts("demo:audio/sentences/dev.jsonl")[:sentences], [voice], 1, 1000)
     spoken = [one for part in speak(policy, TESTED, items, 256) for one in part]
     judged = [one for part in listen(corpus.judge, corpus.vocoder, spoken, 64) for one in part]
     assert corpus.vocoder is not None

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tts_align.batch import Batch, Scored, Totals, Utterances
 from tts_align.data.collate import MicroBatches, PlanSampler
-from tts_align.evaluation.judges.base import Expected, Heard
+from tts_align.evaluation.judges.base import Expected, SpeechSample
 from tts_align.logprobs import full_kl
 from tts_align.models.base.code_places import code_places
 from tts_align.models.base.layout import Layout, TokenRow, collate
@@ -79,8 +79,8 @@ def policy_gradient_step(corpus: Corpus, batch: Batch) -> Callable[[], None]:
         assert said is not None
         codebook_size = [row[real] for row, real in zip(said.speech, said.mask, strict=True)]
         sounds = vocoder.speak(codebook_size, said.speakers)
-        heard = [Heard(*each, vocoder.sample_rate) for each in zip(codebook_size, sounds, strict=True)]
-        verdicts = listener.judge(heard, [Expected(text, {"": text}) for text in said.wanted])
+        heard = [SpeechSample(*each, vocoder.sample_rate) for each in zip(codebook_size, sounds, strict=True)]
+        verdicts = listener.judge(heard, [Expected(text, {"": text}) for text in said.target_texts])
         rewards = -torch.tensor([verdict.cer for verdict in verdicts])
         scored = policy(spoken.rows, logits=True)
         with torch.no_grad():
@@ -112,8 +112,8 @@ def held(estimator: Any, rows: int = 8, tokens: int = 250, codebook_size: int = 
         **code_places(token_rows, layout),
         rows=tuple(token_rows),
         seeds=tuple(range(rows)),
-        heard=nothing,
-        wanted=("あ" * 40,) * rows,
+        transcripts=nothing,
+        target_texts=("あ" * 40,) * rows,
         speakers=nothing,
         attributes=({},) * rows,
     )

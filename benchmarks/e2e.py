@@ -29,12 +29,12 @@ from tts_align.cli.entry import run
 from tts_align.cli.lightning import AlignCLI
 from tts_align.data.manifest import read_manifest
 from tts_align.data.select import select
-from tts_align.data.sound import Ears, collate_recordings
-from tts_align.evaluation.judges.base import Expected, Heard
+from tts_align.data.sound import FeatureExtractor, collate_recordings
+from tts_align.evaluation.judges.base import Expected, SpeechSample
 from tts_align.evaluation.judges.ctc import CTCJudge
 from tts_align.evaluation.metrics.functional import cluster_bootstrap, paired_difference
 from tts_align.evaluation.metrics.tokens import TokenCounts
-from tts_align.evaluation.report import METRICS, Utterance
+from tts_align.evaluation.report import METRICS, JudgedUtterance
 from tts_align.models.codec.mel import MelVocoder
 from tts_align.models.flow.vocoder import FlowVocoder
 from tts_align.objectives import Part
@@ -73,25 +73,26 @@ def heard(cli: AlignCLI, rows: int) -> dict[str, Any]:
     items = select(manifest.rows, Reads.SPEECH)[:rows]
     speaker = MelVocoder("demo:audio/codec")
     originals = speaker.speak([torch.tensor(item[0].sound.speech) for item in items], [i[0].row.speaker for i in items])
-    items, sounds = Ears(tokenizer, speaker).hear(items, manifest)
+    items, sounds = FeatureExtractor(tokenizer, speaker).extract(items, manifest)
     recordings = collate_recordings(sounds)
     with torch.no_grad():
-        made = tokenizer(recordings.heard, recordings.frames)
+        made = tokenizer(recordings.features, recordings.frames)
     speech_tokens = [row[mask] for row, mask in zip(made.tokens, made.mask, strict=True)]
     speakers = [item[0].row.speaker for item in items]
     again = vocoder.speak(speech_tokens, speakers)
-    expected = [Expected(item[0].row.text, {"": str(item[0].heard)}, ("",)) for item in items]
+    expected = [Expected(item[0].row.text, {"": str(item[0].transcript)}, ("",)) for item in items]
     ids = [item[0].row.text for item in items]
     errors = {}
     for name, waveforms in (("original", originals), ("reconstruction", again)):
         told = [
-            Heard(row, sound, 16000, who) for row, sound, who in zip(speech_tokens, waveforms, speakers, strict=True)
+            SpeechSample(row, sound, 16000, who)
+            for row, sound, who in zip(speech_tokens, waveforms, speakers, strict=True)
         ]
         errors[name] = [verdict.cer for verdict in judge.judge(told, expected)]
     mel, frames = vocoder.log_mel(speech_tokens, speakers)
-    width = min(mel.shape[1], recordings.heard.shape[1])
+    width = min(mel.shape[1], recordings.features.shape[1])
     real = torch.arange(width) < torch.minimum(frames, recordings.frames)[:, None]
-    distance = (mel[:, :width] - recordings.heard[:, :width]).abs().mean(-1)
+    distance = (mel[:, :width] - recordings.features[:, :width]).abs().mean(-1)
     per_row = ((distance * real).sum(1) / real.sum(1)).tolist()
     counts = TokenCounts.of(made.tokens, made.mask, tokenizer.codebook_size)
     return {
@@ -127,9 +128,9 @@ def interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, floa
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
-def spoken(directory: Path) -> dict[str, Utterance]:
+def spoken(directory: Path) -> dict[str, JudgedUtterance]:
     """Test utterances of the system after training."""
-    rows = [Utterance.from_row(row) for _, row in read_json_lines(directory / "test/utterances.jsonl")]
+    rows = [JudgedUtterance.from_row(row) for _, row in read_json_lines(directory / "test/utterances.jsonl")]
     return {one.id: one for one in rows if one.system == "aligned"}
 
 
@@ -140,7 +141,7 @@ def synthesis(directory: Path) -> dict[str, Any]:
     return {"utterances": len(rows)} | {name: interval([METRICS[name](one) for one in rows], ids) for name in METRICS}
 
 
-def difference(first: dict[str, Utterance], second: dict[str, Utterance]) -> dict[str, Any]:
+def difference(first: dict[str, JudgedUtterance], second: dict[str, JudgedUtterance]) -> dict[str, Any]:
     """Second minus first, on the same sentences, voices and seeds."""
     ids = sorted(first.keys() & second.keys())
     clusters = [first[name].sentence for name in ids]

@@ -65,7 +65,7 @@ def random_prompts(count: int, sizes: Sizes = BIG, text: tuple[int, int] = (10, 
 def demo_prompts(model: Qwen2CodecLM, count: int, sentences: str = "demo:audio/sentences/test.jsonl") -> list[Prompt]:
     """Test sentences of the demo, voices in turn."""
     pairs = zip(itertools.cycle(read_prompts(sentences)), itertools.cycle(SPEAKERS), range(count), strict=False)
-    return [model.encode_text(sentence.text, Context(speaker)).ask(seed) for sentence, speaker, seed in pairs]
+    return [model.encode_text(sentence.text, Context(speaker)).prompt(seed) for sentence, speaker, seed in pairs]
 
 
 def compare(

@@ -23,7 +23,7 @@ from tts_align.cli.entry import label, run
 from tts_align.cli.export import score
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.evaluation.judges.base import Expected, Heard, Judge, Reading, Verdict
+from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.models.base.generation import Context
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.cosyvoice.directory import load_state
@@ -301,11 +301,11 @@ def test_a_directory_that_came_out_goes_in_again(place: Path, tmp_path: Path):
 class Ears(Judge):
     """Finds a third of all sounds too loud for the words in them."""
 
-    def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:
-        for one in heard:
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
+        for one in samples:
             assert one.waveform is not None
             assert one.sample_rate == 24_000
-        errors = [1.0 if int(one.speech.sum()) % 3 == 0 else 0.0 for one in heard]
+        errors = [1.0 if int(one.speech.sum()) % 3 == 0 else 0.0 for one in samples]
         return [Verdict(one.text, Reading.UNMARKED, cer, cer) for one, cer in zip(expected, errors, strict=True)]
 
 

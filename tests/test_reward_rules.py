@@ -112,7 +112,7 @@ def test_rule_6_what_the_step_reads(packed: bool, lora: Any, tmp_path: Path, tin
     module.eval()
     with torch.no_grad():
         found = module.objective(module.score(batch))
-        labels = reward.encode_labels(said.wanted, said.attributes)
+        labels = reward.encode_labels(said.target_texts, said.attributes)
         expected = reward.score(said.speech, said.mask, labels, ("asr",)).reward()
     # Hearing the prefix itself is hearing the stored speech tokens.
     assert found.metrics["reward"].value.item() == pytest.approx(expected.mean().item(), rel=1e-5)
@@ -129,7 +129,7 @@ def test_bistream_rows_are_heard_in_order(tmp_path: Path, tiny_policy: Path):
     reward: Any = module.parts[Part.REWARD]
     with torch.no_grad():
         found = module.objective(module.score(batch))
-        labels = reward.encode_labels(said.wanted, said.attributes)
+        labels = reward.encode_labels(said.target_texts, said.attributes)
         expected = reward.score(said.speech, said.mask, labels, ("asr",)).reward()
     assert found.metrics["reward"].value.item() == pytest.approx(expected.mean().item(), rel=1e-5)
 

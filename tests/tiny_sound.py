@@ -135,7 +135,7 @@ def build_e2e(
 
 def micro_batches(module: AlignModule, data: AlignData, cut: int = 1) -> list[Batch]:
     """The first optimiser step in so many micro-batches."""
-    data.prepare(module.policy, module.hearer)
+    data.prepare(module.policy, module.trained_tokenizer)
     split = data._splits["train"]
     sampler = PlanSampler(split.plan, split.examples, split.targets, accumulate=cut)
     micro: list[MicroBatch] = sampler.step(next(iter(split.plan.steps(0))))
@@ -147,7 +147,7 @@ def double(batch: Batch) -> Batch:
     """The same sound in double precision."""
     sound = batch.recordings
     assert sound is not None
-    wide = replace(sound, heard=sound.heard.double(), mel=sound.mel.double(), speaker=sound.speaker.double())
+    wide = replace(sound, features=sound.features.double(), mel=sound.mel.double(), speaker=sound.speaker.double())
     return replace(batch, recordings=wide)
 
 

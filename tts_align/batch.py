@@ -136,8 +136,8 @@ class Utterances(Record):
         targets: how many targets each row has.
         rows: the rows before they were arranged (:class:`tts_align.models.base.layout.TokenRow`).
         seeds: one for each row, another one in every epoch: what is drawn for a row depends on nothing else.
-        heard: what is said in each, as a recogniser writes it; ``None`` where nobody knows.
-        wanted: what its text ought to sound like, written likewise.
+        transcripts: what is said in each, as a recogniser writes it; ``None`` where nobody knows.
+        target_texts: what its text ought to sound like, written likewise.
         speakers: names of the voices.
         attributes: known properties of each, such as ``{"emotion": "happy", "mos": 4.2}``.
     """
@@ -149,14 +149,22 @@ class Utterances(Record):
     targets: tuple[int, ...]
     rows: tuple[Any, ...]
     seeds: tuple[int, ...]
-    heard: tuple[str | None, ...]
-    wanted: tuple[str, ...]
+    transcripts: tuple[str | None, ...]
+    target_texts: tuple[str, ...]
     speakers: tuple[str, ...]
     attributes: tuple[Mapping[str, str | float], ...]
 
     def __post_init__(self) -> None:
         """Check that there is one of everything for each row."""
-        lists = (self.targets, self.rows, self.seeds, self.heard, self.wanted, self.speakers, self.attributes)
+        lists = (
+            self.targets,
+            self.rows,
+            self.seeds,
+            self.transcripts,
+            self.target_texts,
+            self.speakers,
+            self.attributes,
+        )
         counts = {len(self.speech), *map(len, lists)}
         if len(counts) > 1:
             raise ValueError(f"expected everything once for each of {len(self.speech)} rows, got {sorted(counts)}")
@@ -167,7 +175,7 @@ class Recordings(Record):
     """How rows sound, for objectives that make the speech tokens themselves.
 
     Args:
-        heard: features that the speech tokenizer reads, padded.
+        features: features that the speech tokenizer reads, padded.
         frames: real frames of them.
         mel: frames that a flow model is to make, padded; their rate is that model's own.
         mel_mask: which of them are real.
@@ -176,7 +184,7 @@ class Recordings(Record):
         tokenised: what it has made of them, once it has been asked.
     """
 
-    heard: Float[Tensor, "r f c"]
+    features: Float[Tensor, "r f c"]
     frames: Int[Tensor, " r"]
     mel: Float[Tensor, "r g k"]
     mel_mask: Bool[Tensor, "r g"]

@@ -69,17 +69,17 @@ class Ear(Judge):
 
     def __init__(self, hears=True, deaf_to=()):
         super().__init__()
-        self.hears, self.deaf_to, self.batches = hears, deaf_to, []
+        self.needs_audio, self.deaf_to, self.batches = hears, deaf_to, []
 
-    def judge(self, heard, expected):
-        self.batches.append(len(heard))
-        return [self.verdict(one, wanted) for one, wanted in zip(heard, expected, strict=True)]
+    def judge(self, samples, expected):
+        self.batches.append(len(samples))
+        return [self.verdict(one, wanted) for one, wanted in zip(samples, expected, strict=True)]
 
     def verdict(self, heard, expected):
         first = int(heard.speech[0])
         if first in self.deaf_to:
             raise RuntimeError(f"code {first} hurts")
-        if self.hears:
+        if self.needs_audio:
             assert heard.waveform is not None
             assert heard.waveform.tolist() == heard.speech.float().tolist()
         right = expected.transcripts[expected.right[0]]

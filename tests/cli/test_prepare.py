@@ -23,7 +23,7 @@ from tts_align.cli import entry as cli
 from tts_align.cli import prepare as verb
 from tts_align.data.manifest import read_manifest
 from tts_align.data.prepared import Target
-from tts_align.data.recording_encoder import Ears
+from tts_align.data.recording_encoder import RecordingEncoder
 from tts_align.data.recordings import Limits
 from tts_align.data.records import Manifest, ManifestError, Row
 from tts_align.models.cosyvoice.features import kaldi_fbank, whisper_mel
@@ -34,8 +34,8 @@ Directory = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def ears(tmp_path_factory: pytest.TempPathFactory) -> Directory:
-    """Directories of the two CosyVoice models that hold nothing but tiny ears, by the name of the family."""
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Directory:
+    """Directories of the two CosyVoice models that hold nothing but tiny encoders, by the name of the family."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tests/models/cosyvoice"))
         from onnx_models import save_directory
@@ -43,7 +43,7 @@ def ears(tmp_path_factory: pytest.TempPathFactory) -> Directory:
 
     def directory(family: str = "cosyvoice2") -> str:
         if family not in made:
-            made[family] = str(save_directory(tmp_path_factory.mktemp("ears") / family, family))
+            made[family] = str(save_directory(tmp_path_factory.mktemp("encoders") / family, family))
         return made[family]
 
     return directory
@@ -94,19 +94,19 @@ def vector_of(directory: str, path: Path) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize(("family", "suffix"), [("cosyvoice2", "jsonl"), ("cosyvoice3", "parquet")])
-def test_recordings_get_codes_and_vectors(family: str, suffix: str, ears: Directory, tmp_path: Path):
+def test_recordings_get_codes_and_vectors(family: str, suffix: str, encoders: Directory, tmp_path: Path):
     source = recorded(tmp_path / "in", 5)
-    read = prepare(ears(family), source, tmp_path / f"out.{suffix}")
+    read = prepare(encoders(family), source, tmp_path / f"out.{suffix}")
     assert [row.id for row in read.rows] == [f"u{i}" for i in range(5)]
     for number, row in enumerate(read.rows):
         path = tmp_path / f"in/sounds/{number}.wav"
-        assert (row.text, row.speech) == (f"say {number}", codes_of(ears(family), path))
-        assert np.array_equal(np.float32(row.speaker_vector), np.float32(vector_of(ears(family), path)))
+        assert (row.text, row.speech) == (f"say {number}", codes_of(encoders(family), path))
+        assert np.array_equal(np.float32(row.speaker_vector), np.float32(vector_of(encoders(family), path)))
         assert read.find(row.audio).resolve() == path
     assert {path.name for path in tmp_path.iterdir()} == {"in", f"out.{suffix}", f"out.{suffix}.summary.json"}
 
 
-def test_what_is_known_is_kept(ears: Directory, tmp_path: Path):
+def test_what_is_known_is_kept(encoders: Directory, tmp_path: Path):
     """Labels, attributes, speech tokens and vectors of the source stay; only what is missing is made."""
     names = save_sounds(tmp_path, 4)
     rows = [
@@ -115,43 +115,46 @@ def test_what_is_known_is_kept(ears: Directory, tmp_path: Path):
         {"id": "c", "text": "one", "speech": [3]},
         {"id": "d", "text": "two", "audio": names[2], "prompt_audio": names[3], "prompt_text": "so"},
     ]
-    a, b, c, d = prepare(ears(), lines(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl").rows
+    a, b, c, d = prepare(encoders(), lines(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl").rows
     assert (a.desirable, a.attributes, a.instruct) == (False, {"mos": 2.5}, "fast")
     assert b == Row("b", "one", speech=(1, 2), audio=names[1], speaker_vector=(0.25,))
     assert c == Row("c", "one", speech=(3,))
     assert (d.prompt_text, d.prompt_audio) == ("so", names[3])
-    assert d.prompt_speech == codes_of(ears(), tmp_path / names[3])
-    assert d.speech == codes_of(ears(), tmp_path / names[2])
+    assert d.prompt_speech == codes_of(encoders(), tmp_path / names[3])
+    assert d.speech == codes_of(encoders(), tmp_path / names[2])
 
 
-def test_both_sides_of_a_pair_are_heard(ears: Directory, tmp_path: Path):
+def test_both_sides_of_a_pair_are_heard(encoders: Directory, tmp_path: Path):
     names = save_sounds(tmp_path, 3)
     rows = [
         {"id": "a", "text": "one", "chosen": names[0], "rejected": names[1]},
         {"id": "b", "text": "two", "pair": {"chosen": names[2], "rejected": [5, 6]}},
     ]
-    a, b = prepare(ears(), lines(tmp_path / "rows.jsonl", rows), tmp_path / "out.parquet").rows
-    assert [side.speech for side in a.sounds] == [codes_of(ears(), tmp_path / name) for name in names[:2]]
-    assert [side.speech for side in b.sounds] == [codes_of(ears(), tmp_path / names[2]), (5, 6)]
-    assert np.allclose(a.speaker_vector, vector_of(ears(), tmp_path / names[0]), rtol=1e-6)
+    a, b = prepare(encoders(), lines(tmp_path / "rows.jsonl", rows), tmp_path / "out.parquet").rows
+    assert [side.speech for side in a.sounds] == [codes_of(encoders(), tmp_path / name) for name in names[:2]]
+    assert [side.speech for side in b.sounds] == [codes_of(encoders(), tmp_path / names[2]), (5, 6)]
+    assert np.allclose(a.speaker_vector, vector_of(encoders(), tmp_path / names[0]), rtol=1e-6)
 
 
-def test_vectors_can_be_left_out(ears: Directory, tmp_path: Path):
-    read = prepare(ears(), recorded(tmp_path, 2), tmp_path / "out.jsonl", "--speaker_vectors", "false")
+def test_vectors_can_be_left_out(encoders: Directory, tmp_path: Path):
+    read = prepare(encoders(), recorded(tmp_path, 2), tmp_path / "out.jsonl", "--speaker_vectors", "false")
     assert all(row.speech and not row.speaker_vector for row in read.rows)
 
 
-def test_a_kaldi_folder(ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_kaldi_folder(encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = save_kaldi(tmp_path / "train", 5)
     torch.save({"u0": [1, 2]}, folder / "utt2speech_token.pt")
     (tmp_path / "train_reject").mkdir()
     torch.save({"u1": [4, 5]}, tmp_path / "train_reject/utt2speech_token.pt")
     listed = folder / "wav.scp"
     listed.write_text(listed.read_text() + "u5 cat sounds/0.wav |\n")
-    read = prepare(ears(), folder, tmp_path / "out.jsonl")
+    read = prepare(encoders(), folder, tmp_path / "out.jsonl")
     assert [row.id for row in read.rows] == [f"u{i}" for i in range(5)]
     assert read.rows[0].speech == (1, 2)
-    assert [side.speech for side in read.rows[1].sounds] == [codes_of(ears(), folder / "sounds/1.wav"), (4, 5)]
+    assert [side.speech for side in read.rows[1].sounds] == [
+        codes_of(encoders(), folder / "sounds/1.wav"),
+        (4, 5),
+    ]
     assert [row.speaker for row in read.rows] == ["a", "b", "a", "b", "a"]
     assert all(len(row.speaker_vector) == 192 for row in read.rows)
     said = capsys.readouterr().out
@@ -163,7 +166,7 @@ def test_a_kaldi_folder(ears: Directory, tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("row_group_size", [3, 100])
-def test_shards_with_recordings_inside(row_group_size: int, ears: Directory, tmp_path: Path):
+def test_shards_with_recordings_inside(row_group_size: int, encoders: Directory, tmp_path: Path):
     def content(number: int) -> bytes:
         return sound_file(number, 0.3 + 0.05 * (number % 5), 24000 if number % 2 else 16000)
 
@@ -174,7 +177,7 @@ def test_shards_with_recordings_inside(row_group_size: int, ears: Directory, tmp
     for number in range(3):
         part = rows[3 * number : 3 * number + 3]
         save_shard(tmp_path / f"shards/parquet_{number:09d}.tar", part, row_group_size)
-    read = prepare(ears(), tmp_path / "shards", tmp_path / "out.parquet")
+    read = prepare(encoders(), tmp_path / "shards", tmp_path / "out.parquet")
     assert [row.id for row in read.rows] == [f"u{i}" for i in range(9)]
     for number, row in enumerate(read.rows):
         assert (row.pair is None) == (number % 2 == 0)
@@ -182,19 +185,19 @@ def test_shards_with_recordings_inside(row_group_size: int, ears: Directory, tmp
         assert not any(side.audio for side in row.sounds)
         if number in (0, 2, 6, 8):
             (tmp_path / "one.wav").write_bytes(content(number))
-            assert row.speech == codes_of(ears(), tmp_path / "one.wav")
+            assert row.speech == codes_of(encoders(), tmp_path / "one.wav")
     assert (read.rows[3].sounds[0].speech, read.rows[3].speaker_vector) == ((7, 8, 9), (1.0, 2.0))
     assert read.rows[4].speech == (7, 8)
     assert len(read.rows[4].speaker_vector) == len(read.rows[5].speaker_vector) == 192
     assert read.rows[5].sounds[0].speech
 
 
-def test_a_shard_without_recordings_needs_none(ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_shard_without_recordings_needs_none(encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Nor does a row with tokens whose recording is missing."""
     save_shard(tmp_path / "in/0.parquet", shard_rows(2, speech_token=[1, 2]))
     save_shard(tmp_path / "in/1.parquet", shard_rows(2, 2, speech_token=[3], audio_data=None))
     save_shard(tmp_path / "in/2.parquet", shard_rows(1, 4, audio_data=None))
-    read = prepare(ears(), tmp_path / "in", tmp_path / "out.jsonl")
+    read = prepare(encoders(), tmp_path / "in", tmp_path / "out.jsonl")
     assert [row.speech for row in read.rows] == [(1, 2), (1, 2), (3,), (3,)]
     said = capsys.readouterr().out
     assert "(4 rows, 4 without a speaker vector)" in said
@@ -231,9 +234,11 @@ REASONS = {
 }
 
 
-def test_what_cannot_be_used_is_counted_and_named(ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_used_is_counted_and_named(
+    encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     source, out = broken(tmp_path), tmp_path / "out.jsonl"
-    read = prepare(ears(), source, out, "--max_seconds", "2")
+    read = prepare(encoders(), source, out, "--max_seconds", "2")
     assert [row.id for row in read.rows] == ["0", "1", "said nothing"]
     wordless, *refused = map(json.loads, (tmp_path / "out.jsonl.refused.jsonl").read_text().splitlines())
     assert wordless == {"where": f"{source}:4", "what": "text: expected words, got ' '"}
@@ -249,22 +254,22 @@ def test_what_cannot_be_used_is_counted_and_named(ears: Directory, tmp_path: Pat
     assert "       1  is silent" in said
 
 
-def test_it_can_stop_instead(ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_can_stop_instead(encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = recorded(tmp_path, 3)
     (tmp_path / "sounds/1.wav").write_bytes(b"not a sound")
     with pytest.raises(SystemExit):
-        prepare(ears(), source, tmp_path / "out.jsonl", "--on_bad_row", "stop")
+        prepare(encoders(), source, tmp_path / "out.jsonl", "--on_bad_row", "stop")
     assert "row 'u1': " in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
-    assert len(prepare(ears(), source, tmp_path / "out.jsonl").rows) == 2
+    assert len(prepare(encoders(), source, tmp_path / "out.jsonl").rows) == 2
 
 
-def test_nothing_left_is_an_error(ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_nothing_left_is_an_error(encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = recorded(tmp_path, 2)
     for number in range(2):
         (tmp_path / f"sounds/{number}.wav").write_bytes(b"not a sound")
     with pytest.raises(SystemExit):
-        prepare(ears(), source, tmp_path / "out.jsonl")
+        prepare(encoders(), source, tmp_path / "out.jsonl")
     assert "2 faults" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
     assert len((tmp_path / "out.jsonl.refused.jsonl").read_text().splitlines()) == 2
@@ -284,18 +289,18 @@ def test_nothing_left_is_an_error(ears: Directory, tmp_path: Path, capsys: pytes
     ],
 )
 def test_wrong_options(
-    options: list[str], message: str, ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source = recorded(tmp_path, 1)
     with pytest.raises(SystemExit):
-        prepare(ears(), source, tmp_path / "out.jsonl", *options)
+        prepare(encoders(), source, tmp_path / "out.jsonl", *options)
     assert message in capsys.readouterr().err
 
 
 def test_a_broken_model_is_not_the_fault_of_the_recordings(
-    ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    directory = copied(ears(), tmp_path / "model")
+    directory = copied(encoders(), tmp_path / "model")
     Path(directory, "campplus.onnx").write_bytes(b"cut off")
     with pytest.raises(SystemExit):
         prepare(directory, recorded(tmp_path, 2), tmp_path / "out.jsonl")
@@ -319,11 +324,11 @@ def share(
     directory: str, source: Path, out: Path, window: int = 4, tired_after: int | None = None, **place: Any
 ) -> None:
     """One process's share in small windows."""
-    ears = Ears.of(directory, 2, True)
+    encoders = RecordingEncoder.of(directory, 2, True)
     if tired_after is not None:
         Tired.left = tired_after + 1  # one call tries the models out
-        ears = replace(ears, tokenizer=Tired(directory, 2))
-    verb.prepare_share(ears, str(source), Target(out), Limits(), 4, 2, **place)
+        encoders = replace(encoders, tokenizer=Tired(directory, 2))
+    verb.prepare_share(encoders, str(source), Target(out), Limits(), 4, 2, **place)
 
 
 @pytest.fixture(params=["jsonl", "shards"])
@@ -344,33 +349,33 @@ def results(out: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("tired_after", [0, 1, 3])
-def test_a_killed_run_goes_on_where_it_was(tired_after: int, source: Path, ears: Directory, tmp_path: Path):
+def test_a_killed_run_goes_on_where_it_was(tired_after: int, source: Path, encoders: Directory, tmp_path: Path):
     straight, out = tmp_path / "straight.jsonl", tmp_path / "out.jsonl"
-    share(ears(), source, straight)
+    share(encoders(), source, straight)
     with pytest.raises(KeyboardInterrupt):
-        share(ears(), source, out, tired_after=tired_after)
+        share(encoders(), source, out, tired_after=tired_after)
     assert not out.exists()
     kept = [line for path in tmp_path.glob("out.jsonl.work.parts/*") for line in path.read_text().splitlines()]
     assert len(kept) == 4 * tired_after
     with pytest.raises(KeyboardInterrupt):
-        share(ears(), source, out, tired_after=4 - tired_after)  # 5 windows in all
-    share(ears(), source, out, tired_after=1)
+        share(encoders(), source, out, tired_after=4 - tired_after)  # 5 windows in all
+    share(encoders(), source, out, tired_after=1)
     assert results(out) == results(straight)
     assert not list(tmp_path.glob("*.work*"))
 
 
 @pytest.mark.parametrize(("world", "killed"), [(2, False), (3, True)])
 def test_the_number_of_processes_changes_nothing(
-    world: int, killed: bool, source: Path, ears: Directory, tmp_path: Path
+    world: int, killed: bool, source: Path, encoders: Directory, tmp_path: Path
 ):
     straight, out = tmp_path / "straight.parquet", tmp_path / "out.parquet"
-    share(ears(), source, straight)
+    share(encoders(), source, straight)
     if killed:  # begun alone, continued by several
         with pytest.raises(KeyboardInterrupt):
-            share(ears(), source, out, tired_after=1)
+            share(encoders(), source, out, tired_after=1)
     for rank in range(world):
         assert not out.exists()
-        share(ears(), source, out, rank=rank, world=world)
+        share(encoders(), source, out, rank=rank, world=world)
     assert results(out) == results(straight)
 
 
@@ -381,11 +386,11 @@ def test_neighbours_in_a_shard_stay_together():
     assert [verb._share(windows, rank, 3, 99) for rank in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_what_is_finished_is_not_done_again(ears: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_finished_is_not_done_again(encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source, out = recorded(tmp_path, 5), tmp_path / "out.jsonl"
-    share(ears(), source, out)
+    share(encoders(), source, out)
     before = results_of(out)
-    share(ears(), source, out, tired_after=-1)
+    share(encoders(), source, out, tired_after=-1)
     assert results_of(out) == before
     assert capsys.readouterr().out.count("(5 rows)") == 2
 
@@ -395,10 +400,10 @@ def results_of(out: Path) -> tuple[bytes, int]:
 
 
 @pytest.mark.parametrize("change", ["recording", "text", "model", "limits", "foreign"])
-def test_other_inputs_are_not_mixed_in(change: str, ears: Directory, tmp_path: Path):
+def test_other_inputs_are_not_mixed_in(change: str, encoders: Directory, tmp_path: Path):
     source, out = recorded(tmp_path, 3), tmp_path / "out.jsonl"
-    share(ears(), source, out)
-    directory, limits = ears(), Limits()
+    share(encoders(), source, out)
+    directory, limits = encoders(), Limits()
     if change == "recording":
         (tmp_path / "sounds/1.wav").write_bytes(sound_file(77))
     elif change == "text":
@@ -411,24 +416,24 @@ def test_other_inputs_are_not_mixed_in(change: str, ears: Directory, tmp_path: P
         limits = Limits(max_seconds=20.0)
     else:
         Target(out).summary.unlink()
-    again = Ears.of(directory, 2, True)
+    again = RecordingEncoder.of(directory, 2, True)
     with pytest.raises(ValueError, match="made with other settings or inputs: choose another file, or overwrite it"):
         verb.prepare_share(again, str(source), Target(out), limits, 4)
     verb.prepare_share(again, str(source), Target(out, overwrite=True), limits, 4)
     assert len(read_manifest(out).rows) == 3
 
 
-def test_only_what_changed_is_done_again(ears: Directory, tmp_path: Path):
+def test_only_what_changed_is_done_again(encoders: Directory, tmp_path: Path):
     """A mended recording does not cost the work on the others."""
     source, out = recorded(tmp_path, 12), tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        share(ears(), source, out, tired_after=2)
+        share(encoders(), source, out, tired_after=2)
     (tmp_path / "sounds/1.wav").write_bytes(sound_file(77))
-    share(ears(), source, out, tired_after=2)  # the first window again, and the last
-    assert read_manifest(out).rows[1].speech == codes_of(ears(), tmp_path / "sounds/1.wav")
+    share(encoders(), source, out, tired_after=2)  # the first window again, and the last
+    assert read_manifest(out).rows[1].speech == codes_of(encoders(), tmp_path / "sounds/1.wav")
 
 
-def test_a_recording_that_the_model_cannot_take_leaves_its_neighbours_alone(ears: Directory, tmp_path: Path):
+def test_a_recording_that_the_model_cannot_take_leaves_its_neighbours_alone(encoders: Directory, tmp_path: Path):
     class Choosy(CosyVoiceTokenizer):
         def encode(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             if any(len(waveform) == 8000 for waveform in waveforms):
@@ -437,7 +442,7 @@ def test_a_recording_that_the_model_cannot_take_leaves_its_neighbours_alone(ears
 
     source, out = recorded(tmp_path, 5), tmp_path / "out.jsonl"
     (tmp_path / "sounds/2.wav").write_bytes(sound_file(2, 0.5))
-    choosy = replace(Ears.of(ears(), 2, True), tokenizer=Choosy(ears(), 2))
+    choosy = replace(RecordingEncoder.of(encoders(), 2, True), tokenizer=Choosy(encoders(), 2))
     verb.prepare_share(choosy, str(source), Target(out), Limits(), 8)
     assert [row.id for row in read_manifest(out).rows] == ["u0", "u1", "u3", "u4"]
     assert "half a second hurts" in Target(out).refused.read_text()
@@ -446,10 +451,19 @@ def test_a_recording_that_the_model_cannot_take_leaves_its_neighbours_alone(ears
         verb.prepare_share(choosy, str(source), Target(out, on_bad_row="stop"), Limits(), 8)
 
 
-def test_two_real_processes(ears: Directory, tmp_path: Path):
+def test_two_real_processes(encoders: Directory, tmp_path: Path):
     source = recorded(tmp_path, 20)
-    prepare(ears(), source, tmp_path / "one.jsonl", "--batch_size", "1")
-    command = [sys.executable, "-m", "tts_align", "prepare", "--directory", ears(), "--source", str(source)]
+    prepare(encoders(), source, tmp_path / "one.jsonl", "--batch_size", "1")
+    command = [
+        sys.executable,
+        "-m",
+        "tts_align",
+        "prepare",
+        "--directory",
+        encoders(),
+        "--source",
+        str(source),
+    ]
     command += ["--out", str(tmp_path / "two.jsonl"), "--batch_size", "1", "--trainer.accelerator", "cpu"]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -7,7 +7,7 @@ from talker import VOICES, Module, Talker, make_candidates, make_prompts, senten
 from tts_align.cli.sample import sample
 from tts_align.evaluation.candidates import candidate_seed, read_candidates
 from tts_align.evaluation.prompts import write_prompts
-from tts_align.evaluation.speaking import wanted
+from tts_align.evaluation.speaking import utterance_requests
 from tts_align.models.base.generation import Sampling
 
 
@@ -70,8 +70,8 @@ def test_other_settings_never_mix_with_a_finished_file(prompts, candidates):
 
 def test_a_sentence_with_a_voice_of_its_own_is_spoken_in_that_one():
     own = dataclasses.replace(sentences()[0], speaker="takumi")
-    assert [item.speaker for item in wanted([own, sentences()[1]], VOICES, 1, 0)] == ["takumi", *VOICES]
-    assert [item.id for item in wanted(sentences(1), [], 2, 0)] == ["s0-0", "s0-1"]
+    assert [item.speaker for item in utterance_requests([own, sentences()[1]], VOICES, 1, 0)] == ["takumi", *VOICES]
+    assert [item.id for item in utterance_requests(sentences(1), [], 2, 0)] == ["s0-0", "s0-1"]
 
 
 def test_sentences_of_like_length_go_together(tmp_path):

@@ -130,7 +130,7 @@ def test_a_voice_reaches_the_language_model_as_its_mode_says(family: str, place:
     hello = f"{assistant}Hello."
     expected = {"known": assistant, "cloned": hello, "clear": hello, "hushed": whisper, "foreign": assistant}
     assert before == expected
-    assert [name for name in VOICES if told[name].prompt] == ["cloned", "clear"]
+    assert [name for name in VOICES if told[name].prompt_speech] == ["cloned", "clear"]
     assert {policy.text.decode(one.text[one.prefix :]) for one in told.values()} == {"Bye."}
 
 

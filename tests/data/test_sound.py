@@ -15,7 +15,7 @@ from tts_align.batch import Reads
 from tts_align.data.manifest import read_manifest, write_manifest
 from tts_align.data.records import ManifestError, Pair, Row, Sound
 from tts_align.data.select import select
-from tts_align.data.sound import PLACEHOLDER, AcousticMel, Ears, collate_recordings
+from tts_align.data.sound import PLACEHOLDER, AcousticMel, FeatureExtractor, collate_recordings
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.models.codec.mel import LogMel
 from tts_align.models.codec.mel_fsq import MelFSQ
@@ -35,17 +35,17 @@ def test_codes_are_spoken_and_recordings_are_read(tokenizer: MelFSQ, tmp_path: P
     speech_tokens = read_manifest(write_manifest(rows, tmp_path / "codes.jsonl"))
     files = read_manifest(save_recordings(tmp_path, rows))
     log_mel = LogMel(FSQ.sample_rate, FSQ.window_samples, FSQ.hop_samples, FSQ.mel_channels)
-    spoken_items, spoken = Ears(tokenizer, Tones(), batch_size=2).hear(
+    spoken_items, spoken = FeatureExtractor(tokenizer, Tones(), batch_size=2).extract(
         select(speech_tokens.rows, Reads.SPEECH), speech_tokens
     )
-    read_items, read = Ears(tokenizer).hear(select(files.rows, Reads.SPEECH), files)
+    read_items, read = FeatureExtractor(tokenizer).extract(select(files.rows, Reads.SPEECH), files)
     for row, one, other in zip(rows, spoken, read, strict=True):
         wave = torch.nn.functional.pad(tones(row.speech, row.speaker), (0, 3 * FSQ.window_samples))
         expected = log_mel(wave[None])[0, : len(row.speech) * FSQ.frames_per_token]
         torch.testing.assert_close(one.features.float(), expected, atol=2e-3, rtol=2e-3)
         # 16 bits disturb what is next to silent, which the logarithm magnifies.
         assert (other.features.float() - expected).abs().mean() < 0.05
-        assert one.codebook_size == other.codebook_size == len(row.speech)
+        assert one.token_count == other.token_count == len(row.speech)
     for items in (spoken_items, read_items):
         assert [item[0].sound.speech for item in items] == [(PLACEHOLDER,) * len(row.speech) for row in rows]
         assert all(item[0].desirable for item in items)
@@ -69,7 +69,7 @@ def test_the_same_speech_is_heard_once(tokenizer: MelFSQ, tmp_path: Path):
     rows.append(replace(rows[0], id="other voice", speaker=VOICES[1]))
     manifest = read_manifest(write_manifest(rows, tmp_path / "rows.jsonl"))
     vocoder = Counting()
-    _, heard = Ears(tokenizer, vocoder).hear(select(manifest.rows, Reads.SPEECH), manifest)
+    _, heard = FeatureExtractor(tokenizer, vocoder).extract(select(manifest.rows, Reads.SPEECH), manifest)
     assert vocoder.spoken == 4
     assert len(heard) == 7
     assert torch.equal(heard[0].features, heard[3].features)
@@ -80,10 +80,10 @@ def test_of_a_pair_the_chosen_one_is_heard(tokenizer: MelFSQ, tmp_path: Path):
     pair = Pair(Sound((1, 2, 3)), Sound((4, 5, 6)))  # their placeholders are alike
     row = Row(id="a", text="ab", speaker="ann", pair=pair)
     manifest = read_manifest(write_manifest([row], tmp_path / "rows.jsonl"))
-    items, _ = Ears(tokenizer, Tones()).hear(select(manifest.rows, Reads.LABELLED), manifest)
+    items, _ = FeatureExtractor(tokenizer, Tones()).extract(select(manifest.rows, Reads.LABELLED), manifest)
     chosen, rejected = (item[0] for item in items)
-    assert chosen.heard == "ab"
-    assert rejected.heard is None
+    assert chosen.transcript == "ab"
+    assert rejected.transcript is None
 
 
 def test_what_rows_without_a_transcript_say():
@@ -91,25 +91,25 @@ def test_what_rows_without_a_transcript_say():
     for label, said in ((True, "ab"), (None, "ab"), (False, None)):
         row = Row(id="a", text="ab", speech=(1,), desirable=label)
         ((item,),) = select([row], Reads.ANY)
-        assert item.heard == said
+        assert item.transcript == said
 
 
 def test_recordings_are_padded_with_zeros(tokenizer: MelFSQ, tmp_path: Path):
     rows = [replace(row, speaker_vector=(1.0, float(i))) for i, row in enumerate(spoken_rows(sentences=4))]
     manifest = read_manifest(write_manifest(rows, tmp_path / "rows.jsonl"))
     acoustic = AcousticMel(sample_rate=8000, fft_samples=128, hop_samples=64, mel_channels=5, fmax=2000.0)
-    _, heard = Ears(tokenizer, Tones(), acoustic).hear(select(manifest.rows, Reads.SPEECH), manifest)
+    _, heard = FeatureExtractor(tokenizer, Tones(), acoustic).extract(select(manifest.rows, Reads.SPEECH), manifest)
     batch = collate_recordings(heard)
     counts = [len(row.speech) for row in rows]
-    assert batch.codebook_size == tuple(counts)
+    assert batch.token_counts == tuple(counts)
     assert batch.frames.tolist() == [2 * count for count in counts]
     # Twice the rate, twice the hop: as many frames.
     assert batch.mel_mask.sum(1).tolist() == batch.frames.tolist()
     assert batch.mel.shape == (4, 2 * max(counts), 5)
     assert batch.speaker.tolist() == [[1.0, float(i)] for i in range(4)]
     for i, one in enumerate(heard):
-        assert (batch.heard[i, len(one.features) :] == 0).all()
-        np.testing.assert_array_equal(batch.heard[i, : len(one.features)].numpy(), one.features.float().numpy())
+        assert (batch.features[i, len(one.features) :] == 0).all()
+        np.testing.assert_array_equal(batch.features[i, : len(one.features)].numpy(), one.features.float().numpy())
     odd = (heard[0], replace(heard[1], speaker=()))
     with pytest.raises(ValueError, match="speaker_vector in all rows"):
         collate_recordings(odd)
@@ -130,13 +130,13 @@ def test_faults_name_the_rows(tokenizer: MelFSQ, tmp_path: Path):
     with pytest.raises(
         ManifestError, match=r"2 utterances: has speech tokens of another tokenizer only.*data\.vocoder"
     ):
-        Ears(tokenizer).hear(items, manifest)
+        FeatureExtractor(tokenizer).extract(items, manifest)
     with pytest.raises(ManifestError, match="row '0-a-0': too short to give a speech token"):
-        Ears(tokenizer, Mute()).hear(items, manifest)
+        FeatureExtractor(tokenizer, Mute()).extract(items, manifest)
     files = read_manifest(save_recordings(tmp_path), check_audio=False)
     (tmp_path / files.rows[0].audio).unlink()
     with pytest.raises(ManifestError, match="no such recording"):
-        Ears(tokenizer).hear(select(files.rows, Reads.SPEECH), files)
+        FeatureExtractor(tokenizer).extract(select(files.rows, Reads.SPEECH), files)
 
 
 def test_the_published_tokenizer_hears_too(tmp_path: Path):

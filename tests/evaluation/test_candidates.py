@@ -63,7 +63,7 @@ def test_a_manifest_understands_the_row():
         "target_end": 0.9,
     }
     assert row.notes == {"sentence": "s", "reading": "right", "transcript": "からい"}
-    assert row.transcript == row.wanted == "x"  # of the right reading, not what was heard
+    assert row.transcript == row.target_text == "x"  # of the right reading, not what was heard
 
 
 def test_faults_are_named(tmp_path):

@@ -91,4 +91,4 @@ def test_a_bare_reading_stands_for_a_list_of_one():
     ids=["right one", "first right one", "unmarked", "the text itself", "nothing said", "no transcript"],
 )
 def test_what_a_recogniser_should_write(knobs, wanted):
-    assert SentencePrompt("s", "a", **knobs).wanted == wanted
+    assert SentencePrompt("s", "a", **knobs).target_text == wanted

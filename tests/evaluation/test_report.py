@@ -8,14 +8,14 @@ from rich.console import Console
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.prompts import SentencePrompt
-from tts_align.evaluation.report import Utterance, print_table, read_utterances, summarise, unique, write_report
+from tts_align.evaluation.report import JudgedUtterance, print_table, read_utterances, summarise, unique, write_report
 
 METRICS = {"accuracy", "cer", "nearest_cer", "bad_case_ratio"}
 
 
 def said(system, number, reading="right", cer=0.0, nearest=0.0, **more):
     sentence = f"s{number // 2}"
-    return Utterance(
+    return JudgedUtterance(
         id=f"{sentence}-v{number % 2}",
         sentence=sentence,
         text="鍋は辛い",
@@ -122,10 +122,10 @@ def test_a_row_that_is_no_utterance_is_named(tmp_path):
 def test_candidates_become_utterances():
     prompt = SentencePrompt("s", "鍋は辛い")
     candidate = Candidate(prompt, "v", 2, 9, (4, 5), True, Verdict("なべ", Reading.WRONG, 0.2, 0.0))
-    one = Utterance.of(candidate, "aligned", "audio/s.wav")
+    one = JudgedUtterance.of(candidate, "aligned", "audio/s.wav")
     assert (one.id, one.sentence, one.reading, one.cer, one.audio) == ("s-v-2", "s", "wrong", 0.2, "audio/s.wav")
-    assert Utterance.of(Candidate(prompt, "v", 2, 9, (), True, error="silent"), "base").error == "silent"
-    assert Utterance.of(Candidate(prompt, "v", 2, 9, (), True), "base").error == "was not judged"
+    assert JudgedUtterance.of(Candidate(prompt, "v", 2, 9, (), True, error="silent"), "base").error == "silent"
+    assert JudgedUtterance.of(Candidate(prompt, "v", 2, 9, (), True), "base").error == "was not judged"
 
 
 def test_table_fits_a_narrow_terminal_and_names_failures():

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tts_align.batch import Batch, Scored, Totals
 from tts_align.data.collate import as_utterances
 from tts_align.data.records import Row
-from tts_align.data.select import Utterance
+from tts_align.data.select import LabelledUtterance
 from tts_align.logprobs import chosen_logp
 from tts_align.models.base.layout import TokenRow, collate
 from tts_align.models.reward.config import Attribute, RewardSizes
@@ -73,7 +73,7 @@ def spoken_step(
         attributes = KNOWN[row] if rich else {}
         manifest = Row(str(row), "x", "ja", speech=speech_tokens, transcript=WANTED[row], attributes=attributes)
         rows.append(TokenRow((1, 2), speech_tokens))
-        sources.append(Utterance(manifest, manifest.sounds[0], row % 2 == 0))
+        sources.append(LabelledUtterance(manifest, manifest.sounds[0], row % 2 == 0))
         shape = (lengths[row] + 1, LAYOUT.vocabulary)
         reference.append(2 * torch.randn(shape, generator=random, dtype=torch.float64))
         moves.append(1.5 * torch.randn(shape, generator=random, dtype=torch.float64))

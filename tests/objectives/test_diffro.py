@@ -43,7 +43,7 @@ def in_rows(step: Step, flat: Tensor) -> Tensor:
 
 def labels(step: Step, model: RewardModel, **targets: Any) -> Any:
     said = step.utterances
-    return model.encode_labels(said.wanted, [{**row, **targets} for row in said.attributes])
+    return model.encode_labels(said.target_texts, [{**row, **targets} for row in said.attributes])
 
 
 def gradient(objective: DiffRO, step: Step) -> Tensor:
@@ -164,9 +164,9 @@ def test_a_policy_that_is_its_reference_has_no_divergence():
 def test_the_text_that_is_wanted_not_the_one_that_was_heard():
     step = spoken_step(LENGTHS)
     said = step.utterances
-    other = replace(step, batch=replace(step.batch, utterances=replace(said, heard=(None,) * len(LENGTHS))))
+    other = replace(step, batch=replace(step.batch, utterances=replace(said, transcripts=(None,) * len(LENGTHS))))
     assert run(DiffRO(), other).loss == run(DiffRO(), step).loss
-    other = replace(step, batch=replace(step.batch, utterances=replace(said, wanted=("う",) * len(LENGTHS))))
+    other = replace(step, batch=replace(step.batch, utterances=replace(said, target_texts=("う",) * len(LENGTHS))))
     assert run(DiffRO(), other).loss != run(DiffRO(), step).loss
 
 

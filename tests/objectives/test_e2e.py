@@ -258,19 +258,19 @@ def slow_loss(module: AlignModule, batch: Batch) -> dict[str, float]:
     reward, flow = module.parts["reward"], module.parts["flow"]
     sums = {"lm": 0.0, "asr": 0.0, "ctc": 0.0, "speaker": 0.0, "fm": 0.0}
     counts = dict.fromkeys(sums, 0)
-    with torch.no_grad(), objective.folded(policy, {Part(name): part for name, part in module.parts.items()}):
+    with torch.no_grad(), objective.merged(policy, {Part(name): part for name, part in module.parts.items()}):
         step = module.score(batch)
         assert step.batch.utterances is not None
         sums["lm"], counts["lm"] = -float(step.policy.logp.sum()), int(step.policy.mask.sum())
         draws = objective._draws(step)
-        for i in range(len(said.wanted)):
+        for i in range(len(said.target_texts)):
             speech_tokens = step.batch.utterances.speech[i][said.mask[i]][None]
             real = torch.ones_like(speech_tokens, dtype=torch.bool)
-            labels = reward.encode_labels([said.heard[i]], [said.attributes[i]])
+            labels = reward.encode_labels([said.transcripts[i]], [said.attributes[i]])
             for name, loss in reward.losses(speech_tokens, real, labels).items():
                 sums[name] += float(loss.total)
                 # Speech too short for a text under ctc has no loss, but its letters count: no cut must matter.
-                counts[name] += len(said.heard[i] or "") if name == "ctc" else int(loss.count)
+                counts[name] += len(said.transcripts[i] or "") if name == "ctc" else int(loss.count)
             sound = step.recordings
             frames = sound.mel_mask[i].sum()
             speaker = torch.eye(2, dtype=torch.float64)[VOICES.index(said.speakers[i])][None]
@@ -309,7 +309,7 @@ def test_folding_ends_as_it_began(build: Any):
     awake(module)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     named = {Part(name): part for name, part in module.parts.items()}
-    with module.objective.folded(module.policy, named):
+    with module.objective.merged(module.policy, named):
         codebook = module.parts["tokenizer"].codebook()
         image = codebook @ before["objective.bridges.flow.weight"].T
         torch.testing.assert_close(module.parts["flow"].table.weight, image)
@@ -324,7 +324,7 @@ def test_a_soft_token_is_a_mixture_of_the_codebook(build: Any):
     y = torch.rand(1, 4, 20).softmax(-1)
     bridge, tokenizer = module.objective.bridges["flow"], module.parts["tokenizer"]
     soft = bridge(tokenizer.embed(y))
-    with module.objective.folded(module.policy, {Part(name): part for name, part in module.parts.items()}):
+    with module.objective.merged(module.policy, {Part(name): part for name, part in module.parts.items()}):
         torch.testing.assert_close(module.parts["flow"].embed(y), soft)
 
 
@@ -431,19 +431,19 @@ def test_a_stage_starts_from_what_the_one_before_left(build: Any, tmp_path: Path
     trainer.fit(first, datamodule=data)
     second, data = build(make(2, start=str(tmp_path / "one")), seed=9)
     named = {Part(name): part for name, part in first.parts.items()}
-    with first.objective.folded(first.policy, named):
+    with first.objective.merged(first.policy, named):
         for name in ("policy.", "parts.tokenizer.", "parts.reward.", "parts.flow."):
             ours, theirs = first.state_dict(), second.state_dict()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours if key.startswith(name))
     assert not second.objective.bridges
     make_trainer(tmp_path / "two", max_steps=2, max_epochs=-1).fit(second, datamodule=data)
     third, data = build(make(3, start=str(tmp_path / "two")), seed=4)
-    before = third.objective.before(third.policy)
+    before = third.objective.initial_policy(third.policy)
     assert before is not None
     assert before.digest() == third.policy.digest() == second.policy.digest()
     make_trainer(tmp_path / "three", max_steps=1, max_epochs=-1).fit(third, datamodule=data)
     assert before.digest() != third.policy.digest()
-    assert third.objective.before(third.policy).digest() == before.digest()
+    assert third.objective.initial_policy(third.policy).digest() == before.digest()
 
 
 def test_stage_3_needs_all_models_trained(build: Any, tmp_path: Path):

@@ -32,7 +32,7 @@ def make_step(model: RewardModel | None = None, only: Any = None) -> Step:
     labels["text"] = sum(text is not None for text in HEARD)
     letters = sum(len(text) + 1 for text in HEARD if text is not None)
     totals = Totals(4, 19, 2, 12, labels=dict(labels), letters=letters)
-    return replace(step, batch=replace(step.batch, totals=totals, utterances=replace(said, heard=heard)))
+    return replace(step, batch=replace(step.batch, totals=totals, utterances=replace(said, transcripts=heard)))
 
 
 def run(objective: MTR, step: Step) -> Outcome:
@@ -56,7 +56,7 @@ def test_facts():
 def expected(step: Step) -> dict[str, float]:
     """Loss of each task: text per row that has one, classes and scores per row, numbers squared."""
     model, said = reward_of(step), step.utterances
-    labels = model.encode_labels(said.heard, said.attributes)
+    labels = model.encode_labels(said.transcripts, said.attributes)
     with torch.no_grad():
         hidden = model.encode(model.embed(said.speech), said.mask)
         scores = model.score(said.speech, said.mask, labels)
@@ -87,9 +87,9 @@ def test_each_task_by_its_formula():
 def test_it_learns_what_was_heard_not_what_was_wanted():
     step = make_step()
     said = step.utterances
-    other = replace(step, batch=replace(step.batch, utterances=replace(said, wanted=("え",) * 4)))
+    other = replace(step, batch=replace(step.batch, utterances=replace(said, target_texts=("え",) * 4)))
     assert run(MTR(), other).loss == run(MTR(), step).loss
-    other = replace(step, batch=replace(step.batch, utterances=replace(said, heard=("え",) * 4)))
+    other = replace(step, batch=replace(step.batch, utterances=replace(said, transcripts=("え",) * 4)))
     assert run(MTR(), other).loss != run(MTR(), step).loss
 
 

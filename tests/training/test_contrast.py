@@ -94,7 +94,7 @@ def test_fit_makes_its_own_pair(recipe: Callable[..., str], capsys: pytest.Captu
     for key, row in list(done.datamodule.rows().items())[::7]:
         rows, logp = collate([row], model.layout), {}
         for side in SIDES:
-            with torch.no_grad(), model.wearing(pair[side]):
+            with torch.no_grad(), model.with_weights(pair[side]):
                 logp[side] = model(rows).logp[0].numpy()
         np.testing.assert_allclose(cache.numbers[key], logp["desirable"] - logp["undesirable"], atol=1e-5)
     # Then the policy, with its dropout on.

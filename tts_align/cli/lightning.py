@@ -340,7 +340,7 @@ class AlignCLI(LightningCLI):
             raise ValueError("nothing to predict: the recipe must set data.validation")
         self._prepare_stages()
         datamodule.trainer = self.trainer
-        datamodule.prepare(model.policy, model.hearer if datamodule.wants_sound else None)
+        datamodule.prepare(model.policy, model.trained_tokenizer if datamodule.wants_sound else None)
         self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=ckpt_path, weights_only=True, **kwargs)
 
     def _prepare_stages(self) -> None:

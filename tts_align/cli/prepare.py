@@ -18,7 +18,7 @@ from tts_align.cli.trainer import AlignTrainer
 from tts_align.data.cosyvoice import is_place, shard_of
 from tts_align.data.manifest import read_manifest, to_dict
 from tts_align.data.prepared import OnBadRow, Target, finish
-from tts_align.data.recording_encoder import Ears, Refused, hear, needed
+from tts_align.data.recording_encoder import RecordingEncoder, Refused, encode_recordings, needed
 from tts_align.data.recordings import Limits, Recordings
 from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Row, folder
 from tts_align.utils.assets import resolve
@@ -106,16 +106,16 @@ def prepare(
     """
     quiet()
     target = Target(Path(out), overwrite, on_bad_row)
-    ears = Ears.of(directory, batch_size, speaker_vectors)
+    recording_encoder = RecordingEncoder.of(directory, batch_size, speaker_vectors)
     limits = Limits(max_seconds, min_seconds, lowest_rate)
-    longest = ears.tokenizer.max_seconds
+    longest = recording_encoder.tokenizer.max_seconds
     if longest is not None and max_seconds > longest:
         raise ValueError(f"max_seconds must be at most {longest:g}, which is what the speech tokenizer takes")
     if min(batch_size, num_workers) < 1:
         raise ValueError(f"batch_size and num_workers must be at least 1, got {batch_size} and {num_workers}")
     share = partial(
         prepare_share,
-        ears=ears,
+        recording_encoder=recording_encoder,
         source=source,
         target=target,
         limits=limits,
@@ -126,7 +126,7 @@ def prepare(
 
 
 def prepare_share(
-    ears: Ears,
+    recording_encoder: RecordingEncoder,
     source: str,
     target: Target,
     limits: Limits,
@@ -139,7 +139,7 @@ def prepare_share(
     """Prepare one process's share of the rows; the last one writes the manifest.
 
     Args:
-        ears: what listens.
+        recording_encoder: what listens.
         source: see :func:`prepare`.
         target: what is written, and how.
         limits: which recordings are taken.
@@ -151,10 +151,12 @@ def prepare_share(
         barrier: waits for the other processes.
     """
     path = resolve(source)
-    given = read_manifest(path, target.on_bad_row, ears.tokenizer.codebook_size, check_audio=False, unprepared=True)
-    speaks = ears.encoder is not None
+    given = read_manifest(
+        path, target.on_bad_row, recording_encoder.tokenizer.codebook_size, check_audio=False, unprepared=True
+    )
+    speaks = recording_encoder.speaker_encoder is not None
     stamps = [_stamp(row, given, speaks) for row in given.rows]
-    key = digest("prepare", ears.identity, limits, speaks, window)
+    key = digest("prepare", recording_encoder.identity, limits, speaks, window)
     made_with = digest(key, stamps, given.dropped)
     if target.is_finished(made_with):
         return
@@ -165,13 +167,15 @@ def prepare_share(
     missing = set(shards.missing)
     todo = [some for some in mine if not missing.isdisjoint(stamp for stamp, _ in some)]
     names = [list(dict.fromkeys(name for _, row in some for name in needed(row, speaks))) for some in todo]
-    recordings = Recordings(folder(path), ears.tokenizer.sample_rate, limits, threads)
+    recordings = Recordings(folder(path), recording_encoder.tokenizer.sample_rate, limits, threads)
     if any(names):
-        ears.try_out()
+        recording_encoder.try_out()
     total = sum(map(len, mine))
     with bar(total, total - sum(map(len, todo)), "prepare", rank) as shown:
         for some, sounds in zip(todo, recordings.windows(names), strict=True):
-            shards.append(_lines(some, hear([row for _, row in some], sounds, ears), given, target))
+            shards.append(
+                _lines(some, encode_recordings([row for _, row in some], sounds, recording_encoder), given, target)
+            )
             shown.advance(len(some))
     if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
         finish(target, [shards.rows[stamp] for stamp in stamps], given, made_with)

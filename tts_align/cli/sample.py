@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import check_speakers, encode, speak, wanted, write_sound
+from tts_align.evaluation.speaking import check_speakers, encode, speak, utterance_requests, write_sound
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
 
@@ -53,7 +53,7 @@ def sample(
     if audio is not None and module.vocoder is None:
         raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
     sentences = read_prompts(prompts)
-    items = wanted(sentences, speakers, samples, seed)
+    items = utterance_requests(sentences, speakers, samples, seed)
     check_speakers(module.policy, items)
     if audio is not None and module.vocoder is not None:
         module.vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))

@@ -18,8 +18,8 @@ from torch.utils.data.distributed import DistributedSampler
 from tts_align.batch import Batch, Totals, Utterances
 from tts_align.data.mismatch import partners
 from tts_align.data.plan import Indices, Plan
-from tts_align.data.select import Item, Utterance
-from tts_align.data.sound import Heard, collate_recordings
+from tts_align.data.select import Item, LabelledUtterance
+from tts_align.data.sound import RecordingFeatures, collate_recordings
 from tts_align.models.base.code_places import code_places
 from tts_align.models.base.generation import Context, Encoded
 from tts_align.models.base.layout import Layout, TokenRow, collate
@@ -37,16 +37,16 @@ class Examples:
         items: indices of the rows that stay together, (items, 1) or (items, 2) with the chosen one first.
         mismatched: for each row its text with the speech of another sentence; empty if not wanted.
         utterances: whether batches bring the rows as speech tokens and words, too.
-        heard: the rows as sound; empty if not wanted.
+        recordings: the rows as sound; empty if not wanted.
     """
 
     rows: tuple[TokenRow, ...]
-    sources: tuple[Utterance, ...]
+    sources: tuple[LabelledUtterance, ...]
     desirable: NDArray[np.bool_]
     items: Indices
     mismatched: tuple[TokenRow, ...] = ()
     utterances: bool = False
-    heard: tuple[Heard, ...] = ()
+    recordings: tuple[RecordingFeatures, ...] = ()
 
     @classmethod
     def of(
@@ -113,7 +113,7 @@ def _mismatched(rows: Sequence[TokenRow], layout: Layout, share: float, seed: in
     )
 
 
-def _attributes(source: Utterance) -> dict[str, str | float]:
+def _attributes(source: LabelledUtterance) -> dict[str, str | float]:
     """What is known of an utterance, its voice included."""
     known = dict(source.row.attributes)
     return {"speaker": source.row.speaker, **known} if source.row.speaker else known
@@ -125,7 +125,7 @@ def row_seed(key: str, epoch: int) -> int:
 
 
 def as_utterances(
-    sources: Sequence[Utterance], rows: Sequence[TokenRow], seeds: Sequence[int], layout: Layout
+    sources: Sequence[LabelledUtterance], rows: Sequence[TokenRow], seeds: Sequence[int], layout: Layout
 ) -> Utterances:
     """Rows as speech tokens and words.
 
@@ -139,8 +139,8 @@ def as_utterances(
         **code_places(rows, layout),
         rows=tuple(rows),
         seeds=tuple(seeds),
-        heard=tuple(source.heard for source in sources),
-        wanted=tuple(source.row.wanted for source in sources),
+        transcripts=tuple(source.transcript for source in sources),
+        target_texts=tuple(source.row.target_text for source in sources),
         speakers=tuple(source.row.speaker for source in sources),
         attributes=tuple(_attributes(source) for source in sources),
     )
@@ -186,13 +186,15 @@ class MicroBatches(Dataset[Batch]):
             ),
             first=micro.first,
             utterances=self._utterances(micro) if examples.utterances else None,
-            recordings=collate_recordings([examples.heard[i] for i in micro.rows]) if examples.heard else None,
+            recordings=collate_recordings([examples.recordings[i] for i in micro.rows])
+            if examples.recordings
+            else None,
         )
 
     def _utterances(self, micro: MicroBatch) -> Utterances:
         examples = self.examples
         # Rows that are still to be tokenised may be alike but for their sound.
-        names = [examples.sources[i].row.id if examples.heard else "" for i in micro.rows]
+        names = [examples.sources[i].row.id if examples.recordings else "" for i in micro.rows]
         keys = [self.layout.key(examples.rows[i]) for i in micro.rows]
         seeds = [row_seed(f"{key}{name}", micro.epoch) for key, name in zip(keys, names, strict=True)]
         return as_utterances(
@@ -276,8 +278,8 @@ class PlanSampler(DistributedSampler[MicroBatch]):
         targets, desirable = self.targets[rows], self.examples.desirable[rows]
         sources = [self.examples.sources[row] for row in rows] if self.examples.utterances else []
         labels = Counter(name for source in sources for name in _attributes(source))
-        heard = [source.heard for source in sources if source.heard is not None]
-        labels["text"] = len(heard)
+        transcripts = [source.transcript for source in sources if source.transcript is not None]
+        labels["text"] = len(transcripts)
         return Totals(
             rows=len(rows),
             tokens=int(targets.sum()),
@@ -285,5 +287,5 @@ class PlanSampler(DistributedSampler[MicroBatch]):
             desirable_tokens=int(targets[desirable].sum()),
             labels=dict(labels),
             speech_tokens=sum(len(source.sound.speech) for source in sources),
-            letters=sum(map(len, heard)),
+            letters=sum(map(len, transcripts)),
         )

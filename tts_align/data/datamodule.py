@@ -20,8 +20,8 @@ from tts_align.data.collate import Examples, PlanSampler
 from tts_align.data.encode import encode_audio
 from tts_align.data.manifest import read_manifest
 from tts_align.data.plan import Plan
-from tts_align.data.select import Utterance, select, usable
-from tts_align.data.sound import AcousticMel, Ears, Heard
+from tts_align.data.select import LabelledUtterance, select, usable
+from tts_align.data.sound import AcousticMel, FeatureExtractor, RecordingFeatures
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
@@ -112,16 +112,16 @@ class AlignData(LightningDataModule):
         if stage in ("fit", "validate"):
             assert self.trainer is not None
             module: Any = self.trainer.lightning_module
-            self.prepare(module.policy, module.hearer if self.wants_sound else None)
+            self.prepare(module.policy, module.trained_tokenizer if self.wants_sound else None)
 
-    def prepare(self, policy: CodecLM, hearer: TokenizerHead | None = None) -> None:
+    def prepare(self, policy: CodecLM, trained_tokenizer: TokenizerHead | None = None) -> None:
         """Read, check, select and tokenise; does nothing the second time.
 
         Args:
             policy: knows how text becomes tokens, and how rows are arranged.
-            hearer: makes the speech tokens during the training, for objectives that want sound.
+            trained_tokenizer: makes the speech tokens during the training, for objectives that want sound.
         """
-        self._hearer = hearer or self._hearer
+        self._hearer = trained_tokenizer or self._hearer
         if self.manifest is None:
             raise ValueError("nothing to train on: the recipe must set data.manifest")
         if "train" not in self._splits:
@@ -139,15 +139,15 @@ class AlignData(LightningDataModule):
             rows = tuple(rows[i] for i in np.sort(kept))
         try:
             items = select(rows, self.reads, self.paired_only, self.flip_labels, self.seed)
-            heard: tuple[Heard, ...] = ()
+            recordings: tuple[RecordingFeatures, ...] = ()
             if self.wants_sound:
-                items, heard = self._ears.hear(items, manifest)
+                items, recordings = self._extractor.extract(items, manifest)
             examples = Examples.of(
                 items, policy, self.wants_mismatched, self.bistream_share, self.seed, self.wants_utterances
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        examples = replace(examples, heard=heard)
+        examples = replace(examples, recordings=recordings)
         plan = Plan(
             tokens=examples.tokens(policy.layout),
             rows_per_item=examples.items.shape[1],
@@ -163,10 +163,10 @@ class AlignData(LightningDataModule):
         return Split(examples, plan, targets, policy.layout, policy.packed, keys)
 
     @property
-    def _ears(self) -> Ears:
+    def _extractor(self) -> FeatureExtractor:
         if self._hearer is None:
             raise ValueError("nothing to hear recordings with: the recipe must set model.tokenizer")
-        return Ears(self._hearer, self.vocoder, self.acoustic)
+        return FeatureExtractor(self._hearer, self.vocoder, self.acoustic)
 
     def train_dataloader(self) -> AlignLoader:
         """This rank's micro-batches, from where training stands."""
@@ -234,7 +234,7 @@ class AlignData(LightningDataModule):
                 found.setdefault(one.layout.key(row), row)
         return found
 
-    def sources(self, split: Literal["train", "validation", "all"] = "all") -> dict[str, Utterance]:
+    def sources(self, split: Literal["train", "validation", "all"] = "all") -> dict[str, LabelledUtterance]:
         """By key, the utterance and manifest row (spans, scores) behind each row; mismatched ones have none."""
         return {
             key: source

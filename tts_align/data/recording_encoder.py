@@ -34,21 +34,21 @@ class VoiceEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Ears:
+class RecordingEncoder:
     """What listens.
 
     Args:
         tokenizer: gives speech tokens.
-        encoder: gives speaker vectors; without it there are none.
-        identity: differs between ears that hear differently.
+        speaker_encoder: gives speaker vectors; without it there are none.
+        identity: differs between recording_encoder that hear differently.
     """
 
     tokenizer: SpeechTokenizer
-    encoder: VoiceEncoder | None
+    speaker_encoder: VoiceEncoder | None
     identity: str
 
     @classmethod
-    def of(cls, directory: str, batch_size: int, speaker_vectors: bool) -> Ears:
+    def of(cls, directory: str, batch_size: int, speaker_vectors: bool) -> RecordingEncoder:
         """Those of a CosyVoice directory.
 
         Args:
@@ -68,8 +68,8 @@ class Ears:
         rate = self.tokenizer.sample_rate
         sound = 0.1 * torch.sin(torch.arange(rate) * (440 * torch.pi / rate))
         self.tokenizer.encode([sound])
-        if self.encoder is not None:
-            self.encoder.encode([sound])
+        if self.speaker_encoder is not None:
+            self.speaker_encoder.encode([sound])
 
 
 def _content(path: Path) -> str:
@@ -92,7 +92,7 @@ class Refused:
     what: str
 
 
-def unheard(row: Row) -> tuple[str, ...]:
+def unencoded(row: Row) -> tuple[str, ...]:
     """Recordings of a row whose speech tokens are to be made."""
     sounds = (*row.sounds, Sound(row.prompt_speech, row.prompt_audio))
     return tuple(dict.fromkeys(sound.audio for sound in sounds if sound.audio and not sound.speech))
@@ -104,31 +104,38 @@ def voice(row: Row) -> str:
 
 
 def needed(row: Row, speaker_vectors: bool) -> tuple[str, ...]:
-    """Every recording of a row that must be heard."""
+    """Every recording of a row that must be encoded."""
     voices = (voice(row),) if speaker_vectors else ()
-    return tuple(dict.fromkeys(name for name in (*unheard(row), *voices) if name))
+    return tuple(dict.fromkeys(name for name in (*unencoded(row), *voices) if name))
 
 
-def hear(rows: Sequence[Row], sounds: Loaded, ears: Ears) -> list[Row | Refused]:
-    """The rows with everything that could be heard.
+def encode_recordings(rows: Sequence[Row], sounds: Loaded, recording_encoder: RecordingEncoder) -> list[Row | Refused]:
+    """The rows with everything that could be encoded.
 
     Args:
         rows: from a source.
         sounds: the recordings they need.
-        ears: what listens.
+        recording_encoder: what listens.
     """
     audible = {name: sound for name, sound in sounds.items() if not isinstance(sound, AudioError)}
-    speech_tokens = _each(ears.tokenizer.encode, _chosen(audible, (name for row in rows for name in unheard(row))))
+    speech_tokens = _each(
+        recording_encoder.tokenizer.encode, _chosen(audible, (name for row in rows for name in unencoded(row)))
+    )
     vectors: Mapping[str, Tensor | str] = {}
-    if ears.encoder is not None:
-        vectors = _each(ears.encoder.encode, _chosen(audible, map(voice, rows)))
-    heard: list[Row | Refused] = []
+    if recording_encoder.speaker_encoder is not None:
+        vectors = _each(recording_encoder.speaker_encoder.encode, _chosen(audible, map(voice, rows)))
+    encoded: list[Row | Refused] = []
     for row in rows:
         try:
-            heard.append(_checked(_filled(row, sounds, speech_tokens, vectors, ears.encoder is not None), ears))
+            encoded.append(
+                _checked(
+                    _filled(row, sounds, speech_tokens, vectors, recording_encoder.speaker_encoder is not None),
+                    recording_encoder,
+                )
+            )
         except AudioError as error:
-            heard.append(Refused(row.id, error.name, error.what))
-    return heard
+            encoded.append(Refused(row.id, error.name, error.what))
+    return encoded
 
 
 def _chosen(sounds: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
@@ -202,9 +209,9 @@ def _numbers(vector: Tensor, name: str) -> tuple[float, ...]:
     return tuple(float(f"{value:.{_FLOAT32_DIGITS}g}") for value in vector.tolist())
 
 
-def _checked(row: Row, ears: Ears) -> Row:
+def _checked(row: Row, recording_encoder: RecordingEncoder) -> Row:
     """The row, if training would take it: tokens that were just made can turn out to be those of the other side."""
-    _, faults, _ = parse(to_dict(row), row.id, Rules(ears.tokenizer.codebook_size))
+    _, faults, _ = parse(to_dict(row), row.id, Rules(recording_encoder.tokenizer.codebook_size))
     if faults:
         raise AudioError(f"row {row.id!r}", "; ".join(faults))
     return row

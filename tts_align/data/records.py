@@ -92,7 +92,7 @@ class Row:
     transcript: str = ""
 
     @property
-    def wanted(self) -> str:
+    def target_text(self) -> str:
         """What a recogniser should write down."""
         return self.transcript or self.text
 

@@ -15,7 +15,7 @@ from tts_align.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class Utterance:
+class LabelledUtterance:
     """One scored utterance under a text.
 
     Args:
@@ -29,14 +29,14 @@ class Utterance:
     desirable: bool
 
     @property
-    def heard(self) -> str | None:
+    def transcript(self) -> str | None:
         """What is said: what a recogniser heard, or the text where the speech is good; ``None`` if nobody knows."""
         if self.row.pair is not None:
-            return self.row.wanted if self.sound is self.row.pair.chosen else None
-        return self.row.notes.get("transcript", self.row.wanted if self.row.desirable is not False else None)
+            return self.row.target_text if self.sound is self.row.pair.chosen else None
+        return self.row.notes.get("transcript", self.row.target_text if self.row.desirable is not False else None)
 
 
-Item = tuple[Utterance, ...]
+Item = tuple[LabelledUtterance, ...]
 """What stays together in a batch: one utterance, or (chosen, rejected)."""
 
 
@@ -123,7 +123,7 @@ def select(
         raise ValueError(f"the objective reads {kind}, but the manifest has none; it has:\n{usable(rows, seed)}")
     if not flip_labels:
         return items
-    flipped = (tuple(Utterance(u.row, u.sound, not u.desirable) for u in item) for item in items)
+    flipped = (tuple(LabelledUtterance(u.row, u.sound, not u.desirable) for u in item) for item in items)
     return tuple(tuple(sorted(item, key=lambda u: not u.desirable)) for item in flipped)
 
 
@@ -137,39 +137,45 @@ def _select(rows: Sequence[Row], reads: Reads, paired_only: bool, seed: int) -> 
     return tuple((item,) for item in find(rows))
 
 
-def _every(rows: Sequence[Row]) -> list[Utterance]:
+def _every(rows: Sequence[Row]) -> list[LabelledUtterance]:
     return [
-        Utterance(row, sound, number == 0 and row.desirable is not False)
+        LabelledUtterance(row, sound, number == 0 and row.desirable is not False)
         for row in rows
         for number, sound in enumerate(row.sounds)
     ]
 
 
-def _speech(rows: Sequence[Row]) -> list[Utterance]:
-    return [Utterance(row, row.sounds[0], True) for row in rows if row.pair is not None or row.desirable is not False]
+def _speech(rows: Sequence[Row]) -> list[LabelledUtterance]:
+    return [
+        LabelledUtterance(row, row.sounds[0], True)
+        for row in rows
+        if row.pair is not None or row.desirable is not False
+    ]
 
 
-def _labelled(rows: Sequence[Row]) -> list[Utterance]:
+def _labelled(rows: Sequence[Row]) -> list[LabelledUtterance]:
     found = []
     for row in rows:
         if row.pair is not None:
-            found += [Utterance(row, row.pair.chosen, True), Utterance(row, row.pair.rejected, False)]
+            found += [LabelledUtterance(row, row.pair.chosen, True), LabelledUtterance(row, row.pair.rejected, False)]
         elif row.desirable is not None:
-            found.append(Utterance(row, row.sounds[0], row.desirable))
+            found.append(LabelledUtterance(row, row.sounds[0], row.desirable))
     return found
 
 
 def _pairs(rows: Sequence[Row], seed: int) -> tuple[Item, ...]:
     """Given pairs, and labelled utterances of one sentence, each used at most once."""
     pairs: list[Item] = []
-    loose: defaultdict[tuple[object, ...], tuple[list[Utterance], list[Utterance]]]
+    loose: defaultdict[tuple[object, ...], tuple[list[LabelledUtterance], list[LabelledUtterance]]]
     loose = defaultdict(lambda: ([], []))
     for row in rows:
         if row.pair is not None:
-            pairs.append((Utterance(row, row.pair.chosen, True), Utterance(row, row.pair.rejected, False)))
+            pairs.append(
+                (LabelledUtterance(row, row.pair.chosen, True), LabelledUtterance(row, row.pair.rejected, False))
+            )
         elif row.desirable is not None:
             side = 0 if row.desirable else 1
-            loose[row.sentence][side].append(Utterance(row, row.sounds[0], row.desirable))
+            loose[row.sentence][side].append(LabelledUtterance(row, row.sounds[0], row.desirable))
     generator = np.random.default_rng([seed, 0x9A125])
     for good, bad in loose.values():
         if good and bad:

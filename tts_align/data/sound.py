@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tts_align.batch import Recordings
 from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Sound
-from tts_align.data.select import Item, Utterance
+from tts_align.data.select import Item, LabelledUtterance
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.audio import AudioError, load_audio
@@ -49,7 +49,7 @@ class AcousticMel:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordingFeatures:
     """One recording.
 
     Args:
@@ -66,8 +66,8 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Ears:
-    """What rows are heard with.
+class FeatureExtractor:
+    """What rows are recordings with.
 
     Args:
         tokenizer: whose features and speech tokens are wanted.
@@ -81,7 +81,9 @@ class Ears:
     acoustic: AcousticMel | None = None
     batch_size: int = 64
 
-    def hear(self, items: Sequence[Item], manifest: Manifest) -> tuple[tuple[Item, ...], tuple[Heard, ...]]:
+    def extract(
+        self, items: Sequence[Item], manifest: Manifest
+    ) -> tuple[tuple[Item, ...], tuple[RecordingFeatures, ...]]:
         """Features of every utterance, and the same utterances with as many placeholders as they will have tokens.
 
         Args:
@@ -92,31 +94,33 @@ class Ears:
             ManifestError: an utterance has no recording and cannot be spoken, or cannot be used.
         """
         utterances = [utterance for item in items for utterance in item]
-        heard = self._features(utterances, manifest)
+        recordings = self._features(utterances, manifest)
         faults = [
             Fault(f"row {utterance.row.id!r}", "too short to give a speech token")
-            for utterance, one in zip(utterances, heard, strict=True)
+            for utterance, one in zip(utterances, recordings, strict=True)
             if not one.token_count
         ]
         if faults:
             raise ManifestError(manifest.path, faults)
-        rest = iter(heard)
-        return tuple(tuple(_with_placeholders(one, next(rest).token_count) for one in item) for item in items), heard
+        rest = iter(recordings)
+        return tuple(
+            tuple(_with_placeholders(one, next(rest).token_count) for one in item) for item in items
+        ), recordings
 
-    def _features(self, utterances: Sequence[Utterance], manifest: Manifest) -> tuple[Heard, ...]:
-        known: dict[tuple[Sound, str], Heard] = {}
+    def _features(self, utterances: Sequence[LabelledUtterance], manifest: Manifest) -> tuple[RecordingFeatures, ...]:
+        known: dict[tuple[Sound, str], RecordingFeatures] = {}
         first = {(one.sound, one.row.speaker): one for one in utterances}
         faults: list[Fault] = []
         for key, waveforms in self._waveforms(tuple(first), manifest, faults):
-            known[key] = self._heard(*waveforms)
+            known[key] = self._features_of(*waveforms)
         if faults:
             raise ManifestError(manifest.path, faults)
         return tuple(replace(known[one.sound, one.row.speaker], speaker=one.row.speaker_vector) for one in utterances)
 
-    def _heard(self, sound: Tensor, for_flow: Tensor | None) -> Heard:
+    def _features_of(self, sound: Tensor, for_flow: Tensor | None) -> RecordingFeatures:
         features = self.tokenizer.features(sound)
         mel = None if self.acoustic is None or for_flow is None else self.acoustic(for_flow).half()
-        return Heard(features.half(), mel, self.tokenizer.count(len(features)))
+        return RecordingFeatures(features.half(), mel, self.tokenizer.count(len(features)))
 
     def _waveforms(
         self, keys: Sequence[tuple[Sound, str]], manifest: Manifest, faults: list[Fault]
@@ -166,31 +170,31 @@ def _resampled(sound: Tensor, before: int, after: int) -> Tensor:
     return torchaudio.functional.resample(sound, before, after)
 
 
-def _with_placeholders(utterance: Utterance, token_count: int) -> Utterance:
+def _with_placeholders(utterance: LabelledUtterance, token_count: int) -> LabelledUtterance:
     """The same utterance, of so many speech tokens that are not known yet."""
     sound = replace(utterance.sound, speech=(PLACEHOLDER,) * token_count)
     row = utterance.row
     if row.pair is not None:  # which of the two it is must stay visible
         chosen = utterance.sound is row.pair.chosen
         row = replace(row, pair=Pair(sound, row.pair.rejected) if chosen else Pair(row.pair.chosen, sound))
-    return Utterance(row, sound, utterance.desirable)
+    return LabelledUtterance(row, sound, utterance.desirable)
 
 
-def collate_recordings(heard: Sequence[Heard]) -> Recordings:
+def collate_recordings(recordings: Sequence[RecordingFeatures]) -> Recordings:
     """Recordings of a micro-batch, padded with zeros."""
-    features = [one.features.float() for one in heard]
-    mel = [one.features.float() if one.mel is None else one.mel.float() for one in heard]
+    features = [one.features.float() for one in recordings]
+    mel = [one.features.float() if one.mel is None else one.mel.float() for one in recordings]
     lengths = torch.tensor([len(one) for one in mel])
-    widths = {len(one.speaker) for one in heard}
+    widths = {len(one.speaker) for one in recordings}
     if len(widths) > 1:
         raise ValueError(
             f"expected speaker_vector in all rows, of one length, or in none; got lengths {sorted(widths)}"
         )
     return Recordings(
-        heard=pad_sequence(features, batch_first=True),
+        features=pad_sequence(features, batch_first=True),
         frames=torch.tensor([len(one) for one in features]),
         mel=pad_sequence(mel, batch_first=True),
         mel_mask=torch.arange(int(lengths.max())) < lengths[:, None],
-        speaker=torch.tensor([one.speaker for one in heard], dtype=torch.float32).view(len(heard), -1),
-        token_counts=tuple(one.token_count for one in heard),
+        speaker=torch.tensor([one.speaker for one in recordings], dtype=torch.float32).view(len(recordings), -1),
+        token_counts=tuple(one.token_count for one in recordings),
     )

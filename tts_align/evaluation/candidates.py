@@ -96,7 +96,7 @@ class Candidate:
             instruct=self.prompt.instruct,
             scores=scores,
             notes=notes,
-            transcript=self.prompt.wanted,
+            transcript=self.prompt.target_text,
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.judges.base import Heard, Judge, Verdict
+from tts_align.evaluation.judges.base import Judge, SpeechSample, Verdict
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.shards import digest
@@ -20,15 +20,18 @@ _NAMED = 5
 
 
 @torch.no_grad()
-def hear(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> list[Heard]:
+def hear(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> list[SpeechSample]:
     """Candidates as a judge gets them, as sound if there is a vocoder."""
     speech = [torch.tensor(candidate.speech, dtype=torch.long) for candidate in candidates]
     speakers = [candidate.speaker for candidate in candidates]
     if vocoder is None:
-        return [Heard(speech_tokens, None, 0, speaker) for speech_tokens, speaker in zip(speech, speakers, strict=True)]
+        return [
+            SpeechSample(speech_tokens, None, 0, speaker)
+            for speech_tokens, speaker in zip(speech, speakers, strict=True)
+        ]
     waveforms = vocoder.speak(speech, speakers)
     return [
-        Heard(speech_tokens, waveform, vocoder.sample_rate, speaker)
+        SpeechSample(speech_tokens, waveform, vocoder.sample_rate, speaker)
         for speech_tokens, waveform, speaker in zip(speech, waveforms, speakers, strict=True)
     ]
 
@@ -50,9 +53,9 @@ def listen(
     Yields:
         The candidates of one batch, judged.
     """
-    if judge.hears and vocoder is None:
+    if judge.needs_audio and vocoder is None:
         raise ValueError(f"{type(judge).__name__} hears sound: the recipe must set model.vocoder")
-    voice = vocoder if judge.hears else None
+    voice = vocoder if judge.needs_audio else None
     order = sorted(candidates, key=lambda candidate: len(candidate.speech))
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]

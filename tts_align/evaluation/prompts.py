@@ -69,7 +69,7 @@ class SentencePrompt:
         return Expected(self.text, self.transcripts, self.right)
 
     @property
-    def wanted(self) -> str:
+    def target_text(self) -> str:
         """Transcript of the first right reading, in the judge's script; empty when it is the text itself."""
         found = [self.transcripts[reading] for reading in (*self.right, "") if reading in self.transcripts]
         return found[0] if found and found[0] != self.text else ""

@@ -23,14 +23,14 @@ from tts_align.evaluation.metrics.functional import (
 from tts_align.evaluation.table import print_table
 from tts_align.utils.files import read_json_lines, write_json, write_json_lines
 
-__all__ = ["Utterance", "print_table", "read_utterances", "summarise", "unique", "write_report"]
+__all__ = ["JudgedUtterance", "print_table", "read_utterances", "summarise", "unique", "write_report"]
 
 System = Literal["base", "aligned"]
 SYSTEMS: tuple[System, ...] = get_args(System)
 
 
 @dataclass(frozen=True)
-class Utterance:
+class JudgedUtterance:
     """One test utterance of one system.
 
     Args:
@@ -73,7 +73,7 @@ class Utterance:
             raise ValueError(f"utterance {self.id!r} has neither a verdict nor an error that says why")
 
     @classmethod
-    def of(cls, candidate: Candidate, system: System, audio: str = "") -> Utterance:
+    def of(cls, candidate: Candidate, system: System, audio: str = "") -> JudgedUtterance:
         """A judged candidate as a test utterance."""
         verdict = candidate.verdict
         heard: dict[str, Any] = {"error": candidate.error or "was not judged"}
@@ -99,14 +99,14 @@ class Utterance:
         return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Utterance:
+    def from_row(cls, row: Mapping[str, Any]) -> JudgedUtterance:
         """Read what :meth:`to_row` wrote."""
         if row["system"] not in SYSTEMS:
             raise ValueError(f"expected system to be one of {', '.join(SYSTEMS)}, got {row['system']!r}")
         return cls(**{**row, "speech": tuple(row["speech"])})
 
 
-Number = Callable[[Utterance], float]
+Number = Callable[[JudgedUtterance], float]
 
 METRICS: dict[str, Number] = {
     "accuracy": lambda one: 0.0 if one.error else float(one.reading in (Reading.RIGHT, Reading.UNMARKED)),
@@ -127,13 +127,13 @@ SHARES = ("accuracy", "bad_case_ratio", "neither", "finished")
 """Those that are 0 or 1 for each utterance."""
 
 
-def unique(utterances: Iterable[Utterance]) -> list[Utterance]:
+def unique(utterances: Iterable[JudgedUtterance]) -> list[JudgedUtterance]:
     """Utterances without repetitions, as processes may repeat some; the same name must mean the same utterance.
 
     Raises:
         ValueError: two utterances of one system have the same name but different content.
     """
-    found: dict[tuple[str, str], Utterance] = {}
+    found: dict[tuple[str, str], JudgedUtterance] = {}
     for one in utterances:
         other = found.setdefault((one.system, one.id), one)
         if other is one:
@@ -144,7 +144,7 @@ def unique(utterances: Iterable[Utterance]) -> list[Utterance]:
     return list(found.values())
 
 
-def summarise(utterances: Iterable[Utterance], resamples: int = RESAMPLES) -> dict[str, Any]:
+def summarise(utterances: Iterable[JudgedUtterance], resamples: int = RESAMPLES) -> dict[str, Any]:
     """Metrics of both systems with 95 % intervals, and their paired differences.
 
     Intervals resample sentences, because utterances of one sentence are not independent. An utterance that only one of
@@ -166,7 +166,7 @@ def summarise(utterances: Iterable[Utterance], resamples: int = RESAMPLES) -> di
 
 
 def _measure(
-    systems: Mapping[System, list[Utterance]], numbers: Mapping[str, Number], resamples: int
+    systems: Mapping[System, list[JudgedUtterance]], numbers: Mapping[str, Number], resamples: int
 ) -> dict[str, Any]:
     """Each number of each system, and the differences if there are two systems."""
     measured: dict[str, Any] = {
@@ -191,10 +191,10 @@ def _plain(interval: Interval) -> dict[str, Any]:
     }
 
 
-def _complete(utterances: Sequence[Utterance]) -> dict[System, list[Utterance]]:
+def _complete(utterances: Sequence[JudgedUtterance]) -> dict[System, list[JudgedUtterance]]:
     """Utterances of each system that spoke, sorted by name; what one of them lacks is a failure."""
     known = {one.id: one for one in utterances}
-    systems: dict[System, list[Utterance]] = {}
+    systems: dict[System, list[JudgedUtterance]] = {}
     for system in SYSTEMS:
         mine = {one.id: one for one in utterances if one.system == system}
         if mine:
@@ -204,11 +204,11 @@ def _complete(utterances: Sequence[Utterance]) -> dict[System, list[Utterance]]:
     return systems
 
 
-def _missing(other: Utterance, system: System) -> Utterance:
-    return Utterance(other.id, other.sentence, other.text, other.speaker, system, other.seed, error="is missing")
+def _missing(other: JudgedUtterance, system: System) -> JudgedUtterance:
+    return JudgedUtterance(other.id, other.sentence, other.text, other.speaker, system, other.seed, error="is missing")
 
 
-def _interval(rows: Sequence[Utterance], name: str, number: Number, resamples: int) -> Interval:
+def _interval(rows: Sequence[JudgedUtterance], name: str, number: Number, resamples: int) -> Interval:
     """Cluster bootstrap; Wilson's interval, over sentences, for a share of 0 or 1, where all resamples are the same."""
     values = [number(one) for one in rows]
     if name in SHARES and set(values) in ({0.0}, {1.0}):
@@ -217,7 +217,7 @@ def _interval(rows: Sequence[Utterance], name: str, number: Number, resamples: i
     return cluster_bootstrap(values, [one.sentence for one in rows], resamples)
 
 
-def write_report(directory: Path, utterances: Iterable[Utterance]) -> dict[str, Any]:
+def write_report(directory: Path, utterances: Iterable[JudgedUtterance]) -> dict[str, Any]:
     """Write ``utterances.jsonl`` and ``summary.json``, each whole or not at all; return the summary."""
     rows = sorted(unique(utterances), key=lambda one: (one.id, SYSTEMS.index(one.system)))
     summary = summarise(rows)
@@ -226,12 +226,12 @@ def write_report(directory: Path, utterances: Iterable[Utterance]) -> dict[str, 
     return summary
 
 
-def read_utterances(path: Path) -> list[Utterance]:
+def read_utterances(path: Path) -> list[JudgedUtterance]:
     """Read ``utterances.jsonl``."""
     found = []
     for number, row in read_json_lines(path):
         try:
-            found.append(Utterance.from_row(row))
+            found.append(JudgedUtterance.from_row(row))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number}: not an utterance of a test: {error}") from None
     return found

@@ -70,7 +70,7 @@ class RewardEvaluation:
         predicted = {one.name: one.predict(logits[one.name]).tolist() for one in self.model.sizes.attributes}
         self.answers += [
             {
-                "said": said.heard[row],
+                "said": said.transcripts[row],
                 "heard": heard[row],
                 "known": dict(said.attributes[row]),
                 "predicted": {name: values[row] for name, values in predicted.items()},

@@ -23,7 +23,7 @@ _UNSAFE = re.compile(r"[%/\\\0]")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class UtteranceRequest:
     """An utterance to be spoken.
 
     Args:
@@ -44,10 +44,12 @@ class Wanted:
         return candidate_id(self.prompt.id, self.speaker, self.sample)
 
 
-def wanted(prompts: Sequence[SentencePrompt], speakers: Sequence[str], samples: int, seed: int) -> list[Wanted]:
+def utterance_requests(
+    prompts: Sequence[SentencePrompt], speakers: Sequence[str], samples: int, seed: int
+) -> list[UtteranceRequest]:
     """All utterances to be spoken: a sentence that names its voice is spoken in that one only."""
     return [
-        Wanted(prompt, speaker, number, candidate_seed(seed, prompt.id, speaker, number))
+        UtteranceRequest(prompt, speaker, number, candidate_seed(seed, prompt.id, speaker, number))
         for prompt in prompts
         for speaker in ([prompt.speaker] if prompt.speaker else speakers or [""])
         for number in range(samples)
@@ -57,7 +59,7 @@ def wanted(prompts: Sequence[SentencePrompt], speakers: Sequence[str], samples: 
 def speak(
     policy: CodecLM,
     sampling: Sampling,
-    items: Sequence[Wanted],
+    items: Sequence[UtteranceRequest],
     batch_rows: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[list[Candidate]]:
@@ -77,7 +79,7 @@ def speak(
     order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker].text))
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]
-        prompts = [encoded[item.prompt.id, item.speaker].ask(item.seed) for item in batch]
+        prompts = [encoded[item.prompt.id, item.speaker].prompt(item.seed) for item in batch]
         spoken = policy.generate(prompts, sampling, progress)
         yield [
             Candidate(item.prompt, item.speaker, item.sample, item.seed, tuple(one.speech.tolist()), one.finished)
@@ -85,7 +87,7 @@ def speak(
         ]
 
 
-def encode(policy: CodecLM, items: Sequence[Wanted]) -> dict[tuple[str, str], Encoded]:
+def encode(policy: CodecLM, items: Sequence[UtteranceRequest]) -> dict[tuple[str, str], Encoded]:
     """What the policy reads for each sentence and voice."""
     texts = {
         (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
@@ -94,7 +96,7 @@ def encode(policy: CodecLM, items: Sequence[Wanted]) -> dict[tuple[str, str], En
     return {name: policy.encode_text(*text) for name, text in texts.items()}
 
 
-def check_speakers(policy: CodecLM, items: Sequence[Wanted]) -> None:
+def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest]) -> None:
     """Raise ``ValueError`` for voices that the policy does not know, before anything is spoken."""
     known = policy.speakers
     unknown = sorted({item.speaker for item in items} - {*(known or ()), ""})

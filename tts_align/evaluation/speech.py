@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from tts_align.data.select import Utterance as Labelled
+from tts_align.data.select import LabelledUtterance
 from tts_align.evaluation.audio import write_pair
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.listening import listen, warn_of_failures
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import System, Utterance, print_table, write_report
-from tts_align.evaluation.speaking import Wanted, speak, wanted
+from tts_align.evaluation.report import System, JudgedUtterance, print_table, write_report
+from tts_align.evaluation.speaking import UtteranceRequest, speak, utterance_requests
 from tts_align.models.base.policy import CodecLM
 from tts_align.objectives.tkto import TKTO, token_weights
 from tts_align.training.cache import TokenCache
@@ -76,18 +76,18 @@ class Evaluation:
         self.module, self.reference, self.settings = module, reference, settings
         self.judged: dict[System, list[Candidate]] = {"base": [], "aligned": []}
 
-    def loader(self, rank: int, world: int) -> DataLoader[Sequence[Wanted]]:
+    def loader(self, rank: int, world: int) -> DataLoader[Sequence[UtteranceRequest]]:
         """This rank's utterances in batches of sentences of like length."""
         settings = self.settings
         prompts = read_prompts(settings.prompts)
         if settings.sentences is not None and settings.sentences < len(prompts):
             prompts = [prompts[i] for i in np.linspace(0, len(prompts) - 1, settings.sentences).astype(int)]
-        items = wanted(prompts, settings.speakers, settings.samples, settings.seed)
+        items = utterance_requests(prompts, settings.speakers, settings.samples, settings.seed)
         mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
         batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
-    def step(self, batch: Sequence[Wanted]) -> None:
+    def step(self, batch: Sequence[UtteranceRequest]) -> None:
         """Speak and judge one batch with both systems."""
         policy = self.module.policy
         if self.reference is not None:
@@ -97,7 +97,7 @@ class Evaluation:
                 self._hear("base", policy, batch)
         self._hear("aligned", policy, batch)
 
-    def _hear(self, system: System, model: CodecLM, batch: Sequence[Wanted]) -> None:
+    def _hear(self, system: System, model: CodecLM, batch: Sequence[UtteranceRequest]) -> None:
         module = self.module
         assert module.judge is not None
         spoken = [one for part in speak(model, module.sampling, batch, len(batch)) for one in part]
@@ -121,7 +121,7 @@ class Evaluation:
     def _write(self, directory: Path, judged: dict[System, list[Candidate]]) -> None:
         audio = self._audio(directory / "audio", judged)
         utterances = [
-            Utterance.of(one, system, audio.get((system, one.id), ""))
+            JudgedUtterance.of(one, system, audio.get((system, one.id), ""))
             for system, candidates in judged.items()
             for one in candidates
         ]
@@ -193,7 +193,7 @@ class Evaluation:
         )
 
 
-def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, Labelled]) -> str:
+def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, LabelledUtterance]) -> str:
     """The row whose deciding token has the median reward: neither the best nor the worst example."""
 
     def reward(key: str) -> tuple[float, str]:
@@ -203,7 +203,7 @@ def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, Label
     return sorted(keys, key=reward)[len(keys) // 2]
 
 
-def _spread(source: Labelled, place: tuple[float, float], count: int) -> list[tuple[str, float, float]]:
+def _spread(source: LabelledUtterance, place: tuple[float, float], count: int) -> list[tuple[str, float, float]]:
     """What was heard, kana by kana, with the marked word at its place and the rest spread evenly around it."""
     transcript, span = source.row.notes.get("transcript", ""), source.row.spans[0]
     word = next((reading for reading in (*span.wrong, *span.right) if reading in transcript), "")
@@ -224,5 +224,5 @@ def _reading(candidate: Candidate) -> str:
     return "" if candidate.verdict is None else str(candidate.verdict.reading)
 
 
-def _as_it_is(batch: Sequence[Wanted]) -> Sequence[Wanted]:
+def _as_it_is(batch: Sequence[UtteranceRequest]) -> Sequence[UtteranceRequest]:
     return batch

@@ -27,7 +27,7 @@ _ROWS = {
     "bad_case_ratio": _Row("bad cases %", 100, "{:.2f}", False),
     "neither": _Row("neither %", 100, "{:.2f}", False),
     "finished": _Row("finished %", 100, "{:.1f}", True),
-    "length": _Row("length, speech tokens", 1, "{:.1f}", None),
+    "length": _Row("length, tokens", 1, "{:.1f}", None),
 }
 _SURE = 0.05
 

@@ -180,11 +180,11 @@ class Objective(nn.Module, ABC):
         """The batch as the policy shall score it; by default as it is."""
         return batch
 
-    def folded(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> AbstractContextManager[None]:
+    def merged(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> AbstractContextManager[None]:
         """Within the block the models work without this objective: what it learnt besides is in their weights."""
         return nullcontext()
 
-    def before(self, policy: CodecLM) -> CodecLM | None:
+    def initial_policy(self, policy: CodecLM) -> CodecLM | None:
         """The policy before it was trained, for ``test``; ``None`` when there was none worth hearing."""
         return policy.rebuild()
 

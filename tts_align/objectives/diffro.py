@@ -98,7 +98,8 @@ class DiffRO(Objective, name="diffro"):
         reward = cast("RewardHead", parts[Part.REWARD])
         if reward.codebook_size != policy.layout.codebook_size:
             raise ValueError(
-                f"model.reward must read the {policy.layout.codebook_size} tokens of model.policy, got {reward.codebook_size} tokens"
+                f"model.reward must read the {policy.layout.codebook_size} speech tokens of model.policy, got "
+                f"{reward.codebook_size} of them"
             )
         if unknown := [name for name in self.tasks if name not in reward.tasks]:
             raise ValueError(
@@ -137,7 +138,7 @@ class DiffRO(Objective, name="diffro"):
         embedded = embedded.index_copy(0, said.code_place, vectors.index_select(0, said.code_target))
         embedded = embedded.view(*said.speech.shape, -1)
         attributes = tuple({**row, **self.targets} for row in said.attributes)
-        labels = model.encode_labels(said.wanted, attributes).to(logits.device)
+        labels = model.encode_labels(said.target_texts, attributes).to(logits.device)
         asked = embedded.detach().requires_grad_() if torch.is_grad_enabled() else embedded
         scores = model.score_embedded(asked, said.mask, labels, self.tasks)
         rewards = scores.reward(mean=self.reduction == "mean")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tts_align.batch import Batch, Mean, Reads, Utterances
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
 from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
-from tts_align.utils.weights import PARTS, loaded, read_weights, said_by
+from tts_align.utils.weights import PARTS, loaded, read_weights, speaker_vectors_of
 
 if TYPE_CHECKING:
     from tts_align.models.base.flow import FlowHead
@@ -39,13 +39,13 @@ class E2E(Objective, name="e2e"):
     flow_weight L_FM. The reward model and the flow read linear images of the tokenizer's quantised vectors, through
     whose rounding the gradient passes unchanged; the language model reads such an image, zero at first, added to its
     own table, and reaches the tokenizer through it alone, since its targets are whole numbers. Stage 2 freezes the
-    tokenizer and trains the other three on its tokens; they share nothing, so the one sum trains each by itself, but for
+    tokenizer and trains the other three on its tokens; they share nothing, so the sum trains each by itself, but for
     the common clipping of gradients. Stage 3 freezes the reward model, too, and adds the second order: tokens that the
     language model samples (Gumbel-softmax, in one teacher-forced forward) pass through the flow, which is to make the
     real sound of the same frames, and through the reward model.
 
     L_LM is a mean over tokens, L_FM over frames and channels, L_RM the sum over its tasks of a mean over letters (asr,
-    ctc) or rows. When a stage ends, what lies between the models is folded into their own tables of tokens, so that they
+    ctc) or rows. When a stage ends, what lies between the models is folded into their own token tables, so that they
     work alone. The published weights are the defaults; what stage 3 freezes is this project's choice.
 
     Args:
@@ -168,7 +168,7 @@ class E2E(Objective, name="e2e"):
             raise ValueError(f"stage 3 starts from a run of stage 2, or of stage 1 with all losses; {run} is neither")
         self.start = str(run)
 
-    def before(self, policy: CodecLM) -> CodecLM | None:
+    def initial_policy(self, policy: CodecLM) -> CodecLM | None:
         """The policy that this stage started from."""
         weights = None if self.start is None else read_weights(Path(self.start) / PARTS, "policy")
         if weights is None:
@@ -178,7 +178,7 @@ class E2E(Objective, name="e2e"):
         return earlier
 
     @contextmanager
-    def folded(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Iterator[None]:
+    def merged(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Iterator[None]:
         """Within the block each model's table of speech tokens holds what its bridge makes of the codebook."""
         codebook = cast("TokenizerHead", parts[Part.TOKENIZER]).codebook().detach()
         models = {"policy": policy, **{str(name): part for name, part in parts.items()}}
@@ -207,7 +207,7 @@ class E2E(Objective, name="e2e"):
         sound, said, rows = batch.recordings, batch.utterances, batch.rows
         tokenizer = cast("TokenizerHead", parts[Part.TOKENIZER])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == 1):
-            tokenised = tokenizer(sound.heard.to(next(tokenizer.parameters()).dtype), sound.frames)
+            tokenised = tokenizer(sound.features.to(next(tokenizer.parameters()).dtype), sound.frames)
         if tokenised.tokens.shape != said.speech.shape:
             raise ValueError(
                 f"the tokenizer made {tokenised.tokens.shape[1]} speech tokens of the longest row instead of "
@@ -266,7 +266,7 @@ class E2E(Objective, name="e2e"):
     def _recognition(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
         """L_RM: text, speaker and whatever else the reward model knows of the rows."""
         reward, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
-        labels = reward.encode_labels(said.heard, said.attributes).to(said.speech.device)
+        labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
         losses = reward.losses_embedded(self._vectors(step, "reward"), said.mask, labels)
         totals = step.batch.totals
         share = []
@@ -295,7 +295,7 @@ class E2E(Objective, name="e2e"):
     ) -> tuple[Float[Tensor, ""], Mean]:
         """This micro-batch's share of the mean squared error over all frames and channels."""
         flow, sound = cast("FlowHead", step.parts[Part.FLOW]), step.recordings
-        speaker = said_by(step.utterances.speakers, self.voices, sound.speaker, flow.speaker_channels)
+        speaker = speaker_vectors_of(step.utterances.speakers, self.voices, sound.speaker, flow.speaker_channels)
         mel, mask = sound.mel.to(vectors.dtype), step.utterances.mask
         loss = flow.loss_embedded(vectors, mask, mel, sound.mel_mask, speaker.to(vectors.dtype), draws)
         count = step.batch.totals.speech_tokens * flow.frames_per_token * flow.mel_channels
@@ -312,7 +312,7 @@ class E2E(Objective, name="e2e"):
         sample = gumbel_softmax_st(step.policy.logits, reward.codebook_size, noise, self.temperature, self.hard)
         soft = sample.index_select(0, said.code_target)
         error, mean = self._flow_loss(step, _placed(flow.embed(soft[None])[0], said), draws)
-        labels = reward.encode_labels(said.wanted, said.attributes).to(soft.device)
+        labels = reward.encode_labels(said.target_texts, said.attributes).to(soft.device)
         text = "asr" if "asr" in reward.tasks else "ctc"
         weights = {text: self.asr_weight, **self.attributes}
         scores = reward.score_embedded(_placed(reward.embed(soft), said), said.mask, labels, tuple(weights))

@@ -62,7 +62,8 @@ class MTR(Objective, name="mtr"):
         reward = cast("RewardHead", parts[Part.REWARD])
         if reward.codebook_size != policy.layout.codebook_size:
             raise ValueError(
-                f"model.reward must read the {policy.layout.codebook_size} tokens of model.policy, got {reward.codebook_size} tokens"
+                f"model.reward must read the {policy.layout.codebook_size} speech tokens of model.policy, got "
+                f"{reward.codebook_size} of them"
             )
 
     def forward(self, step: Step) -> Outcome:
@@ -70,7 +71,7 @@ class MTR(Objective, name="mtr"):
         reward, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
         if unknown := sorted(self.weights.keys() - set(reward.tasks)):
             raise ValueError(f"weights of {', '.join(unknown)} have no effect: the tasks are {', '.join(reward.tasks)}")
-        labels = reward.encode_labels(said.heard, said.attributes).to(said.speech.device)
+        labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
         regularisers = self.regularisers if self.training else None
         losses = reward.losses(said.speech, said.mask, labels, regularisers, torch.default_generator)
         share = [self.weights.get(name, 1.0) * _share(name, loss, step) for name, loss in losses.items()]

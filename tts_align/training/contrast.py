@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_align.data.select import Utterance
+from tts_align.data.select import LabelledUtterance
 from tts_align.training.cache import TokenCache
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def write_log_ratios(module: AlignModule, pair: Mapping[str, Mapping[str, Tensor
     policy = module.policy.eval()
     sides = {}
     for side in SIDES:
-        with policy.wearing(pair[side]):
+        with policy.with_weights(pair[side]):
             sides[side] = TokenCache(folder, side, module.identity(policy.digest()))
             module.fill(sides[side], rows, lambda these: policy(these).logp, f"log-probabilities of the {side} side")
     good, bad = (sides[side] for side in SIDES)
@@ -123,7 +123,7 @@ class Separation:
     elsewhere: NDArray[np.float32]
 
 
-def deciding_token(source: Utterance, count: int) -> int | None:
+def deciding_token(source: LabelledUtterance, count: int) -> int | None:
     """Index of the token that decides how the marked word is read, as far as the judge has located the word.
 
     The judge says where the word lies; its morae are taken to share that place evenly, and the first token of the first
@@ -145,7 +145,7 @@ def deciding_token(source: Utterance, count: int) -> int | None:
     return min(int(place * (count - 1) + 1e-6), count - 2)
 
 
-def separation(cache: TokenCache, sources: Mapping[str, Utterance]) -> dict[str, Separation]:
+def separation(cache: TokenCache, sources: Mapping[str, LabelledUtterance]) -> dict[str, Separation]:
     """Log-ratios at the deciding tokens and elsewhere, for each side of the labels."""
     found: dict[str, tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = {side: ([], []) for side in SIDES}
     for key, source in sources.items():

@@ -167,7 +167,7 @@ class AlignModule(LightningModule):
         return {Part(name): part for name, part in self.parts.items()}
 
     @property
-    def hearer(self) -> TokenizerHead | None:
+    def trained_tokenizer(self) -> TokenizerHead | None:
         """The tokenizer whose speech tokens the rows are made of, if it is part of the training."""
         return cast("TokenizerHead", self.parts[Part.TOKENIZER]) if Part.TOKENIZER in self.parts else None
 
@@ -270,7 +270,7 @@ class AlignModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Watch the speech tokens and keep the parts of a training that makes its own speech tokens."""
-        if self.hearer is None:
+        if self.trained_tokenizer is None:
             return []
         there = {type(one) for one in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in (KeepParts, TokenStatistics) if kind not in there]
@@ -407,7 +407,7 @@ class AlignModule(LightningModule):
             raise ValueError("nothing to test with: the recipe must set model.test.prompts and model.judge")
         reference = cast("CodecLM", self.parts[Part.REFERENCE]) if Part.REFERENCE in self.parts else None
         if reference is None and not self.policy.adapted:
-            reference = self.objective.before(self.policy)
+            reference = self.objective.initial_policy(self.policy)
             if reference is not None:
                 reference.requires_grad_(False).eval()
         self.evaluation = Evaluation(self, reference, replace(self.test_settings))
@@ -415,12 +415,12 @@ class AlignModule(LightningModule):
 
     def on_test_start(self) -> None:
         """What is tested are models on their own."""
-        self._folded = self.objective.folded(self.policy, self._named_parts)
-        self._folded.__enter__()
+        self._merged = self.objective.merged(self.policy, self._named_parts)
+        self._merged.__enter__()
 
     def on_test_end(self) -> None:
         """Put back what was learnt besides."""
-        self._folded.__exit__(None, None, None)
+        self._merged.__exit__(None, None, None)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Speak a batch before and after training, and judge it."""
@@ -434,7 +434,7 @@ class AlignModule(LightningModule):
 
     def predict_step(self, batch: Batch, _: int) -> Scored:
         """Score rows, of the speech tokens that the tokenizer makes if that is part of the training."""
-        if self.hearer is not None:
+        if self.trained_tokenizer is not None:
             batch = self.objective.prepare(batch, self.policy, self._named_parts)
         return self.policy(batch.rows)
 

@@ -85,6 +85,16 @@ def write_json(path: Path, value: Any) -> None:
         scratch.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
+RENAMED = {"codes": "codebook_size"}
+"""Keys of model configurations by their names before version 0.2."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's ``config.json``; keys of earlier versions get the names they have today."""
+    values = json.loads(Path(path).read_text("utf-8"))
+    return {RENAMED.get(key, key): value for key, value in values.items()}
+
+
 def json_line(row: Any) -> str:
     """One row as a line of JSON, with its line end."""
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -55,7 +55,7 @@ def loaded(folder: Path, models: Mapping[str, nn.Module]) -> set[str]:
     return found
 
 
-def said_by(
+def speaker_vectors_of(
     speakers: Sequence[str], voices: Sequence[str], vectors: Float[Tensor, "r d"], channels: int
 ) -> Float[Tensor, "r e"]:
     """Speaker vectors of rows: their own, or a one at the place of the speaker's name.

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from tts_align.data.demo.audio import ALPHABET, SAMPLE_RATE, PhraseBank, free_speech, speed_jitter
-from tts_align.data.demo.espeak import Utterance, synthesise
+from tts_align.data.demo.espeak import EspeakPhrase, synthesise
 from tts_align.data.demo.sentences import READINGS, SPEAKERS, all_sentences
 
 pytest.importorskip("espeakng_loader", reason="the extra `demo` is not installed")
 
 
 def test_the_same_batch_gives_the_same_samples():
-    batch = [Utterance("からい", "ja+f2", 350), Utterance("つらい", "ja+m3", 300), Utterance("からい", "ja+f2", 350)]
+    batch = [
+        EspeakPhrase("からい", "ja+f2", 350),
+        EspeakPhrase("つらい", "ja+m3", 300),
+        EspeakPhrase("からい", "ja+f2", 350),
+    ]
     first, second = synthesise(batch), synthesise(batch)
     assert len(first) == 3
     for one, other in zip(first, second, strict=True):
@@ -24,7 +28,7 @@ def test_the_same_batch_gives_the_same_samples():
 
 def test_a_failure_of_the_worker_is_shown():
     with pytest.raises(RuntimeError, match="no voice 'nobody'"):
-        synthesise([Utterance("からい", "nobody", 350)])
+        synthesise([EspeakPhrase("からい", "nobody", 350)])
 
 
 def test_sentences_fall_on_the_token_grid():

@@ -43,8 +43,8 @@ def test_what_was_heard_of_bad_rows_is_not_what_was_wanted(corpus: str):
     rows = read_manifest(f"demo:{corpus}/preference.parquet").rows
     (everything,) = zip(*select(rows, Reads.ANY), strict=True)
     assert len(everything) == len(rows)
-    assert all(one.heard == one.row.notes["transcript"] for one in everything)
-    assert not any(one.heard == one.row.wanted for one in everything if not one.desirable)
+    assert all(one.transcript == one.row.notes["transcript"] for one in everything)
+    assert not any(one.transcript == one.row.target_text for one in everything if not one.desirable)
 
 
 def test_all_that_is_shipped_is_small():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tts_align.evaluation.judges.base import Expected, Heard, Reading
+from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample
 from tts_align.evaluation.judges.ctc import CTCJudge, Hearing, KanaRecogniser, RecogniserSizes, said_reading, verdict
 
 READINGS = {"からい": "なべわからいよ", "つらい": "なべわつらいよ"}
@@ -102,7 +102,7 @@ def test_verdicts_do_not_depend_on_the_batch(tmp_path, recogniser):
     recogniser.save(tmp_path)
     judge, generator = CTCJudge(str(tmp_path), batch_size=2), torch.Generator().manual_seed(4)
     sounds = [torch.randn(length, generator=generator) * 0.1 for length in (9000, 200, 4000)]
-    heard = [Heard(torch.zeros(0, dtype=torch.long), sound, 16000) for sound in sounds]
+    heard = [SpeechSample(torch.zeros(0, dtype=torch.long), sound, 16000) for sound in sounds]
     expected = Expected("鍋は辛いよ", READINGS, ("からい",))
     together = judge.judge(heard, [expected] * 3)
     for one, verdict_together in zip(heard, together, strict=True):
@@ -120,17 +120,17 @@ def test_faults_are_named(tmp_path, recogniser):
     judge, silence = CTCJudge(str(tmp_path)), torch.zeros(4000)
     speech_tokens = torch.zeros(0, dtype=torch.long)
     with pytest.raises(ValueError, match="vocoder"):
-        judge.judge([Heard(speech_tokens, None, 0)], [Expected("x", READINGS, ("からい",))])
+        judge.judge([SpeechSample(speech_tokens, None, 0)], [Expected("x", READINGS, ("からい",))])
     with pytest.raises(ValueError, match="辛"):
-        judge.judge([Heard(speech_tokens, silence, 16000)], [Expected("x", {"からい": "辛い"}, ("からい",))])
+        judge.judge([SpeechSample(speech_tokens, silence, 16000)], [Expected("x", {"からい": "辛い"}, ("からい",))])
     with pytest.raises(ValueError, match="no transcript"):
-        judge.judge([Heard(speech_tokens, silence, 16000)], [Expected("x")])
+        judge.judge([SpeechSample(speech_tokens, silence, 16000)], [Expected("x")])
 
 
 def test_sound_of_another_rate_is_resampled(tmp_path, recogniser):
     recogniser.save(tmp_path)
     judge = CTCJudge(str(tmp_path))
-    heard = Heard(
+    heard = SpeechSample(
         torch.zeros(0, dtype=torch.long), torch.randn(24000, generator=torch.Generator().manual_seed(0)), 24000
     )
     assert len(judge._waveform(heard)) == 16000

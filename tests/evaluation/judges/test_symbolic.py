@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tts_align.evaluation.judges.base import Expected, Heard, Reading
+from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample
 from tts_align.evaluation.judges.symbolic import CODES_PER_KANA, KANA, SymbolicJudge, begin_code, decode
 
 READINGS = {"からい": "なべわからいよ", "つらい": "なべわつらいよ"}
@@ -20,7 +20,7 @@ def transcript(speech_tokens):
 
 
 def judged(speech_tokens, expected=EXPECTED):
-    return SymbolicJudge().judge([Heard(torch.tensor(speech_tokens, dtype=torch.long), None, 0)], [expected])[0]
+    return SymbolicJudge().judge([SpeechSample(torch.tensor(speech_tokens, dtype=torch.long), None, 0)], [expected])[0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,4 +103,4 @@ def test_sentence_without_a_marked_word():
 
 
 def test_a_judge_that_reads_codes_says_so():
-    assert not SymbolicJudge.hears
+    assert not SymbolicJudge.needs_audio

@@ -23,7 +23,7 @@ token_mel_ratio: 2
 chunk_size: 25
 llm: !new:cosyvoice.llm.llm.Qwen2LM
     llm_input_size: !ref <llm_input_size>
-    speech_token_size: {codes}
+    speech_token_size: {codebook_size}
     mix_ratio: [5, 15]
     llm: !new:cosyvoice.llm.llm.Qwen2Encoder
         pretrain_path: !ref <qwen_pretrain_path>

@@ -99,7 +99,7 @@ def test_settings_without_sense_are_refused(directory: Path):
 def test_codes_beyond_the_yaml_are_refused(tmp_path: Path):
     directory = save_directory(tmp_path / "a", codebook_size=50)
     save_speech_tokenizer(directory / "speech_tokenizer_v2.onnx", 200)
-    with pytest.raises(ValueError, match=r"speech_tokenizer_v2\.onnx gave speech tokens \d+\.\.\d+, expected 0\.\.49"):
+    with pytest.raises(ValueError, match=r"speech_tokenizer_v2\.onnx gave tokens \d+\.\.\d+, expected 0\.\.49"):
         CosyVoiceTokenizer(str(directory), batch_size=1).encode(sounds(16000))
 
 

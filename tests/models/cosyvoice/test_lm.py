@@ -117,7 +117,7 @@ def test_a_recording_is_continued_as_published(name: str, tmp_path: Path):
     dump, model = dumped(name, tmp_path)
     prompt, text = (tuple(dump.io[f"zs.{part}"][0].tolist()) for part in ("prompt_text", "text"))
     speech = tuple(dump.io["zs.prompt_speech_token"][0].tolist())
-    asked = Encoded((*prompt, *text), len(prompt), speech).ask(seed=0)
+    asked = Encoded((*prompt, *text), len(prompt), speech).prompt(seed=0)
     found = model.generate([asked], Sampling(temperature=0.0, min_ratio=5.0, max_ratio=5.1))[0]
     assert found.speech.tolist() == dump.io["zs.tokens"].tolist()
 
@@ -236,7 +236,7 @@ def test_the_text_head_is_optional():
 def read(model: CosyVoiceLM, encoded: Encoded) -> tuple[str, str, tuple[int, ...]]:
     """Prefix and words as text, and the speech tokens to continue."""
     prefix, words = encoded.text[: encoded.prefix], encoded.text[encoded.prefix :]
-    return model.text.decode(prefix), model.text.decode(words), encoded.prompt
+    return model.text.decode(prefix), model.text.decode(words), encoded.prompt_speech
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_phonemes_are_tokens_in_version_3_only(family: str, directories: dict[st
 @BOTH
 def test_prompt_speech_is_heard_and_not_repeated(family: str, directories: dict[str, Path]):
     model = CosyVoiceLM(str(directories[family]))
-    plain, cloned = (model.encode_text("Hello there", Context(name)).ask(seed=1) for name in ("known", "cloned"))
+    plain, cloned = (model.encode_text("Hello there", Context(name)).prompt(seed=1) for name in ("known", "cloned"))
     words = len(cloned.text) - cloned.prefix
     for temperature in (1.0, 0.0):
         sampling = replace(FREE, temperature=temperature, min_ratio=2.0, max_ratio=3.0)

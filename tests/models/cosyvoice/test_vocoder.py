@@ -92,7 +92,7 @@ def test_silence_is_thinned_in_version_3_only(directories: dict[str, Path]):
 
 
 @pytest.mark.parametrize(
-    ("codebook_size", "kept"),
+    ("speech_tokens", "kept"),
     [
         ([], []),
         ([1] * 5, [1] * 5),

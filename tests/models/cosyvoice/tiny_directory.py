@@ -47,7 +47,7 @@ num_decoding_left_chunks: -1
 llm: !new:{llm}
     llm_input_size: !ref <llm_input_size>
     llm_output_size: !ref <llm_output_size>
-    speech_token_size: {codes}
+    speech_token_size: {codebook_size}
     length_normalized_loss: True
     lsm_weight: 0
     mix_ratio: [5, 15]
@@ -126,7 +126,7 @@ FLOW = {
     input_size: {flow_width}
     output_size: {mel}
     spk_embed_dim: !ref <spk_embed_dim>
-    vocab_size: {codes}
+    vocab_size: {codebook_size}
     input_frame_rate: !ref <token_frame_rate>
     token_mel_ratio: !ref <token_mel_ratio>
     pre_lookahead_len: 3
@@ -163,7 +163,7 @@ FLOW = {
     input_size: {mel}
     output_size: {mel}
     spk_embed_dim: !ref <spk_embed_dim>
-    vocab_size: {codes}
+    vocab_size: {codebook_size}
     input_frame_rate: !ref <token_frame_rate>
     token_mel_ratio: !ref <token_mel_ratio>
     pre_lookahead_len: 3

@@ -444,15 +444,15 @@ def test_wearing_other_weights(kind: str, tiny_policy: Path):
     worn = {name: value.detach().clone() for name, value in other.named_parameters() if value.requires_grad}
     mine, digest = score(one), one.digest()
     theirs = score(other)
-    with one.wearing(worn):
+    with one.with_weights(worn):
         torch.testing.assert_close(score(one), theirs, rtol=0, atol=0)
-    with pytest.raises(ZeroDivisionError), one.wearing(worn):
+    with pytest.raises(ZeroDivisionError), one.with_weights(worn):
         raise ZeroDivisionError
     torch.testing.assert_close(score(one), mine, rtol=0, atol=0)
     assert one.digest() == digest
     first = min(worn)
     del worn[first]
-    with pytest.raises(ValueError, match=f"lack 1 of .*{first}"), one.wearing(worn):
+    with pytest.raises(ValueError, match=f"lack 1 of .*{first}"), one.with_weights(worn):
         pass
 
 

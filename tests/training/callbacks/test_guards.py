@@ -16,9 +16,9 @@ from lightning.pytorch import Trainer
 from tiny import Memory, build, gap, make_reward, make_trainer, weights
 from torch import Tensor
 
-from tts_align.evaluation.judges.base import Expected, Heard, Judge, Reading, Verdict
+from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.evaluation.prompts import SentencePrompt, read_prompts, write_prompts
-from tts_align.evaluation.speaking import speak, wanted
+from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives import SFT, DiffRO
 from tts_align.training.callbacks.guards import CollapseGuard, HackingGuard, histogram_entropy
@@ -30,15 +30,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many work
 class Scripted(Judge):
     """Gives each hearing the error rate it is told, a little different for each utterance; it reads speech tokens."""
 
-    hears = False
+    needs_audio = False
 
     def __init__(self, rates: Sequence[float], utterances: int) -> None:
         super().__init__()
         self.rates, self.utterances, self.asked = list(rates), utterances, 0
 
-    def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         verdicts = []
-        for _ in heard:
+        for _ in samples:
             rate = self.rates[min(self.asked // self.utterances, len(self.rates) - 1)]
             wobble = 0.001 * (self.asked % self.utterances)
             verdicts.append(Verdict("", Reading.UNMARKED, rate + wobble, rate + wobble))
@@ -203,7 +203,7 @@ def test_the_reward_is_the_models_own_of_what_was_spoken(setup: Setup, prompts: 
     module, trainer = setup.fit(watch, [0.1], max_steps=1)
     model: Any = module.parts["reward"]
     chosen = [read_prompts(prompts)[i] for i in (0, 1, 2, 4, 5, 7)]
-    items = wanted(chosen, (), 1, 7)
+    items = utterance_requests(chosen, (), 1, 7)
     spoken = [one for part in speak(module.policy, module.sampling, items, 3) for one in part]
     expected = []
     for one in spoken:

@@ -41,9 +41,11 @@ def test_every_validation_counts_the_codes_of_the_held_out_rows(tiny_policy: Pat
     assert isinstance(logger, Memory)
     logged = [metrics for _, metrics in logger.logged if "val/token_entropy_bits" in metrics]
     assert len(logged) == 2
-    heard = data._splits["validation"].examples.heard
+    heard = data._splits["validation"].examples.recordings
     with torch.no_grad():
-        made = [module.hearer(one.features.float()[None], torch.tensor([len(one.features)])) for one in heard]
+        made = [
+            module.trained_tokenizer(one.features.float()[None], torch.tensor([len(one.features)])) for one in heard
+        ]
     counts = TokenCounts.none(20)
     for one in made:
         counts = counts + TokenCounts.of(one.tokens, one.mask, 20)
@@ -52,7 +54,7 @@ def test_every_validation_counts_the_codes_of_the_held_out_rows(tiny_policy: Pat
         "val/token_information_bits": pytest.approx(float(counts.mutual_information_bits())),
         "val/token_used_share": pytest.approx(float(counts.used_share())),
     }
-    assert not module.hearer._forward_hooks
+    assert not module.trained_tokenizer._forward_hooks
     kinds = [type(one) for one in trainer.callbacks]
     assert kinds.count(TokenStatistics) == kinds.count(KeepParts) == 1
 
@@ -92,12 +94,12 @@ def test_parts_stand_alone(tiny_policy: Path, tmp_path: Path):
     folder = tmp_path / "parts"
     reward = RewardModel(str(folder / "reward"))
     speech_tokens = torch.arange(6)[None]
-    image = module.objective.bridges["reward"](module.hearer.codebook())
+    image = module.objective.bridges["reward"](module.trained_tokenizer.codebook())
     torch.testing.assert_close(reward.embed(speech_tokens)[0], image[:6])
-    assert isinstance(module.hearer, MelFSQ)
+    assert isinstance(module.trained_tokenizer, MelFSQ)
     from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
     policy = Qwen2CodecLM(str(folder / "policy"))
-    image = module.objective.bridges["policy"](module.hearer.codebook())
+    image = module.objective.bridges["policy"](module.trained_tokenizer.codebook())
     torch.testing.assert_close(policy.table.weight[:20], module.policy.table.weight[:20] + image)
     torch.testing.assert_close(policy.table.weight[20:], module.policy.table.weight[20:])

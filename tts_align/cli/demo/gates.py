@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tts_align.data.demo.audio import Clip
 from tts_align.data.demo.sentences import READINGS, SPEAKERS, Sentence
-from tts_align.evaluation.judges.base import Expected, Heard, Reading, Verdict
+from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample, Verdict
 from tts_align.evaluation.judges.ctc import CTCJudge, error_rate
 from tts_align.models.base.generation import Context, Sampling
 from tts_align.models.codec.mel import MelVocoder
@@ -73,7 +73,7 @@ def _reading_accuracy(recogniser: Path, clips: Sequence[Clip]) -> float:
         for clip, reading in zip(clips, right, strict=True)
     ]
     judge = CTCJudge(str(recogniser))
-    heard = [Heard(clip.audio[:0].long(), clip.audio, judge.recogniser.sizes.sample_rate) for clip in clips]
+    heard = [SpeechSample(clip.audio[:0].long(), clip.audio, judge.recogniser.sizes.sample_rate) for clip in clips]
     verdicts = judge.judge(heard, expected)
     return sum(verdict.reading is Reading.RIGHT for verdict in verdicts) / len(verdicts)
 
@@ -117,11 +117,11 @@ def speak_and_judge(
     for start in tqdm(range(0, len(rows), batch_size), desc="gates", unit="batch"):
         some = rows[start : start + batch_size]
         encoded = [model.encode_text(sentence.text, Context(speaker)) for sentence, speaker in some]
-        prompts = [text.ask(start + row) for row, text in enumerate(encoded)]
+        prompts = [text.prompt(start + row) for row, text in enumerate(encoded)]
         speech = [spoken.speech for spoken in model.generate(prompts, sampling)]
         audio = vocoder.speak(speech, [speaker for _, speaker in some])
         heard = [
-            Heard(speech_tokens, sound, vocoder.sample_rate, speaker)
+            SpeechSample(speech_tokens, sound, vocoder.sample_rate, speaker)
             for speech_tokens, sound, (_, speaker) in zip(speech, audio, some, strict=True)
         ]
         expected = [Expected(sentence.text, sentence.candidates, (sentence.reading_right,)) for sentence, _ in some]

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tts_align.data.demo import espeak
-from tts_align.data.demo.espeak import Utterance
+from tts_align.data.demo.espeak import EspeakPhrase
 from tts_align.data.demo.sentences import ADVERBS, DEMONSTRATIVES, ENDINGS, NOUNS, READINGS, SPEAKERS, Sentence
 
 SAMPLE_RATE = 16000
@@ -57,7 +57,7 @@ class Clip:
     speaker: str
 
 
-def synthesise(utterances: Sequence[Utterance]) -> list[Tensor]:
+def synthesise(utterances: Sequence[EspeakPhrase]) -> list[Tensor]:
     """Waveforms at `SAMPLE_RATE`, trimmed of silence and scaled to one peak."""
     resample = torchaudio.transforms.Resample(espeak.SAMPLE_RATE, SAMPLE_RATE)
     return [_trim(resample(torch.from_numpy(clip.astype(np.float32)))) for clip in espeak.synthesise(utterances)]
@@ -91,7 +91,7 @@ class PhraseBank:
             for rate in RATES
             for phrase in (*subjects, *ADVERBS.values(), *predicates)
         ]
-        clips = synthesise([Utterance(phrase, VOICES[speaker], rate) for phrase, speaker, rate in self._keys])
+        clips = synthesise([EspeakPhrase(phrase, VOICES[speaker], rate) for phrase, speaker, rate in self._keys])
         padded = [torch.nn.functional.pad(clip, (0, -len(clip) % token_samples)) for clip in clips]
         self._clips = dict(zip(self._keys, padded, strict=True))
         self.digest = hashlib.blake2b(torch.cat(clips).numpy().tobytes(), digest_size=16).hexdigest()
@@ -119,7 +119,7 @@ def free_speech(count: int, seed: str, voices: Iterable[str]) -> list[Clip]:
         rate, pitch = generator.randint(300, 380), generator.randint(42, 58)
         spoken.append(text.replace(" ", ""))
         speakers.append(name)
-        utterances.append(Utterance(text, VOICES.get(name, name), rate, 50 if name in VOICES else pitch))
+        utterances.append(EspeakPhrase(text, VOICES.get(name, name), rate, 50 if name in VOICES else pitch))
     return [Clip(*each) for each in zip(synthesise(utterances), spoken, speakers, strict=True)]
 
 

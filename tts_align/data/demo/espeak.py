@@ -34,7 +34,7 @@ Samples = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True)
-class Utterance:
+class EspeakPhrase:
     """One thing to say.
 
     Attributes:
@@ -52,7 +52,7 @@ class Utterance:
     pitch_range: int = 50
 
 
-def synthesise(utterances: Sequence[Utterance]) -> list[Samples]:
+def synthesise(utterances: Sequence[EspeakPhrase]) -> list[Samples]:
     """Say each utterance in one fresh worker process.
 
     Args:
@@ -103,7 +103,7 @@ class _Engine:
         make: Callable[..., Any] = signature
         return make(collect)
 
-    def say(self, utterance: Utterance) -> Samples:
+    def say(self, utterance: EspeakPhrase) -> Samples:
         """Samples of one utterance."""
         if self._library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
             raise ValueError(f"eSpeak NG has no voice {utterance.voice!r}")
@@ -123,7 +123,7 @@ def _work(requests: Path, audio: Path) -> None:
     """Body of the worker: requests.jsonl -> audio.npz."""
     engine = _Engine()
     lines = requests.read_text(encoding="utf-8").splitlines()
-    clips = [engine.say(Utterance(**json.loads(line))) for line in lines]
+    clips = [engine.say(EspeakPhrase(**json.loads(line))) for line in lines]
     samples = np.concatenate(clips) if clips else np.zeros(0, np.int16)
     np.savez(audio, samples=samples, lengths=np.array([len(clip) for clip in clips], np.int64))
 

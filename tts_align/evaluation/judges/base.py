@@ -40,7 +40,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Heard:
+class SpeechSample:
     """One utterance to judge; a judge uses the sound or the tokens.
 
     Args:
@@ -81,9 +81,9 @@ class Verdict:
 class Judge(nn.Module, ABC):
     """Listens to utterances and compares them with what should have been said."""
 
-    hears: ClassVar[bool] = True
+    needs_audio: ClassVar[bool] = True
     """Whether it needs waveforms; ``False`` for a judge that reads speech tokens."""
 
     @abstractmethod
-    def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         """One verdict per utterance; an utterance's verdict does not depend on its neighbours."""

@@ -20,7 +20,7 @@ from kaldialign import align, edit_distance
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tts_align.evaluation.judges.base import Expected, Heard, Judge, Reading, Verdict
+from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.models.codec.fsq import MaskedBlock
 from tts_align.models.codec.mel import LogMel, batches_by_length, load_half, log_mel_batch, save_half
 from tts_align.utils.assets import resolve
@@ -213,19 +213,19 @@ class CTCJudge(Judge):
         super().__init__()
         self.recogniser, self.batch_size = KanaRecogniser.load(directory), batch_size
 
-    def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         """One verdict per utterance.
 
         Args:
-            heard: Utterances with waveforms.
+            samples: utterances with waveforms.
             expected: Transcripts in kana, without spaces.
         """
-        waveforms = [self._waveform(utterance) for utterance in heard]
+        waveforms = [self._waveform(utterance) for utterance in samples]
         candidates = [{key: text for key, text in one.transcripts.items() if key} for one in expected]
         hearings = self.recogniser.listen(waveforms, candidates, self.batch_size)
         return [verdict(hearing, one) for hearing, one in zip(hearings, expected, strict=True)]
 
-    def _waveform(self, utterance: Heard) -> Tensor:
+    def _waveform(self, utterance: SpeechSample) -> Tensor:
         if utterance.waveform is None:
             raise ValueError("the CTC judge listens: it needs waveforms, so the recipe must name a vocoder")
         rate = self.recogniser.sizes.sample_rate

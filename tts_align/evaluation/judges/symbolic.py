@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judge of the symbolic corpus: speech tokens that spell kana, read back exactly.
 
-A kana is a *begin* code and one to three times its *inside* code; each voice has tokens of its own. So the reading of an
+A kana is a *begin* code and one to three times its *inside* code; each voice has its own tokens. So the reading of an
 utterance is known without a recogniser, and an experiment takes seconds.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kaldialign import align
 
-from tts_align.evaluation.judges.base import Expected, Heard, Judge, Reading, Verdict
+from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.evaluation.metrics.functional import character_errors, nearest_cer
 
 KANA = "あいおかきぎくけげこごさざしすずそただちっつてでとどなねのびふぷべぼまみむめもゆょよらりるれわんー"
@@ -86,11 +86,11 @@ def _segments(best: list[tuple[float, int, int]]) -> list[Segment]:
 class SymbolicJudge(Judge):
     """Reads the speech tokens of the symbolic corpus back to kana and compares them with what should have been said."""
 
-    hears = False
+    needs_audio = False
 
-    def judge(self, heard: Sequence[Heard], expected: Sequence[Expected]) -> list[Verdict]:
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         """One verdict per utterance."""
-        return [self._judge(one.speech.tolist(), wanted) for one, wanted in zip(heard, expected, strict=True)]
+        return [self._judge(one.speech.tolist(), wanted) for one, wanted in zip(samples, expected, strict=True)]
 
     def _judge(self, speech: list[int], expected: Expected) -> Verdict:
         segments = decode(speech)

@@ -41,20 +41,20 @@ class Encoded:
     Args:
         text: token ids, the prefix included.
         prefix: how many leading ones (voice, instruction, transcript of the prompt) are not the text's own.
-        prompt: speech tokens of the recording to continue.
+        prompt_speech: speech tokens of the recording to continue.
     """
 
     text: tuple[int, ...]
     prefix: int = 0
-    prompt: tuple[int, ...] = ()
+    prompt_speech: tuple[int, ...] = ()
 
     def row(self, speech: Sequence[int]) -> TokenRow:
         """The row of an utterance of this text."""
-        return TokenRow(self.text, tuple(speech), self.prefix, prompt=self.prompt)
+        return TokenRow(self.text, tuple(speech), self.prefix, prompt=self.prompt_speech)
 
-    def ask(self, seed: int) -> Prompt:
+    def prompt(self, seed: int) -> Prompt:
         """The prompt for an utterance of this text."""
-        return Prompt(self.text, seed, self.prefix, self.prompt)
+        return Prompt(self.text, seed, self.prefix, self.prompt_speech)
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,10 @@ class Layout:
         Raises:
             ValueError: a token is outside the codebook, or bistream was asked of a row too short for it.
         """
-        for speech_tokens in (row.speech, row.prompt):
-            if speech_tokens and not 0 <= min(speech_tokens) <= max(speech_tokens) < self.codebook_size:
+        for tokens in (row.speech, row.prompt):
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self.codebook_size:
                 raise ValueError(
-                    f"tokens must lie in 0..{self.codebook_size - 1}, got {min(speech_tokens)}..{max(speech_tokens)}: "
+                    f"speech tokens must lie in 0..{self.codebook_size - 1}, got {min(tokens)}..{max(tokens)}: "
                     "were they made by another tokenizer?"
                 )
         if row.bistream and row.prompt:

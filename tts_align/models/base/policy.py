@@ -87,7 +87,7 @@ class CodecLM(nn.Module, ABC):
         """Whether only adapters train, so that the base inside is the reference."""
 
     @contextmanager
-    def wearing(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Within the block the trained weights are these: other adapters on the one base, or another whole model.
 
         Args:

@@ -41,7 +41,7 @@ def roll_out(batch: Batch, policy: Speaker, sampling: Sampling = WHOLE) -> Batch
     said = batch.utterances
     assert said is not None
     prompts = [
-        Encoded(row.text, row.prefix, row.prompt).ask(seed) for row, seed in zip(said.rows, said.seeds, strict=True)
+        Encoded(row.text, row.prefix, row.prompt).prompt(seed) for row, seed in zip(said.rows, said.seeds, strict=True)
     ]
     spoken = policy.generate(prompts, sampling)
     rows = [
@@ -49,5 +49,7 @@ def roll_out(batch: Batch, policy: Speaker, sampling: Sampling = WHOLE) -> Batch
         for row, one in zip(said.rows, spoken, strict=True)
     ]
     device = said.speech.device
-    heard = replace(said, **code_places(rows, policy.layout), rows=tuple(rows), heard=(None,) * len(rows)).to(device)
-    return replace(batch, rows=collate(rows, policy.layout, policy.packed).to(device), utterances=heard)
+    spoken_anew = replace(
+        said, **code_places(rows, policy.layout), rows=tuple(rows), transcripts=(None,) * len(rows)
+    ).to(device)
+    return replace(batch, rows=collate(rows, policy.layout, policy.packed).to(device), utterances=spoken_anew)

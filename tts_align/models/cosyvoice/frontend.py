@@ -134,8 +134,9 @@ class CosyVoiceTokenizer(SpeechTokenizer):
         mel = pad_sequence(frames, batch_first=True).transpose(1, 2)  # :: -> (b, m, f)
         speech_tokens = torch.from_numpy(np.array(self.model(mel.contiguous().numpy(), lengths))).long()
         if speech_tokens.numel() and not 0 <= int(speech_tokens.min()) <= int(speech_tokens.max()) < self.codebook_size:
+            lowest, highest = int(speech_tokens.min()), int(speech_tokens.max())
             raise ValueError(
-                f"{self.model.path} gave tokens {int(speech_tokens.min())}..{int(speech_tokens.max())}, expected 0..{self.codebook_size - 1}: "
+                f"{self.model.path} gave tokens {lowest}..{highest}, expected 0..{self.codebook_size - 1}: "
                 "do the yaml and the speech tokenizer belong together?"
             )
         if not self.batched:

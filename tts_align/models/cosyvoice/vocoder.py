@@ -32,7 +32,7 @@ SAMPLE_RATE = 24_000
 class CosyVoiceVocoder(Vocoder):
     """The flow and vocoder of a CosyVoice2 or Fun-CosyVoice3 directory.
 
-    What is drawn for an utterance depends on its own tokens and voice only, so its sound is the same in any batch, up to
+    What is drawn for an utterance depends on its tokens and voice only, so its sound is the same in any batch, up to
     the last bits of float32 sums. The weights are read when something is first spoken.
 
     Args:

@@ -191,7 +191,7 @@ class TokenFlow(FlowHead):
         """Vectors of tokens.
 
         Args:
-            tokens: ids (negative ones count as 0), or mixtures of all tokens, to which gradients flow. A one-hot mixture
+            tokens: ids (negative ones count as 0), or mixtures of tokens, to which gradients flow. A one-hot mixture
                 gives exactly the vector of its id.
         """
         if not tokens.is_floating_point():

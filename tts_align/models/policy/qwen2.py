@@ -27,6 +27,7 @@ from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.decoding import Decoding
 from tts_align.utils.assets import resolve
+from tts_align.utils.files import read_config
 from tts_align.utils.weights import weights_digest
 
 _PLAIN = Context()
@@ -132,7 +133,7 @@ class Qwen2CodecLM(CodecLM):
             )
         if path is not None:
             tokenizer = str(path / TOKENIZER)
-            sizes = Sizes(**json.loads((path / CONFIG).read_text()))
+            sizes = Sizes(**read_config(path / CONFIG))
         assert sizes is not None
         self.directory = path
         self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)

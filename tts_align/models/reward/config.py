@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tts_align.models.base.reward_records import AttributeLabels
+from tts_align.utils.files import read_config
 
 ASR, CTC = "asr", "ctc"
 END, UNKNOWN, CHARACTERS = 0, 1, 2
@@ -239,7 +239,7 @@ class RewardSizes:
     @classmethod
     def read(cls, path: Path) -> RewardSizes:
         """From a ``config.json``."""
-        values = json.loads(path.read_text("utf-8"))
+        values = read_config(path)
         rows = [{**row, "classes": tuple(row["classes"])} for row in values.pop("attributes")]
         return cls(**values, attributes=tuple(Attribute(**row) for row in rows))
 

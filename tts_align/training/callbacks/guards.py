@@ -17,7 +17,7 @@ from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.listening import listen
 from tts_align.evaluation.metrics.functional import paired_difference
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import speak, wanted
+from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.objectives.base import Part
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class HackingGuard(Callback):
         prompts = read_prompts(self.prompts)
         if self.sentences < len(prompts):
             prompts = [prompts[i] for i in np.linspace(0, len(prompts) - 1, self.sentences).astype(int)]
-        items = wanted(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
+        items = utterance_requests(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
         spoken = [one for part in speak(module.policy, module.sampling, items, self.batch_rows) for one in part]
         assert module.judge is not None
         judged = [one for part in listen(module.judge, module.vocoder, spoken, 64) for one in part]
@@ -155,7 +155,9 @@ class HackingGuard(Callback):
             lengths = torch.tensor([len(one.speech) for one in some])
             mask = torch.arange(speech.shape[1]) < lengths[:, None]
             targets = getattr(module.objective, "targets", {})
-            labels = model.encode_labels([one.prompt.wanted or one.prompt.text for one in some], [targets] * len(some))
+            labels = model.encode_labels(
+                [one.prompt.target_text or one.prompt.text for one in some], [targets] * len(some)
+            )
             tasks = getattr(module.objective, "tasks", None)
             device = module.device
             scores = model.score(speech.to(device), mask.to(device), labels.to(device), tasks)

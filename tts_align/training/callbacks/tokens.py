@@ -46,7 +46,7 @@ class TokenStatistics(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count what the tokenizer makes."""
-        tokenizer = cast("AlignModule", pl_module).hearer
+        tokenizer = cast("AlignModule", pl_module).trained_tokenizer
         if tokenizer is None:
             return
         self._counts = TokenCounts.none(tokenizer.codebook_size).to(pl_module.device)
@@ -109,7 +109,7 @@ class KeepParts(Callback):
             return
         module, folder = cast("AlignModule", pl_module), Path(trainer.default_root_dir, PARTS)
         parts = {Part(name): part for name, part in module.parts.items()}
-        with module.objective.folded(module.policy, parts):
+        with module.objective.merged(module.policy, parts):
             if trainer.is_global_zero:
                 module.policy.save(folder / "policy")
                 if Part.REWARD in parts:

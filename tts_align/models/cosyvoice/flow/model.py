@@ -118,7 +118,7 @@ def _told(state: Mapping[str, Tensor]) -> dict[str, int]:
     down = f"{_UNET}down_blocks.0.1."
     unet_feed_forward, unet_width = state[f"{down}0.ff.net.0.proj.weight"].shape
     return {
-        "codes": codebook_size,
+        "codebook_size": codebook_size,
         "mel_channels": mel_channels,
         "speaker_channels": speaker_channels,
         "token_channels": token_channels,
