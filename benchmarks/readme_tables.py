@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the result tables of README.md from ``results/``: ``python benchmarks/readme_tables.py``."""
+"""Writes the result tables of every README from ``results/``: ``python benchmarks/readme_tables.py``."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-README = Path(__file__).parents[1] / "README.md"
+from tts_align.evaluation.table import print_table
+
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 METRICS = ("accuracy", "cer", "nearest_cer", "bad_case_ratio")
 
@@ -65,7 +69,7 @@ def replaced(text: str, block: str, table: str) -> str:
     """The text with another table between the block's marks."""
     pattern = re.compile(rf"(<!-- {block} -->\n).*?(<!-- /{block} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md has no block {block!r}")
+        raise ValueError(f"expected the marks <!-- {block} --> and <!-- /{block} -->")
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
@@ -126,20 +130,15 @@ def diffro_attribute(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def written(text: str) -> str:
-    """README.md as the saved results say it must be."""
-    blocks = {
-        "table1": ("demo_table1", table1),
-        "cost": ("step", cost),
-        "size": ("cosyvoice_size", size),
-        "batched": ("sampling", batched),
-        "diffro": ("diffro", diffro),
-        "diffro_cost": ("diffro_cost", diffro_cost),
-        "diffro_attribute": ("diffro_attribute", diffro_attribute),
-    }
-    for block, (name, make) in blocks.items():
-        path = RESULTS / f"{name}.json"
-        text = replaced(text, block, make(json.loads(path.read_text("utf-8"))))
+def written(path: Path) -> str:
+    """A README as the saved results say it must be.
+
+    Args:
+        path: one of :data:`BLOCKS`, from the root of the checkout.
+    """
+    text = (ROOT / path).read_text("utf-8")
+    for block, (name, make) in BLOCKS[path].items():
+        text = replaced(text, block, make(json.loads((RESULTS / name).read_text("utf-8"))))
     return text
 
 
@@ -183,5 +182,45 @@ def batched(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def demo(found: dict[str, Any]) -> str:
+    """The table that the first command of README.md ends with."""
+    console = Console(width=100, record=True, file=StringIO(), color_system=None)
+    print_table(found, console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    return "\n".join(["```", *lines, "```"])
+
+
+def recipe(found: dict[str, Any]) -> str:
+    """The shipped recipe and KTO beside it, at budgets that are named."""
+    lines = [
+        "| method | budget | updates | CPU s | accuracy % | CER % | nearest CER % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in found["rows"]):
+        mine = [row for row in found["rows"] if row["method"] == method]
+        cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS[:3])
+        steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
+        seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
+        lines.append(f"| `{method}` | {mine[0]['budget']} | {steps} | {seconds} | {cells} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
+    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("tkto_recipe.json", recipe)},
+    Path("benchmarks/README.md"): {
+        "recipe": ("tkto_recipe.json", recipe),
+        "table1": ("demo_table1.json", table1),
+        "cost": ("step.json", cost),
+        "batched": ("sampling.json", batched),
+        "diffro": ("diffro.json", diffro),
+        "diffro_cost": ("diffro_cost.json", diffro_cost),
+        "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
+    },
+    Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
+}
+"""README -> its blocks -> the file of results and what makes a table of it."""
+
+
 if __name__ == "__main__":
-    README.write_text(written(README.read_text("utf-8")), "utf-8")
+    for readme in BLOCKS:
+        (ROOT / readme).write_text(written(readme), "utf-8")
