@@ -78,8 +78,6 @@ class DPO(Objective, name="dpo"):
             losses = ipo_loss(margin, self.beta)
         else:
             losses = dpo_loss(margin, self.beta, self.label_smoothing)
-        loss = step.mean(losses)
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(step.mean(losses), self.sft_weight)
         metrics = {"margin": Mean.of(self.beta * margin), "accuracy": Mean.of((margin > 0).float())}
         return Outcome(loss, metrics | step.sides("logp", step.policy.logp) | step.sides("reward", step.log_ratio))

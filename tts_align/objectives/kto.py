@@ -82,8 +82,6 @@ class KTO(Objective, name="kto"):
             self.desirable_weight,
             self.undesirable_weight,
         )
-        loss = step.mean(losses)
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(step.mean(losses), self.sft_weight)
         metrics = {"kl": Mean.of(reference_point)}
         return Outcome(loss, metrics | step.sides("logp", step.policy.logp) | step.sides("reward", step.log_ratio))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,7 +77,6 @@ class TKTO(Objective, name="tkto"):
         sft_weight: adds so many times the mean token cross-entropy of the desirable rows.
     """
 
-    needs: ClassVar[frozenset[Part]] = frozenset({Part.REFERENCE, Part.CONTRAST})
     reads = Reads.LABELLED
     wants_logits = True
 
@@ -104,11 +103,15 @@ class TKTO(Objective, name="tkto"):
             idle = [name for name, on in (("normalise_weights", normalise_weights), ("weigh_end", not weigh_end)) if on]
             if idle:
                 raise ValueError(f"{idle[0]} has no effect with mu: 0, where every weight is 1; leave it out")
-            self.needs = frozenset({Part.REFERENCE})  # type: ignore[misc]  # a fact of this instance alone
         self.beta, self.mu, self.lower, self.upper = beta, mu, lower, upper
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
         self.reference_point, self.weigh_end, self.normalise_weights = reference_point, weigh_end, normalise_weights
         self.reduction, self.sft_weight = reduction, sft_weight
+
+    @property
+    def needs(self) -> frozenset[Part]:  # type: ignore[override]  # a knob decides
+        """The reference, and the contrast unless all weights are 1."""
+        return frozenset({Part.REFERENCE, Part.CONTRAST} if self.mu else {Part.REFERENCE})
 
     def forward(self, step: Step) -> Outcome:
         """Share of the mean over all rows of the step."""
@@ -120,9 +123,7 @@ class TKTO(Objective, name="tkto"):
         losses = -masked_sum(weights * values, mask)
         if self.reduction == "mean":
             losses = losses / mask.sum(-1)
-        loss = step.mean(losses)
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(step.mean(losses), self.sft_weight)
         metrics = {"kl": Mean.of(kl, mask)} | step.sides("weight", weights)
         if step.contrast is not None:
             outside = (step.contrast <= self.lower) | (step.contrast >= self.upper)
