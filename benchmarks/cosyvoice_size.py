@@ -143,8 +143,7 @@ def train(
         manifest = make_rows(folder / "rows.jsonl", policy.layout.codebook_size, rows * steps, text, speech)
         data = AlignData(
             manifest,
-            reads=objective.reads,
-            wants_mismatched=objective.wants_mismatched,
+            wants=objective.rows_wanted,
             rows_per_step=rows,
         )
         data.prepare(policy)

@@ -37,8 +37,9 @@ from tts_align.models.reward.config import Attribute, RewardSizes
 from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import KTO, MTR, Objective
 from tts_align.training.callbacks.guards import HackingGuard
-from tts_align.training.contrast import SIDES, Contrast, undesirable_weight, write_log_ratios
+from tts_align.training.contrast import SIDES, Contrast, undesirable_weight
 from tts_align.training.module import AlignModule
+from tts_align.training.stages import write_log_ratios
 from tts_align.utils.files import write_json
 
 SPEAKERS = ("sakura", "takumi")
@@ -138,9 +139,7 @@ class Corpus:
         """The rows as the objective reads them."""
         return AlignData(
             str(self.labelled(seed)),
-            reads=fit.objective.reads,
-            wants_mismatched=fit.objective.wants_mismatched,
-            wants_utterances=fit.objective.wants_utterances,
+            wants=fit.objective.rows_wanted,
             rows_per_step=self.rows_per_step,
             paired_only=fit.paired_only,
             flip_labels=flip,
@@ -198,9 +197,7 @@ class Corpus:
         if out.exists():
             return out
         seed_everything(seed, verbose=False)
-        data = AlignData(
-            str(self.labelled(seed, split)), reads=MTR.reads, wants_utterances=True, rows_per_step=32, seed=seed
-        )
+        data = AlignData(str(self.labelled(seed, split)), wants=MTR().rows_wanted, rows_per_step=32, seed=seed)
         policy = self.policy()
         data.prepare(policy)
         steps = data.steps_per_epoch * REWARD_EPOCHS

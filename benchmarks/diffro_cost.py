@@ -33,7 +33,7 @@ from tts_align.models.base.layout import Layout, TokenRow, collate
 from tts_align.models.base.rollouts import roll_out
 from tts_align.models.reward.config import RewardSizes
 from tts_align.models.reward.model import RewardModel
-from tts_align.objectives import SFT, DiffRO, Objective, Part
+from tts_align.objectives import SFT, DiffRO, Objective, Part, Parts
 from tts_align.objectives.base import Step
 from tts_align.training.module import AlignModule
 from tts_align.utils.files import write_json
@@ -126,7 +126,7 @@ def held(estimator: Any, rows: int = 8, tokens: int = 250, codebook_size: int = 
         batch,
         Scored(empty, collated.mask, logits),
         Scored(empty, collated.mask, frozen),
-        parts={Part.REWARD: reward.requires_grad_(False).eval()},
+        parts=Parts({Part.REWARD: reward.requires_grad_(False).eval()}),
     )
     kept: list[weakref.ref[_Held]] = []
 

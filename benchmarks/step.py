@@ -209,8 +209,7 @@ def compare(
     reference = Qwen2CodecLM(str(folder / "reference"), packed=packed)
     data = AlignData(
         str(folder / "rows.jsonl"),
-        reads=objective.reads,
-        wants_mismatched=objective.wants_mismatched,
+        wants=objective.rows_wanted,
         rows_per_step=shape.rows_per_step,
     )
     data.prepare(policy)

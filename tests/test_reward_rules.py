@@ -188,7 +188,7 @@ def test_validation_and_reference_caches_are_not_mixed_up(tmp_path: Path, tiny_p
     """DiffRO wants whole distributions, so no cache of log-probabilities is made or read."""
     module, data = built(DiffRO(), tiny_policy, rows, tmp_path, validation=rows)
     logged = fitted(tmp_path, module, data)
-    assert module.reference_cache is None
+    assert module.scoring.reference_cache is None
     assert any("val/kl" in metrics for _, metrics in logged)
 
 
@@ -216,7 +216,7 @@ def test_a_cosyvoice_directory_can_be_the_policy(family: str, knobs: dict[str, A
     module = AlignModule(
         objective, policy, reward=RewardModel(sizes=sizes), optimizer=lambda values: torch.optim.SGD(values, lr=1.0)
     )
-    data = AlignData(manifest, reads=objective.reads, wants_utterances=True, rows_per_step=8)
+    data = AlignData(manifest, rows_per_step=8)
     before, look = weights(module), Look()
     fitted(tmp_path, module, data, look, max_epochs=2)
     assert look.outcome is not None

@@ -99,12 +99,10 @@ def build(
     """A module and its data, as a recipe would build them; token-level KTO gets random log-ratios for weights."""
     torch.manual_seed(1)  # of the adapters
     policy = Qwen2CodecLM(str(directory), lora=lora, packed=packed, bistream=bistream)
-    knobs: dict[str, Any] = {"reads": objective.reads, "rows_per_step": 8}
-    knobs |= {name: getattr(objective, name) for name in ("wants_mismatched", "wants_utterances")}
-    datamodule = AlignData(manifest, **(knobs | data))
+    datamodule = AlignData(manifest, **({"rows_per_step": 8} | data))
     contrast = None
     if Part.CONTRAST in objective.needs:
-        datamodule.prepare(policy)
+        datamodule.prepare(policy, objective.rows_wanted)
         contrast = Contrast(weights=str(save_log_ratios(datamodule, policy, cache).path))
     module = AlignModule(
         objective,

@@ -129,13 +129,12 @@ def build_e2e(
     policy = Qwen2CodecLM(str(directory), packed=packed, bistream=bistream)
     torch.manual_seed(seed + 2)  # of the bridges
     module = AlignModule(objective, policy, **models, optimizer=functools.partial(optimizer, lr=lr))
-    knobs = {"reads": objective.reads, "wants_utterances": True, "wants_sound": True, "rows_per_step": 8}
-    return module, AlignData(manifest, **(knobs | data))
+    return module, AlignData(manifest, **({"rows_per_step": 8} | data))
 
 
 def micro_batches(module: AlignModule, data: AlignData, cut: int = 1) -> list[Batch]:
     """The first optimiser step in so many micro-batches."""
-    data.prepare(module.policy, module.trained_tokenizer)
+    data.prepare(module.policy, module.rows_wanted, module.trained_tokenizer)
     split = data._splits["train"]
     sampler = PlanSampler(split.plan, split.examples, split.targets, accumulate=cut)
     micro: list[MicroBatch] = sampler.step(next(iter(split.plan.steps(0))))

@@ -169,6 +169,11 @@ class Utterances(Record):
         if len(counts) > 1:
             raise ValueError(f"expected everything once for each of {len(self.speech)} rows, got {sorted(counts)}")
 
+    def placed(self, vectors: Float[Tensor, "c h"]) -> Float[Tensor, "r s h"]:
+        """Vectors of the real speech tokens at their places, zero at padding."""
+        padded = vectors.new_zeros(self.speech.numel(), vectors.shape[-1])
+        return padded.index_copy(0, self.code_place, vectors).view(*self.speech.shape, -1)  # :: (r * s, h) -> (r, s, h)
+
 
 @dataclass(frozen=True)
 class Recordings(Record):
@@ -310,6 +315,25 @@ class Reads(StrEnum):
     """Every utterance, whatever its label; a pair is two of them."""
     LABELLED = "labelled"
     """Rows labelled desirable or undesirable; a pair is two of them."""
+
+
+@dataclass(frozen=True)
+class RowsWanted:
+    """What an objective wants of the data; :attr:`tts_align.objectives.base.Objective.rows_wanted` says it.
+
+    Args:
+        reads: which rows it can use.
+        mismatched: it compares with speech of another sentence.
+        utterances: it reads the rows as speech tokens and words, too.
+        sound: it makes the speech tokens itself, of recordings.
+        readers: names of the objectives that use each kind of rows, for what is printed.
+    """
+
+    reads: Reads = Reads.SPEECH
+    mismatched: bool = False
+    utterances: bool = False
+    sound: bool = False
+    readers: Mapping[Reads, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 def across_ranks(mean: Mean) -> Mean:

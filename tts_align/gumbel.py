@@ -77,6 +77,15 @@ def gumbel_softmax_st(
 
     Returns:
         Samples in float32 (float64 for float64 logits).
+
+    Example:
+        >>> from tts_align import RowNoise, gumbel_softmax_st, row_generators
+        >>> logits = torch.zeros(3, 5, requires_grad=True)  # three positions: four speech tokens, end-of-speech
+        >>> noise = RowNoise(row_generators([7, 8]), lengths=(2, 1))  # two rows, each with a seed of its own
+        >>> sample = gumbel_softmax_st(logits, codebook_size=4, noise=noise, temperature=1.0)
+        >>> (sample @ torch.arange(4.0)).sum().backward()  # any differentiable reward of the tokens
+        >>> sample.sum(-1), logits.grad.abs().sum(-1) > 0
+        (tensor([1., 1., 1.], grad_fn=<SumBackward1>), tensor([True, True, True]))
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -140,6 +149,14 @@ def posterior_noise(
         codebook_size: speech tokens; the leading ids of the vocabulary.
         chosen: token at each position; where there is none, such as at end-of-speech, anything may come out.
         noise: the rows' generators.
+
+    Example:
+        >>> from tts_align import RowNoise, gumbel_softmax_st, posterior_noise, row_generators
+        >>> logits, spoken = torch.zeros(3, 5), torch.tensor([2, 0, 3])  # what was spoken is to be scored
+        >>> rows = RowNoise(row_generators([7]), lengths=(3,))
+        >>> noise = posterior_noise(logits, 4, spoken, rows)
+        >>> gumbel_softmax_st(logits, 4, noise).argmax(-1)  # the same tokens, now with a gradient
+        tensor([2, 0, 3])
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     scores, chosen = logits.detach()[:, :codebook_size].to(dtype), chosen.clamp(max=codebook_size - 1)[:, None]

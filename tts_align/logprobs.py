@@ -29,6 +29,15 @@ def full_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Fl
     Args:
         policy: logits of the policy.
         reference: logits of the reference at the same positions.
+
+    Example:
+        >>> from tts_align import full_kl
+        >>> policy = torch.tensor([[0.0, 0.0], [2.0, 0.0]], requires_grad=True)
+        >>> kl = full_kl(policy, torch.zeros(2, 2))
+        >>> kl.sum().backward()
+        >>> kl.detach(), policy.grad
+        (tensor([0.0000, 0.3278]), tensor([[ 0.0000,  0.0000],
+                [ 0.2100, -0.2100]]))
     """
     return _FullKL.apply(policy, reference)
 

@@ -270,11 +270,11 @@ def test_overlays(
 
 def test_data_follows_the_objective(recipe: Recipe) -> None:
     cli = run(["fit", "--config", recipe(max_steps=1), "--objective", "dpo"])
-    assert cli.datamodule.reads == "pair"
-    assert not cli.datamodule.wants_mismatched
+    assert cli.datamodule.wants.reads == "pair"
+    assert not cli.datamodule.wants.mismatched
     cli = run(["fit", "--config", recipe(max_steps=1), "--objective", "kto", "--run.directory", "runs/kto"])
-    assert cli.datamodule.reads == "labelled"
-    assert cli.datamodule.wants_mismatched
+    assert cli.datamodule.wants.reads == "labelled"
+    assert cli.datamodule.wants.mismatched
 
 
 def test_an_objective_in_the_users_own_file(here: Path, recipe: Recipe) -> None:

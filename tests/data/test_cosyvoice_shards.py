@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 from sources import save_shard, shard_rows, sound_file
 
-from tts_align.batch import Reads
+from tts_align.batch import Reads, RowsWanted
 from tts_align.data.cosyvoice import NoRecording, is_place, read_recordings
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import read_manifest, write_manifest
@@ -191,7 +191,7 @@ def test_training_reads_shards(reads: Reads, count: int, policy: CodecLM, tmp_pa
     save_shard(tmp_path / "parquet_000000001.tar", rows[6:])
     items = select(read_manifest(tmp_path).rows, reads)
     assert len(items) == count
-    data = AlignData(str(tmp_path), reads=reads, rows_per_step=4)
+    data = AlignData(str(tmp_path), wants=RowsWanted(reads), rows_per_step=4)
     data.prepare(policy)
     seen = {source.row.id: source for source in data.sources().values()}
     assert set(seen) == ({f"u{i}" for i in range(12) if reads is Reads.SPEECH or rejected(i) is not None})

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from tts_align.batch import Batch, Reads
+from tts_align.batch import Batch, Reads, RowsWanted
 from tts_align.data.datamodule import AlignData
 from tts_align.models.base.policy import CodecLM
 
@@ -70,7 +70,7 @@ def fit(policy: CodecLM, data: AlignData, stop_after: int | None = None, ckpt: P
 
 
 def labelled(path: str, **knobs: Any) -> AlignData:
-    return AlignData(path, reads=Reads.LABELLED, wants_mismatched=True, **({"rows_per_step": 8} | knobs))
+    return AlignData(path, wants=RowsWanted(Reads.LABELLED, mismatched=True), **({"rows_per_step": 8} | knobs))
 
 
 LIMITS = [{"max_epochs": 2}, {"max_steps": 10, "max_epochs": -1}]

@@ -18,7 +18,7 @@ from tts_align.logprobs import chosen_logp
 from tts_align.models.base.layout import TokenRow, collate
 from tts_align.models.reward.config import Attribute, RewardSizes
 from tts_align.models.reward.model import RewardModel
-from tts_align.objectives.base import Part, Step
+from tts_align.objectives.base import Part, Parts, Step
 
 CODES = LAYOUT.codebook_size
 ATTRIBUTES = (
@@ -90,7 +90,7 @@ def spoken_step(
     policy = Scored(collated.scatter(chosen_logp(ours, collated.target)), collated.mask, ours)
     model = (reward or make_reward()).to(dtype)
     frozen = Scored(collated.scatter(chosen_logp(theirs, collated.target)), collated.mask, theirs)
-    return Step(batch, policy, frozen, parts={Part.REWARD: model})
+    return Step(batch, policy, frozen, parts=Parts({Part.REWARD: model}))
 
 
 def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:

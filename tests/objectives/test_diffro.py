@@ -20,7 +20,7 @@ from tts_align.batch import Reads, Totals
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
 from tts_align.models.reward.config import RewardSizes
 from tts_align.models.reward.model import RewardModel
-from tts_align.objectives import DiffRO, Outcome, Part
+from tts_align.objectives import DiffRO, Outcome, Part, Parts
 from tts_align.objectives.base import Step
 
 LENGTHS = (4, 2, 6)
@@ -323,11 +323,11 @@ def test_the_reward_model_must_fit_before_anything_is_trained():
     policy = SimpleNamespace(layout=LAYOUT)
     wider = RewardModel(sizes=RewardSizes(CODES + 1, "あ", width=8, layers=1, heads=2, feed_forward=8))
     for objective, reward, message in (
-        (DiffRO(), wider, f"the {CODES} speech tokens of model.policy, got {CODES + 1} speech tokens"),
+        (DiffRO(), wider, f"the {CODES} speech tokens of model.policy, got {CODES + 1} of them"),
         (DiffRO(tasks=("asr", "emotion")), make_reward(), "model.reward's asr, ctc, mood, mos, age, got emotion"),
     ):
         with pytest.raises(ValueError, match=message):
-            objective.bind(cast("Any", policy), {Part.REWARD: reward})
+            objective.bind(cast("Any", policy), Parts({Part.REWARD: reward}))
 
 
 def test_the_histogram_leaves_out_what_has_no_label():

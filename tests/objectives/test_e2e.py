@@ -35,10 +35,10 @@ from tts_align.batch import Batch
 from tts_align.cli.entry import run
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
-from tts_align.objectives import Part, Step
+from tts_align.objectives import Step
 from tts_align.objectives.e2e import E2E
 from tts_align.training.module import AlignModule
-from tts_align.training.stage_fit import StageFit
+from tts_align.training.settings import StageFit
 from tts_align.training.stages import _stage_changes
 
 pytestmark = pytest.mark.filterwarnings(
@@ -258,7 +258,7 @@ def slow_loss(module: AlignModule, batch: Batch) -> dict[str, float]:
     reward, flow = module.parts["reward"], module.parts["flow"]
     sums = {"lm": 0.0, "asr": 0.0, "ctc": 0.0, "speaker": 0.0, "fm": 0.0}
     counts = dict.fromkeys(sums, 0)
-    with torch.no_grad(), objective.merged(policy, {Part(name): part for name, part in module.parts.items()}):
+    with torch.no_grad(), objective.merged(policy, module.parts):
         step = module.score(batch)
         assert step.batch.utterances is not None
         sums["lm"], counts["lm"] = -float(step.policy.logp.sum()), int(step.policy.mask.sum())
@@ -308,7 +308,7 @@ def test_folding_ends_as_it_began(build: Any):
     module, _ = build(make(1))
     awake(module)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    named = {Part(name): part for name, part in module.parts.items()}
+    named = module.parts
     with module.objective.merged(module.policy, named):
         codebook = module.parts["tokenizer"].codebook()
         image = codebook @ before["objective.bridges.flow.weight"].T
@@ -324,7 +324,7 @@ def test_a_soft_token_is_a_mixture_of_the_codebook(build: Any):
     y = torch.rand(1, 4, 20).softmax(-1)
     bridge, tokenizer = module.objective.bridges["flow"], module.parts["tokenizer"]
     soft = bridge(tokenizer.embed(y))
-    with module.objective.merged(module.policy, {Part(name): part for name, part in module.parts.items()}):
+    with module.objective.merged(module.policy, module.parts):
         torch.testing.assert_close(module.parts["flow"].embed(y), soft)
 
 
@@ -430,7 +430,7 @@ def test_a_stage_starts_from_what_the_one_before_left(build: Any, tmp_path: Path
     trainer = make_trainer(tmp_path / "one", max_steps=2, max_epochs=-1)
     trainer.fit(first, datamodule=data)
     second, data = build(make(2, start=str(tmp_path / "one")), seed=9)
-    named = {Part(name): part for name, part in first.parts.items()}
+    named = first.parts
     with first.objective.merged(first.policy, named):
         for name in ("policy.", "parts.tokenizer.", "parts.reward.", "parts.flow."):
             ours, theirs = first.state_dict(), second.state_dict()

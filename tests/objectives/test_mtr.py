@@ -16,7 +16,7 @@ from torch.nn import functional
 from tts_align.batch import Reads, Totals
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.models.reward.model import RewardModel, RewardSizes
-from tts_align.objectives import MTR, Outcome, Part
+from tts_align.objectives import MTR, Outcome, Part, Parts
 from tts_align.objectives.base import Step
 
 LENGTHS = (4, 2, 6, 3)
@@ -145,4 +145,4 @@ def test_a_reward_model_of_other_codes_is_refused() -> None:
     reward = RewardModel(sizes=RewardSizes(7, "ab", width=8, layers=1, heads=2, feed_forward=8, decoder_layers=1))
     policy = Qwen2CodecLM(sizes=Sizes(9, 5, hidden_size=16, layers=1, heads=2, key_value_heads=1))
     with pytest.raises(ValueError, match=r"must read the 9 speech tokens of model\.policy, got 7"):
-        MTR().bind(policy, {Part.REWARD: reward})
+        MTR().bind(policy, Parts({Part.REWARD: reward}))

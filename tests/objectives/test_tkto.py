@@ -240,4 +240,4 @@ def test_knobs_that_cannot_work_or_have_no_effect_raise(knobs: dict[str, Any], m
 
 def test_without_weights_no_pair_is_needed():
     assert TKTO(mu=0.0).needs == {Part.REFERENCE}
-    assert TKTO().needs == TKTO.needs == {Part.REFERENCE, Part.CONTRAST}
+    assert TKTO().needs == {Part.REFERENCE, Part.CONTRAST}

@@ -60,11 +60,11 @@ def fitted(folder: Path, module: AlignModule, data: AlignData, *callbacks: Callb
 
 def first_batch(module: AlignModule, data: AlignData) -> Batch:
     """The first micro-batch of a training, with everything in place to score it without a trainer."""
-    data.prepare(module.policy)
+    data.prepare(module.policy, module.rows_wanted)
     split = data._splits["train"]
     sampler = PlanSampler(split.plan, split.examples, split.targets)
     if module.contrast is not None:
-        module.contrast_cache = TokenCache.read(Path(str(module.contrast.weights)), data.rows())
+        module.scoring.contrast_cache = TokenCache.read(Path(str(module.contrast.weights)), data.rows())
     return MicroBatches(split.examples, split.layout, split.packed)[next(iter(sampler))]
 
 
@@ -326,10 +326,10 @@ def test_rule_6_no_step_waits_for_the_device(
     batch = first_batch(module, data)
     module.to("meta")
     if name in ("dpo", "kto"):  # the reference's numbers come from the cache
-        module.reference_cache = save_log_ratios(data, module.policy, tmp_path)
+        module.scoring.reference_cache = save_log_ratios(data, module.policy, tmp_path)
     module.trainer = make_trainer(tmp_path)
     module.step(batch.to("meta"), "train").backward()
-    assert module._sums["train"]["loss"].total.device.type == "meta"
+    assert module.means["train"].sums["loss"].total.device.type == "meta"
 
 
 def test_rule_6_numbers_are_read_once_per_log(

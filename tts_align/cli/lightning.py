@@ -16,7 +16,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tts_align.batch import Reads
 from tts_align.cli.recipe import (
     MODE,
     PlainParser,
@@ -49,26 +48,6 @@ def objective_class(objective: Namespace | None) -> type[Objective]:
         return Objective
     module, _, name = objective.class_path.rpartition(".")
     return getattr(import_module(module), name)
-
-
-def reads(objective: Namespace | None) -> Reads:
-    """Which rows the chosen objective uses; the data module follows it."""
-    return objective_class(objective).reads
-
-
-def wants_mismatched(objective: Namespace | None) -> bool:
-    """Whether the chosen objective wants speech under another sentence's text; the data module follows it."""
-    return objective_class(objective).wants_mismatched
-
-
-def wants_utterances(objective: Namespace | None) -> bool:
-    """Whether the chosen objective reads rows as speech tokens and words, too; the data module follows it."""
-    return objective_class(objective).wants_utterances
-
-
-def wants_sound(objective: Namespace | None) -> bool:
-    """Whether the chosen objective makes the speech tokens itself, of recordings; the data module follows it."""
-    return objective_class(objective).wants_sound
 
 
 DESCRIPTIONS = {
@@ -114,6 +93,8 @@ class AlignCLI(LightningCLI):
 
     settings: RunSettings
     run: Run
+    model: AlignModule
+    datamodule: AlignData
     trainer: AlignTrainer
 
     def __init__(self, args: list[str]) -> None:
@@ -151,7 +132,7 @@ class AlignCLI(LightningCLI):
             parser.set_defaults({"objective": {"class_path": objective_path("sft")}})
         parser.add_class_arguments(RunSettings, "run")
         parser.add_lightning_class_args(AlignModule, "model")
-        parser.add_lightning_class_args(AlignData, "data")
+        parser.add_class_arguments(AlignData, "data", fail_untyped=False, sub_configs=True, skip={"wants"})
         parser.add_lightning_class_args(AlignTrainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
@@ -166,12 +147,8 @@ class AlignCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let model and data follow the objective."""
+        """Let the model follow the objective; what the data bring follows the model."""
         parser.link_arguments("objective", "model.objective")
-        parser.link_arguments("objective", "data.reads", compute_fn=reads)
-        parser.link_arguments("objective", "data.wants_mismatched", compute_fn=wants_mismatched)
-        parser.link_arguments("objective", "data.wants_utterances", compute_fn=wants_utterances)
-        parser.link_arguments("objective", "data.wants_sound", compute_fn=wants_sound)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line and name the run."""
@@ -182,6 +159,11 @@ class AlignCLI(LightningCLI):
             stem = Path(str(recipes[0])).stem if recipes else objective_class(chosen.objective).__name__.lower()
             chosen.run.directory = str(Path("runs", stem))
 
+    @property
+    def chosen(self) -> Namespace:
+        """The recipe in full, as it was parsed for this verb."""
+        return self.config[self.subcommand]
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would set the checkpoint's hyper-parameters over recipe and flags."""
 
@@ -189,6 +171,8 @@ class AlignCLI(LightningCLI):
         """Build everything the recipe names; what is wrong then is the recipe's fault."""
         try:
             super().instantiate_classes()
+            if self.subcommand not in WITHOUT_OBJECTIVE:
+                self.datamodule.follow(self.model.rows_wanted)
         except (ValueError, FileNotFoundError, MisconfigurationException) as error:
             raise RecipeError(str(root_cause(error))) from error
 
@@ -274,8 +258,8 @@ class AlignCLI(LightningCLI):
 
         Args:
             directory: of the variant's run.
-            changes: dotted keys and their values. Links do not follow: a new objective needs ``objective``,
-                ``model.objective`` and what of ``data`` depends on it.
+            changes: dotted keys and their values. Links do not follow: a new objective needs ``objective`` and
+                ``model.objective``.
 
         Returns:
             Its last checkpoint.
@@ -340,7 +324,7 @@ class AlignCLI(LightningCLI):
             raise ValueError("nothing to predict: the recipe must set data.validation")
         self._prepare_stages()
         datamodule.trainer = self.trainer
-        datamodule.prepare(model.policy, model.trained_tokenizer if datamodule.wants_sound else None)
+        datamodule.prepare(model.policy, model.rows_wanted, model.trained_tokenizer)
         self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=ckpt_path, weights_only=True, **kwargs)
 
     def _prepare_stages(self) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from lightning import LightningDataModule
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from numpy.typing import NDArray
 
-from tts_align.batch import Reads
+from tts_align.batch import RowsWanted
 from tts_align.data.collate import Examples, PlanSampler
 from tts_align.data.encode import encode_audio
 from tts_align.data.manifest import read_manifest
@@ -29,8 +29,23 @@ from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 
 
+@runtime_checkable
+class WantsRows(Protocol):
+    """A module that says what its objective wants of the data."""
+
+    policy: CodecLM
+
+    @property
+    def rows_wanted(self) -> RowsWanted:
+        """What the data must bring."""
+
+    @property
+    def trained_tokenizer(self) -> TokenizerHead | None:
+        """Makes the speech tokens, if that is part of the training."""
+
+
 class AlignData(LightningDataModule):
-    """Utterances marked good or bad, as the objective reads them.
+    """Utterances marked good or bad, as the objective of the trained module reads them.
 
     Exactly one of ``rows_per_step`` and ``tokens_per_step`` is given; both count one optimiser step over all devices
     and accumulated micro-batches together, so the result does not depend on how many there are.
@@ -39,10 +54,6 @@ class AlignData(LightningDataModule):
         manifest: training rows: a .jsonl or .parquet file, a directory of Parquet shards, CosyVoice shards or their
             data.list, or a demo: name.
         validation: rows the loss is watched on, likewise.
-        reads: which rows the objective can use; follows the objective.
-        wants_mismatched: whether the objective compares with speech of another sentence; follows the objective.
-        wants_utterances: whether the objective reads rows as speech tokens and words, too; follows the objective.
-        wants_sound: whether the objective makes the speech tokens itself, of recordings; follows the objective.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: instead, about so many text and speech tokens.
         bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
@@ -57,16 +68,14 @@ class AlignData(LightningDataModule):
         vocoder: speaks rows that have speech tokens and no recording, for objectives that want sound.
         acoustic: mel that model.flow makes, for objectives that want sound; what model.tokenizer hears by default.
         num_workers: processes that prepare batches; 0 for the training process itself.
+        wants: what the objective wants of the rows. By default that of the module that is trained; only rows that are
+            read without a module need it.
     """
 
     def __init__(
         self,
         manifest: str | None = None,
         validation: str | None = None,
-        reads: Reads = Reads.SPEECH,
-        wants_mismatched: bool = False,
-        wants_utterances: bool = False,
-        wants_sound: bool = False,
         rows_per_step: int | None = None,
         tokens_per_step: int | None = None,
         bucket_steps: int = 8,
@@ -80,6 +89,7 @@ class AlignData(LightningDataModule):
         vocoder: Vocoder | None = None,
         acoustic: AcousticMel | None = None,
         num_workers: int = 0,
+        wants: RowsWanted | None = None,
     ) -> None:
         super().__init__()
         faults = []
@@ -89,38 +99,74 @@ class AlignData(LightningDataModule):
             faults.append(f"data.bistream_share must lie in 0..1, got {bistream_share}")
         if max_rows is not None and max_rows < 1:
             faults.append(f"data.max_rows must be at least 1, got {max_rows}")
-        given = {"data.vocoder": vocoder, "data.acoustic": acoustic}
-        if not wants_sound:
-            faults += [f"{name} has no effect: the objective wants no sound" for name, one in given.items() if one]
-        elif tokenizer is not None:
-            faults.append("data.tokenizer has no effect: model.tokenizer makes the speech tokens; leave it out")
         if faults:
             raise ValueError("; ".join(faults))
         self.manifest, self.validation = manifest, validation
-        self.reads, self.wants_mismatched, self.wants_utterances = reads, wants_mismatched, wants_utterances
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
         self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
         self.tokenizer, self.num_workers = tokenizer, num_workers
-        self.wants_sound, self.vocoder, self.acoustic = wants_sound, vocoder, acoustic
+        self.vocoder, self.acoustic = vocoder, acoustic
+        self._wants: RowsWanted | None = None
         self._hearer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
         self._restored: dict[str, Any] = {}
+        if wants is not None:
+            self.follow(wants)
+
+    @property
+    def wants(self) -> RowsWanted:
+        """What the objective wants of the rows."""
+        if self._wants is None:
+            raise ValueError(
+                "nothing says which rows to read: attach the data to the trainer of an AlignModule, or give wants, "
+                "such as DPO().rows_wanted"
+            )
+        return self._wants
+
+    def follow(self, wants: RowsWanted) -> None:
+        """Bring what an objective wants; a trainer calls it for the module that it trains.
+
+        Args:
+            wants: what the objective wants.
+
+        Raises:
+            ValueError: it contradicts what was wanted before, or an argument of this data module has no effect.
+        """
+        if self._wants not in (None, wants):
+            raise ValueError(f"the data were made for {self._wants}, but the objective wants {wants}: leave wants out")
+        given = {"data.vocoder": self.vocoder, "data.acoustic": self.acoustic}
+        if not wants.sound and (idle := [name for name, one in given.items() if one]):
+            raise ValueError("; ".join(f"{name} has no effect: the objective wants no sound" for name in idle))
+        if wants.sound and self.tokenizer is not None:
+            raise ValueError("data.tokenizer has no effect: model.tokenizer makes the speech tokens; leave it out")
+        self._wants = wants
 
     def setup(self, stage: str) -> None:
         """Read the manifests for the policy being trained."""
         if stage in ("fit", "validate"):
             assert self.trainer is not None
             module: Any = self.trainer.lightning_module
-            self.prepare(module.policy, module.trained_tokenizer if self.wants_sound else None)
+            if isinstance(module, WantsRows):
+                self.prepare(module.policy, module.rows_wanted, module.trained_tokenizer)
+            else:
+                self.prepare(module.policy)
 
-    def prepare(self, policy: CodecLM, trained_tokenizer: TokenizerHead | None = None) -> None:
+    def prepare(
+        self, policy: CodecLM, wants: RowsWanted | None = None, trained_tokenizer: TokenizerHead | None = None
+    ) -> None:
         """Read, check, select and tokenise; does nothing the second time.
 
         Args:
             policy: knows how text becomes tokens, and how rows are arranged.
+            wants: what the objective wants of the rows, if the data do not know it yet.
             trained_tokenizer: makes the speech tokens during the training, for objectives that want sound.
+
+        Raises:
+            ValueError: a manifest cannot be used, or the data were made for what another objective wants.
         """
+        if wants is not None:
+            self.follow(wants)
         self._hearer = trained_tokenizer or self._hearer
         if self.manifest is None:
             raise ValueError("nothing to train on: the recipe must set data.manifest")
@@ -131,19 +177,19 @@ class AlignData(LightningDataModule):
 
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
         manifest = read_manifest(
-            path, self.on_bad_row, codebook_size=None if self.wants_sound else policy.layout.codebook_size
+            path, self.on_bad_row, codebook_size=None if self.wants.sound else policy.layout.codebook_size
         )
-        rows = manifest.rows if self.wants_sound else encode_audio(manifest, self.tokenizer)
+        rows = manifest.rows if self.wants.sound else encode_audio(manifest, self.tokenizer)
         if training and self.max_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
             rows = tuple(rows[i] for i in np.sort(kept))
         try:
-            items = select(rows, self.reads, self.paired_only, self.flip_labels, self.seed)
+            items = select(rows, self.wants.reads, self.paired_only, self.flip_labels, self.seed)
             recordings: tuple[RecordingFeatures, ...] = ()
-            if self.wants_sound:
+            if self.wants.sound:
                 items, recordings = self._extractor.extract(items, manifest)
             examples = Examples.of(
-                items, policy, self.wants_mismatched, self.bistream_share, self.seed, self.wants_utterances
+                items, policy, self.wants.mismatched, self.bistream_share, self.seed, self.wants.utterances
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -158,7 +204,8 @@ class AlignData(LightningDataModule):
             shuffle=training,
         )
         targets = np.asarray([policy.layout.target_count(row) for row in examples.rows])
-        _say_once(f"{path}\n{usable(rows, self.seed)}\nused here: {len(examples.rows)} rows as {self.reads}")
+        counts = usable(rows, self.seed, self.wants.readers)
+        _say_once(f"{path}\n{counts}\nused here: {len(examples.rows)} rows as {self.wants.reads}")
         keys = tuple(map(policy.layout.key, examples.rows))
         return Split(examples, plan, targets, policy.layout, policy.packed, keys)
 
@@ -205,6 +252,17 @@ class AlignData(LightningDataModule):
             split.plan, split.examples, split.targets, self.trainer.global_rank, self.trainer.world_size
         )
         return split.loader(sampler, self.num_workers, self._pin_memory)
+
+    def held_out(self, policy: CodecLM, wants: RowsWanted) -> EVAL_DATALOADERS:
+        """Batches of the validation rows, for the test of a reward model.
+
+        Raises:
+            ValueError: there are no validation rows.
+        """
+        if self.validation is None:
+            raise ValueError("nothing to test the reward model on: the recipe must set data.validation")
+        self.prepare(policy, wants)
+        return self.val_dataloader()
 
     def test_dataloader(self) -> EVAL_DATALOADERS:
         """Test sentences are the module's: what is spoken does not come from the manifest."""
@@ -254,7 +312,7 @@ class AlignData(LightningDataModule):
         return {f"data.{name}": getattr(self, name) for name in knobs} | {
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
-            "data.reads": str(self.reads),
+            "data.reads": str(self.wants.reads),
             "rows and their layout": hashlib.blake2b("".join(split.keys).encode(), digest_size=16).hexdigest(),
         }
 

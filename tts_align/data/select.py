@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tts_align.batch import Reads
 from tts_align.data.records import Row, Sound
-from tts_align.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Usable:
         undesirable: utterances labelled undesirable, or rejected.
         sentences: sentences with any label.
         one_sided: those of them that have only good or only bad utterances.
+        readers: names of the objectives that use each kind.
     """
 
     speech: int
@@ -61,26 +61,32 @@ class Usable:
     undesirable: int
     sentences: int
     one_sided: int
+    readers: Mapping[Reads, Sequence[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         share = f"{self.one_sided / self.sentences:.0%}" if self.sentences else "none labelled"
         lines = [
-            (_readers(Reads.SPEECH), f"{self.speech} rows"),
-            (_readers(Reads.PAIR), f"{self.pairs + self.formed} pairs ({self.pairs} given, {self.formed} formed)"),
-            (_readers(Reads.LABELLED), f"{self.desirable} desirable + {self.undesirable} undesirable"),
+            (self._named(Reads.SPEECH), f"{self.speech} rows"),
+            (self._named(Reads.PAIR), f"{self.pairs + self.formed} pairs ({self.pairs} given, {self.formed} formed)"),
+            (self._named(Reads.LABELLED), f"{self.desirable} desirable + {self.undesirable} undesirable"),
             ("one-sided sentences", f"{share} ({self.one_sided} of {self.sentences}); no pair can be formed of them"),
         ]
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {count}" for name, count in lines)
 
+    def _named(self, reads: Reads) -> str:
+        names = self.readers.get(reads)
+        return f"{reads} ({', '.join(names)})" if names else str(reads)
 
-def _readers(reads: Reads) -> str:
-    names = sorted(name for name, cls in Objective.registry.items() if cls.reads == reads)
-    return f"{reads} ({', '.join(names)})" if names else str(reads)
 
+def usable(rows: Sequence[Row], seed: int = 0, readers: Mapping[Reads, Sequence[str]] | None = None) -> Usable:
+    """Count what each kind of objective can use.
 
-def usable(rows: Sequence[Row], seed: int = 0) -> Usable:
-    """Count what each kind of objective can use."""
+    Args:
+        rows: of a manifest.
+        seed: of the pairs that are formed.
+        readers: names of the objectives that use each kind, to be printed with it.
+    """
     labelled = _labelled(rows)
     sides: defaultdict[tuple[object, ...], set[bool]] = defaultdict(set)
     for item in labelled:
@@ -95,6 +101,7 @@ def usable(rows: Sequence[Row], seed: int = 0) -> Usable:
         undesirable=len(labelled) - good,
         sentences=len(sides),
         one_sided=sum(len(both) == 1 for both in sides.values()),
+        readers=readers or {},
     )
 
 

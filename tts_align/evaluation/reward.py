@@ -7,26 +7,21 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from tts_align.batch import Batch
-from tts_align.data.datamodule import AlignData
 from tts_align.evaluation.metrics.correlation import pearson, spearman
 from tts_align.evaluation.metrics.functional import character_errors, cluster_bootstrap
+from tts_align.models.base.reward import RewardHead
 from tts_align.models.reward.config import Attribute
 from tts_align.models.reward.model import RewardModel
-from tts_align.objectives.base import Part
+from tts_align.utils.distributed import gathered
 from tts_align.utils.files import write_json
-
-if TYPE_CHECKING:
-    from tts_align.training.module import AlignModule
 
 _LETTERS_PER_CODE = 4
 """No speech is faster; a model that has hardly learnt would write for ever."""
@@ -35,24 +30,22 @@ Answer = Mapping[str, Any]
 
 
 class RewardEvaluation:
-    """One test of a reward model on ``data.validation``.
+    """One test of a reward model.
 
     Args:
-        module: holds the model.
-        datamodule: holds the rows.
+        model: the reward model.
+
+    Raises:
+        ValueError: the model cannot say what it hears.
     """
 
-    def __init__(self, module: AlignModule, datamodule: AlignData) -> None:
-        if datamodule.validation is None:
-            raise ValueError("nothing to test the reward model on: the recipe must set data.validation")
-        self.module, self.datamodule = module, datamodule
-        self.model = cast("RewardModel", module.parts[Part.REWARD])
+    def __init__(self, model: RewardHead) -> None:
+        if not isinstance(model, RewardModel):
+            raise ValueError(
+                f"only a RewardModel can be tested, got {type(model).__name__}: set run.test_after_fit: false"
+            )
+        self.model = model
         self.answers: list[Answer] = []
-
-    def loader(self) -> DataLoader[Batch]:
-        """This rank's held-out rows."""
-        self.datamodule.prepare(self.module.policy)
-        return cast("DataLoader[Batch]", self.datamodule.val_dataloader())
 
     @torch.no_grad()
     def step(self, batch: Batch) -> None:
@@ -78,19 +71,15 @@ class RewardEvaluation:
             for row in range(len(hidden))
         ]
 
-    def finish(self, directory: Path) -> None:
+    def finish(self, directory: Path, first: bool = True) -> None:
         """Gather all ranks; the first writes and prints.
 
         Args:
             directory: of the run.
+            first: whether this rank is the first.
         """
-        answers = self.answers
-        trainer = self.module.trainer
-        if trainer.world_size > 1:
-            everything: list[list[Answer]] = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(everything, answers)
-            answers = [answer for part in everything for answer in part]
-        if trainer.is_global_zero:
+        answers = [answer for part in gathered(self.answers) for answer in part]
+        if first:
             numbers = measure(answers, self.model.sizes.attributes)
             write_json(directory / "test" / "reward.json", numbers)
             print()  # the progress bar has left the line open

@@ -3,33 +3,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from tts_align.data.select import LabelledUtterance
 from tts_align.evaluation.audio import write_pair
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.listening import listen, warn_of_failures
+from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import System, JudgedUtterance, print_table, write_report
+from tts_align.evaluation.report import JudgedUtterance, System, print_table, write_report
 from tts_align.evaluation.speaking import UtteranceRequest, speak, utterance_requests
 from tts_align.models.base.policy import CodecLM
-from tts_align.objectives.tkto import TKTO, token_weights
-from tts_align.training.cache import TokenCache
-from tts_align.training.callbacks import figures
-from tts_align.training.contrast import WEIGHTS, deciding_token, separation
-
-if TYPE_CHECKING:
-    from tts_align.training.module import AlignModule
+from tts_align.utils.distributed import gathered
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class TestSettings:
 
 
 class Evaluation:
-    """One test of one module.
+    """One test of a policy.
 
     Args:
         module: its policy is the aligned system; its vocoder and judge are used.
@@ -72,7 +62,7 @@ class Evaluation:
         settings: what is spoken.
     """
 
-    def __init__(self, module: AlignModule, reference: CodecLM | None, settings: TestSettings) -> None:
+    def __init__(self, module: SpeaksAndListens, reference: CodecLM | None, settings: TestSettings) -> None:
         self.module, self.reference, self.settings = module, reference, settings
         self.judged: dict[System, list[Candidate]] = {"base": [], "aligned": []}
 
@@ -103,20 +93,17 @@ class Evaluation:
         spoken = [one for part in speak(model, module.sampling, batch, len(batch)) for one in part]
         self.judged[system] += [one for part in listen(module.judge, module.vocoder, spoken, 64) for one in part]
 
-    def finish(self, directory: Path) -> None:
+    def finish(self, directory: Path, first: bool = True) -> None:
         """Gather all ranks; the first writes and prints.
 
         Args:
             directory: of the run.
+            first: whether this rank is the first.
         """
-        everything: list[dict[System, list[Candidate]]] = [self.judged]
-        if self.module.trainer.world_size > 1:
-            everything = [{} for _ in range(self.module.trainer.world_size)]
-            dist.all_gather_object(everything, self.judged)
-        if self.module.trainer.is_global_zero:
+        everything = gathered(self.judged)
+        if first:
             joined = {system: [one for part in everything for one in part[system]] for system in self.judged}
             self._write(directory / "test", joined)
-            self._draw(directory)
 
     def _write(self, directory: Path, judged: dict[System, list[Candidate]]) -> None:
         audio = self._audio(directory / "audio", judged)
@@ -147,77 +134,6 @@ class Evaluation:
             for system, path in write_pair(folder, before.id, waveforms, vocoder.sample_rate).items():
                 kept[system, before.id] = str(path.relative_to(folder.parent))
         return kept
-
-    def _token_weights(self, run: Path) -> TokenCache | None:
-        """Those the policy was trained with, also when it was trained by an earlier call."""
-        if self.module.contrast_cache is None and (run / WEIGHTS).is_file():
-            weights = Path(json.loads((run / WEIGHTS).read_text("utf-8"))["weights"])
-            return TokenCache.read(weights, needed=()) if weights.is_file() else None
-        return self.module.contrast_cache
-
-    def _draw(self, run: Path) -> None:
-        """Figures of training and of token weights, as far as there is something to draw."""
-        folder, logs = run / "test", run / "tensorboard"
-        if any(logs.glob("events*")):
-            with suppress(FileNotFoundError):  # an objective of the user's may log no likelihoods
-                figures.likelihood_figure(figures.read_history(logs), folder / "likelihood.png")
-        cache, datamodule = self._token_weights(run), getattr(self.module.trainer, "datamodule", None)
-        if cache is None or datamodule is None:
-            return
-        datamodule.prepare(self.module.policy)
-        sources = {key: one for key, one in datamodule.sources().items() if key in cache.numbers}
-        sides = separation(cache, sources)
-        rewards = [
-            figures.TokenRewards(
-                one.target.astype(np.float64), np.concatenate([one.target, one.elsewhere]).astype(np.float64)
-            )
-            for one in sides.values()
-        ]
-        figures.reward_figure(rewards[0], rewards[1], folder / "token_rewards.png")
-        marked = [key for key, one in sources.items() if not one.desirable and deciding_token(one, 2) is not None]
-        if not marked:
-            return
-        key = _typical(marked, cache, sources)
-        source, values = sources[key], torch.from_numpy(np.array(cache.numbers[key]))
-        objective = self.module.objective
-        knobs = (objective.mu, objective.lower, objective.upper) if isinstance(objective, TKTO) else (1.0, -2.0, 2.0)
-        weights = token_weights(values[None], torch.tensor([source.desirable]), *knobs)[0]
-        count, scores = len(weights) - 1, source.row.scores
-        place = (scores["target_start"] * count, scores["target_end"] * count)
-        figures.weight_figure(
-            weights.numpy(),
-            _spread(source, place, count),
-            folder / "token_weights.png",
-            target=place,
-            desirable=source.desirable,
-        )
-
-
-def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, LabelledUtterance]) -> str:
-    """The row whose deciding token has the median reward: neither the best nor the worst example."""
-
-    def reward(key: str) -> tuple[float, str]:
-        values = cache.numbers[key]
-        return float(values[deciding_token(sources[key], len(values)) or 0]), key
-
-    return sorted(keys, key=reward)[len(keys) // 2]
-
-
-def _spread(source: LabelledUtterance, place: tuple[float, float], count: int) -> list[tuple[str, float, float]]:
-    """What was heard, kana by kana, with the marked word at its place and the rest spread evenly around it."""
-    transcript, span = source.row.notes.get("transcript", ""), source.row.spans[0]
-    word = next((reading for reading in (*span.wrong, *span.right) if reading in transcript), "")
-    first = transcript.find(word) if word else len(transcript)
-    pieces = (
-        (transcript[:first], 0.0, place[0] if word else float(count)),
-        (word, *place),
-        (transcript[first + len(word) :], place[1], float(count)),
-    )
-    return [
-        (kana, start + (end - start) * i / len(text), start + (end - start) * (i + 1) / len(text))
-        for text, start, end in pieces
-        for i, kana in enumerate(text)
-    ]
 
 
 def _reading(candidate: Candidate) -> str:

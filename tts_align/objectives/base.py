@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,10 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tts_align.batch import Batch, Mean, Reads, Recordings, Scored, Utterances
+from tts_align.batch import Batch, Mean, Reads, Recordings, RowsWanted, Scored, Utterances
 
 if TYPE_CHECKING:
+    from tts_align.models.base.flow import FlowHead
     from tts_align.models.base.policy import CodecLM
+    from tts_align.models.base.reward import RewardHead
+    from tts_align.models.base.tokenizer import TokenizerHead
 
 
 class Part(StrEnum):
@@ -27,6 +29,18 @@ class Part(StrEnum):
     REWARD = "reward"
     FLOW = "flow"
     TOKENIZER = "tokenizer"
+
+
+class Parts(nn.ModuleDict):
+    """The models besides the policy, each of a type of its own: ``parts.reward``, ``parts.flow``.
+
+    ``Part.REWARD in parts`` says whether a model is there; one that is not raises ``AttributeError``.
+    """
+
+    reference: CodecLM
+    reward: RewardHead
+    flow: FlowHead
+    tokenizer: TokenizerHead
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class Step:
     reference: Scored | None = None
     contrast: Float[Tensor, "r t"] | None = None
     mismatched: Mean | None = None
-    parts: Mapping[Part, nn.Module] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
     number: int = 0
 
     @property
@@ -94,6 +108,10 @@ class Step:
         good = self.policy.logp * self.batch.desirable[:, None]
         return -self.mean(good, self.batch.totals.desirable_tokens)
 
+    def anchored(self, loss: Float[Tensor, ""], sft_weight: float) -> Float[Tensor, ""]:
+        """The loss plus so many times the SFT anchor; the loss itself with a weight of 0."""
+        return loss + sft_weight * self.cross_entropy() if sft_weight else loss
+
     def sides(self, name: str, values: Float[Tensor, "r t"]) -> dict[str, Mean]:
         """Means over the desirable and over the undesirable tokens, to be logged under ``<side>_<name>``."""
         mask, desirable = self.policy.mask, self.batch.desirable[:, None]
@@ -119,7 +137,7 @@ class Outcome:
 class Objective(nn.Module, ABC):
     """Base of every alignment objective; ``class Mine(Objective, name="mine")`` registers it.
 
-    Class attributes state facts, constructor arguments are knobs and become flags:
+    Class attributes state facts, or properties where a knob decides; constructor arguments are knobs and become flags:
 
     ``needs``
         parts that must be there besides the policy.
@@ -136,6 +154,8 @@ class Objective(nn.Module, ABC):
     ``wants_sound``
         whether the step brings :attr:`Step.recordings`, the rows as sound; their speech tokens are placeholders, which
         :meth:`prepare` replaces.
+    ``voices``
+        names of speakers, if each one's vector is a one at the place of the name.
     ``scores``
         whether the policy scores the rows and trains; without it the policy is only there for its speech tokens.
     """
@@ -149,11 +169,13 @@ class Objective(nn.Module, ABC):
     wants_utterances: ClassVar[bool] = False
     wants_sound: ClassVar[bool] = False
     scores: ClassVar[bool] = True
+    voices: tuple[str, ...] = ()
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Check the class facts and register the class under ``name``."""
         super().__init_subclass__(**kwargs)
-        if not cls.trains <= cls.needs:
+        facts = cls.trains, cls.needs  # properties where they depend on the knobs: those are checked per instance
+        if all(isinstance(fact, frozenset) for fact in facts) and not cls.trains <= cls.needs:
             extra = ", ".join(sorted(cls.trains - cls.needs))
             raise TypeError(f"{cls.__name__} trains {extra}, which it does not list in `needs`")
         if name is None:
@@ -164,11 +186,19 @@ class Objective(nn.Module, ABC):
         Objective.registry[name] = cls
 
     @property
+    def rows_wanted(self) -> RowsWanted:
+        """What the data must bring; a data module that is attached to the module follows it."""
+        readers: dict[Reads, tuple[str, ...]] = {}
+        for name, kind in sorted(Objective.registry.items()):
+            readers[kind.reads] = (*readers.get(kind.reads, ()), name)
+        return RowsWanted(self.reads, self.wants_mismatched, self.wants_utterances, self.wants_sound, readers)
+
+    @property
     def trains_reward_only(self) -> bool:
         """Whether what is to be tested is a reward model."""
         return not self.scores and self.trains == frozenset({Part.REWARD})
 
-    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+    def bind(self, policy: CodecLM, parts: Parts) -> None:
         """Look at the models, before anything is trained; what is to be learnt between them can be made here.
 
         Args:
@@ -176,11 +206,11 @@ class Objective(nn.Module, ABC):
             parts: the others.
         """
 
-    def prepare(self, batch: Batch, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Batch:
+    def prepare(self, batch: Batch, policy: CodecLM, parts: Parts) -> Batch:
         """The batch as the policy shall score it; by default as it is."""
         return batch
 
-    def merged(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> AbstractContextManager[None]:
+    def merged(self, policy: CodecLM, parts: Parts) -> AbstractContextManager[None]:
         """Within the block the models work without this objective: what it learnt besides is in their weights."""
         return nullcontext()
 
@@ -191,6 +221,15 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, step: Step) -> Outcome:
         """Turn one scored step into a loss; pure arithmetic."""
+
+
+def check_codebook(policy: CodecLM, reward: RewardHead) -> None:
+    """Raise ``ValueError`` unless the reward model reads the speech tokens that the policy speaks."""
+    if reward.codebook_size != policy.layout.codebook_size:
+        raise ValueError(
+            f"model.reward must read the {policy.layout.codebook_size} speech tokens of model.policy, got "
+            f"{reward.codebook_size} of them"
+        )
 
 
 def check_positive(**knobs: float) -> None:

@@ -4,20 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tts_align.batch import Batch, Mean, Reads
 from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, posterior_noise, row_generators
 from tts_align.logprobs import full_kl
-from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
+from tts_align.objectives.base import (
+    Objective,
+    Outcome,
+    Part,
+    Parts,
+    Step,
+    check_codebook,
+    check_not_negative,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from tts_align.models.base.policy import CodecLM
-    from tts_align.models.base.reward import RewardHead
     from tts_align.models.base.reward_records import RewardScores
 
 BINS = 5
@@ -93,20 +101,16 @@ class DiffRO(Objective, name="diffro"):
         if self.free and sft_weight:
             raise ValueError("sft_weight needs stored rows: leave it out with `rollout: free`, or force the teacher")
 
-    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+    def bind(self, policy: CodecLM, parts: Parts) -> None:
         """Check that policy and reward model speak of the same speech tokens, and that the tasks are there."""
-        reward = cast("RewardHead", parts[Part.REWARD])
-        if reward.codebook_size != policy.layout.codebook_size:
-            raise ValueError(
-                f"model.reward must read the {policy.layout.codebook_size} speech tokens of model.policy, got "
-                f"{reward.codebook_size} of them"
-            )
+        reward = parts.reward
+        check_codebook(policy, reward)
         if unknown := [name for name in self.tasks if name not in reward.tasks]:
             raise ValueError(
                 f"tasks must be some of model.reward's {', '.join(reward.tasks)}, got {', '.join(unknown)}"
             )
 
-    def prepare(self, batch: Batch, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Batch:
+    def prepare(self, batch: Batch, policy: CodecLM, parts: Parts) -> Batch:
         """Let the policy speak, if the prefixes are to be its own."""
         return policy.roll_out(batch) if self.free else batch
 
@@ -120,23 +124,19 @@ class DiffRO(Objective, name="diffro"):
         kl = step.batch.rows.scatter(full_kl(policy, reference.detach()))
         totals = step.batch.totals
         drift = step.mean(kl, totals.tokens) if self.reduction == "mean" else step.mean(kl.sum(-1), totals.rows)
-        loss = self.beta * drift - reward
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(self.beta * drift - reward, self.sft_weight)
         if not self.free:  # what the policy has just said has no label
             metrics |= step.sides("logp", step.policy.logp)
         return Outcome(loss, metrics | {"kl": Mean.of(kl, step.policy.mask)})
 
     def _reward(self, step: Step, logits: Float[Tensor, "m v"]) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
         """This micro-batch's share of the mean reward, with the gradient that reaches the logits."""
-        model, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
+        model, said = step.parts.reward, step.utterances
         rows = RowNoise(row_generators(said.seeds, logits.device), said.targets)
         noise = rows if self.resample else posterior_noise(logits, model.codebook_size, step.batch.rows.target, rows)
         soft = gumbel_softmax_st(logits, model.codebook_size, noise, self._temperature(step), self.hard)
         vectors = model.embed(soft)
-        embedded = vectors.new_zeros(said.speech.numel(), vectors.shape[-1])
-        embedded = embedded.index_copy(0, said.code_place, vectors.index_select(0, said.code_target))
-        embedded = embedded.view(*said.speech.shape, -1)
+        embedded = said.placed(vectors.index_select(0, said.code_target))
         attributes = tuple({**row, **self.targets} for row in said.attributes)
         labels = model.encode_labels(said.target_texts, attributes).to(logits.device)
         asked = embedded.detach().requires_grad_() if torch.is_grad_enabled() else embedded

@@ -23,14 +23,32 @@ def dpo_loss(margin: Float[Tensor, " p"], beta: float, label_smoothing: float = 
 
     Example:
         >>> import torch
-        >>> dpo_loss(torch.zeros(1), beta=0.1)  # ln 2
-        tensor([0.6931])
+        >>> from tts_align import dpo_loss
+        >>> policy = torch.tensor([[-10.0, -9.0], [-8.0, -11.0]], requires_grad=True)  # chosen rows, rejected rows
+        >>> reference = torch.tensor([[-10.0, -9.0], [-8.0, -11.0]])  # log-probabilities of the same rows
+        >>> chosen, rejected = policy - reference
+        >>> loss = dpo_loss(chosen - rejected, beta=0.1).mean()
+        >>> loss.backward()
+        >>> loss, policy.grad  # ln 2 at the start; chosen rows are to gain, rejected ones to lose
+        (tensor(0.6931, grad_fn=<MeanBackward0>), tensor([[-0.0250, -0.0250],
+                [ 0.0250,  0.0250]]))
     """
     return -(1 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
 
 
 def ipo_loss(margin: Float[Tensor, " p"], beta: float) -> Float[Tensor, " p"]:
-    """(m − 1 / 2β)²; arXiv 2310.12036, eq. 17, where β is called τ."""
+    """(m − 1 / 2β)²; arXiv 2310.12036, eq. 17, where β is called τ.
+
+    Args:
+        margin: log-ratio of the chosen row minus that of the rejected row.
+        beta: strength of the pull to the reference; the margin that is aimed at is 1 / 2β.
+
+    Example:
+        >>> import torch
+        >>> from tts_align import ipo_loss
+        >>> ipo_loss(torch.tensor([0.0, 5.0]), beta=0.1)
+        tensor([25.,  0.])
+    """
     return (margin - 1 / (2 * beta)) ** 2
 
 
@@ -78,8 +96,6 @@ class DPO(Objective, name="dpo"):
             losses = ipo_loss(margin, self.beta)
         else:
             losses = dpo_loss(margin, self.beta, self.label_smoothing)
-        loss = step.mean(losses)
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(step.mean(losses), self.sft_weight)
         metrics = {"margin": Mean.of(self.beta * margin), "accuracy": Mean.of((margin > 0).float())}
         return Outcome(loss, metrics | step.sides("logp", step.policy.logp) | step.sides("reward", step.log_ratio))

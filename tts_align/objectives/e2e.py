@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tts_align.batch import Batch, Mean, Reads, Utterances
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
-from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
+from tts_align.objectives.base import Objective, Outcome, Part, Parts, Step, check_not_negative, check_positive
+from tts_align.objectives.mtr import TEXT_TASKS, attribute_share
 from tts_align.utils.weights import PARTS, loaded, read_weights, speaker_vectors_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from tts_align.models.base.flow_records import FlowDraws
     from tts_align.models.base.policy import CodecLM
     from tts_align.models.base.reward import RewardHead
-    from tts_align.models.base.tokenizer import TokenizerHead
 
 Shaper = Literal["reward", "flow", "policy"]
 SHAPERS: tuple[Shaper, ...] = ("reward", "flow", "policy")
@@ -65,8 +65,6 @@ class E2E(Objective, name="e2e"):
         streaming_share: share of optimiser steps in which the flow does not look beyond its own chunk.
     """
 
-    needs = frozenset({Part.TOKENIZER, Part.REWARD, Part.FLOW})
-    trains = needs
     reads = Reads.SPEECH
     wants_utterances = True
     wants_sound = True
@@ -110,28 +108,39 @@ class E2E(Objective, name="e2e"):
         self.attributes = dict.fromkeys(attributes, attribute_weight)
         self.hard, self.temperature = estimator == "straight_through", temperature
         self.streaming_share = streaming_share
+        self.losses = frozenset(losses)
         self.bridges = nn.ModuleDict()
-        self._set_facts(frozenset(losses))
 
-    def _set_facts(self, losses: frozenset[str]) -> None:
-        """What trains in the stage."""
-        self.losses = losses
-        learning = {Part(name) for name in losses & {"reward", "flow"}}
+    # --- the facts, which depend on the stage ---
+
+    @property
+    def needs(self) -> frozenset[Part]:  # type: ignore[override]
+        """All models but, in stage 1, those that are left out of it."""
+        return self.trains if self.stage == 1 else frozenset({Part.TOKENIZER, Part.REWARD, Part.FLOW})
+
+    @property
+    def trains(self) -> frozenset[Part]:  # type: ignore[override]
+        """The tokenizer in stage 1 only, the reward model until stage 2, the flow in all."""
         if self.stage == 1:
-            self.trains = frozenset({Part.TOKENIZER} | learning)  # type: ignore[misc]
-            self.needs, self.scores = self.trains, "policy" in losses  # type: ignore[misc]
-        else:
-            self.trains = frozenset({Part.REWARD, Part.FLOW} if self.stage == 2 else {Part.FLOW})  # type: ignore[misc]
-        self.wants_logits = self.stage == 3  # type: ignore[misc]
+            return frozenset({Part.TOKENIZER, *(Part(name) for name in self.losses & {"reward", "flow"})})
+        return frozenset({Part.REWARD, Part.FLOW} if self.stage == 2 else {Part.FLOW})
+
+    @property
+    def scores(self) -> bool:  # type: ignore[override]
+        """Whether the policy trains: always, unless it is left out of stage 1."""
+        return self.stage > 1 or "policy" in self.losses
+
+    @property
+    def wants_logits(self) -> bool:  # type: ignore[override]
+        """Stage 3 samples speech tokens of the policy's distributions."""
+        return self.stage == 3
 
     # --- the models ---
 
-    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+    def bind(self, policy: CodecLM, parts: Parts) -> None:
         """Check that all speak of the same tokens; in stage 1 put bridges between them, later load what it made."""
-        tokenizer = cast("TokenizerHead", parts[Part.TOKENIZER])
-        readers = {
-            name: cast("RewardHead | FlowHead", parts[Part(name)]) for name in ("reward", "flow") if name in parts
-        }
+        tokenizer = parts.tokenizer
+        readers = {name: _reader(name, parts) for name in _READERS if name in parts}
         counts = {
             "policy": policy.layout.codebook_size,
             **{name: reader.codebook_size for name, reader in readers.items()},
@@ -141,12 +150,12 @@ class E2E(Objective, name="e2e"):
                 f"all models must have the {tokenizer.codebook_size} speech tokens of model.tokenizer, got {wrong}"
             )
         if self.stage == 3:
-            tasks = cast("RewardHead", parts[Part.REWARD]).tasks
+            tasks = parts.reward.tasks
             if unknown := [name for name in self.attributes if name not in tasks]:
                 raise ValueError(
                     f"attributes must be among model.reward's tasks, {', '.join(tasks)}, got {', '.join(unknown)}"
                 )
-            if not {"asr", "ctc"} & set(tasks):
+            if not set(TEXT_TASKS) & set(tasks):
                 raise ValueError("stage 3 rewards the text: model.reward must have decoder_layers or ctc")
         if self.stage == 1:
             for name, reader in readers.items():
@@ -159,9 +168,9 @@ class E2E(Objective, name="e2e"):
         if self.start is not None:
             self.load(policy, parts, Path(self.start))
 
-    def load(self, policy: CodecLM, parts: Mapping[Part, nn.Module], run: Path) -> None:
+    def load(self, policy: CodecLM, parts: Parts, run: Path) -> None:
         """Take over what an earlier stage left in its run's directory; what it did not train stays as it is."""
-        found = loaded(run / PARTS, {"policy": policy, **{str(name): part for name, part in parts.items()}})
+        found = loaded(run / PARTS, {"policy": policy, **parts})
         if Part.TOKENIZER not in found:
             raise ValueError(f"there is no trained tokenizer in {run / PARTS}: name the run of an earlier stage of e2e")
         if self.stage == 3 and not {Part.REWARD, Part.FLOW, "policy"} <= found:
@@ -178,14 +187,13 @@ class E2E(Objective, name="e2e"):
         return earlier
 
     @contextmanager
-    def merged(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Iterator[None]:
+    def merged(self, policy: CodecLM, parts: Parts) -> Iterator[None]:
         """Within the block each model's table of speech tokens holds what its bridge makes of the codebook."""
-        codebook = cast("TokenizerHead", parts[Part.TOKENIZER]).codebook().detach()
-        models = {"policy": policy, **{str(name): part for name, part in parts.items()}}
+        codebook = parts.tokenizer.codebook().detach()
         kept: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             for name, bridge in self.bridges.items():
-                table = cast("RewardHead | FlowHead | CodecLM", models[name]).table.weight
+                table = (policy if name == "policy" else _reader(name, parts)).table.weight
                 kept.append((table, table.clone()))
                 image, rows = bridge(codebook).to(table.dtype), table[: len(codebook)]
                 rows.copy_(rows + image if name == "policy" else image)
@@ -200,12 +208,12 @@ class E2E(Objective, name="e2e"):
 
     # --- the step ---
 
-    def prepare(self, batch: Batch, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> Batch:
+    def prepare(self, batch: Batch, policy: CodecLM, parts: Parts) -> Batch:
         """Tokenise the sound, and put its speech tokens where the placeholders stand."""
         assert batch.recordings is not None
         assert batch.utterances is not None
         sound, said, rows = batch.recordings, batch.utterances, batch.rows
-        tokenizer = cast("TokenizerHead", parts[Part.TOKENIZER])
+        tokenizer = parts.tokenizer
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == 1):
             tokenised = tokenizer(sound.features.to(next(tokenizer.parameters()).dtype), sound.frames)
         if tokenised.tokens.shape != said.speech.shape:
@@ -261,29 +269,28 @@ class E2E(Objective, name="e2e"):
         """What a model reads of the speech tokens: its bridge's image of them, or its own table's."""
         if name in self.bridges:
             return self.bridges[name](step.recordings.tokenised.embedding)
-        return cast("RewardHead | FlowHead", step.parts[Part(name)]).embed(step.utterances.speech)
+        return _reader(name, step.parts).embed(step.utterances.speech)
 
     def _recognition(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
         """L_RM: text, speaker and whatever else the reward model knows of the rows."""
-        reward, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
+        reward, said = step.parts.reward, step.utterances
         labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
         losses = reward.losses_embedded(self._vectors(step, "reward"), said.mask, labels)
         totals = step.batch.totals
         share = []
         for name, loss in losses.items():
-            if name in ("asr", "ctc"):  # the end of a text is one more letter for asr
+            if name in TEXT_TASKS:  # the end of a text is one more letter for asr
                 count = totals.letters + (totals.labels["text"] if name == "asr" else 0)
                 share.append(loss.total / max(count, 1))
-            else:  # an attribute may be several numbers in a row, which are averaged
-                here = sum(name in row for row in said.attributes)
-                share.append(loss.total / loss.count.clamp(min=1) * here / max(totals.labels.get(name, 0), 1))
+            else:
+                share.append(attribute_share(name, loss, step))
         return torch.stack(share).sum(), {
             f"rm_{name}": Mean(loss.total.detach(), loss.count) for name, loss in losses.items()
         }
 
     def _draws(self, step: Step) -> FlowDraws:
         """What is random for the flow; whether it streams is the same for all of an optimiser step."""
-        flow, sound = cast("FlowHead", step.parts[Part.FLOW]), step.recordings
+        flow, sound = step.parts.flow, step.recordings
         coin = torch.rand((), generator=torch.Generator().manual_seed(step.number))
         frames = [count * flow.frames_per_token for count in sound.token_counts]
         return flow.draw(
@@ -294,7 +301,7 @@ class E2E(Objective, name="e2e"):
         self, step: Step, vectors: Float[Tensor, "r s h"], draws: FlowDraws
     ) -> tuple[Float[Tensor, ""], Mean]:
         """This micro-batch's share of the mean squared error over all frames and channels."""
-        flow, sound = cast("FlowHead", step.parts[Part.FLOW]), step.recordings
+        flow, sound = step.parts.flow, step.recordings
         speaker = speaker_vectors_of(step.utterances.speakers, self.voices, sound.speaker, flow.speaker_channels)
         mel, mask = sound.mel.to(vectors.dtype), step.utterances.mask
         loss = flow.loss_embedded(vectors, mask, mel, sound.mel_mask, speaker.to(vectors.dtype), draws)
@@ -306,20 +313,28 @@ class E2E(Objective, name="e2e"):
     def _second_order(self, step: Step, draws: FlowDraws) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
         """Losses of speech tokens that the policy samples, each given the real speech tokens before it."""
         assert step.policy.logits is not None
-        reward, flow = cast("RewardHead", step.parts[Part.REWARD]), cast("FlowHead", step.parts[Part.FLOW])
+        reward, flow = step.parts.reward, step.parts.flow
         said = step.utterances
         noise = RowNoise(_generators(said, GUMBEL, step.policy.logits.device), said.targets)
         sample = gumbel_softmax_st(step.policy.logits, reward.codebook_size, noise, self.temperature, self.hard)
         soft = sample.index_select(0, said.code_target)
-        error, mean = self._flow_loss(step, _placed(flow.embed(soft[None])[0], said), draws)
+        error, mean = self._flow_loss(step, said.placed(flow.embed(soft[None])[0]), draws)
         labels = reward.encode_labels(said.target_texts, said.attributes).to(soft.device)
         text = "asr" if "asr" in reward.tasks else "ctc"
         weights = {text: self.asr_weight, **self.attributes}
-        scores = reward.score_embedded(_placed(reward.embed(soft), said), said.mask, labels, tuple(weights))
+        scores = reward.score_embedded(said.placed(reward.embed(soft)), said.mask, labels, tuple(weights))
         rewards = torch.stack([weights[rows.name] * rows.mean for rows in scores.tasks]).sum(0)
         metrics = {f"second_{rows.name}": Mean(-rows.total.detach().sum(), rows.count.sum()) for rows in scores.tasks}
         loss = self.second_flow_weight * error - step.mean(rewards, step.batch.totals.rows)
         return loss, {"second_fm": mean, **metrics}
+
+
+_READERS = ("reward", "flow")
+"""Models besides the policy that read the tokenizer's vectors."""
+
+
+def _reader(name: str, parts: Parts) -> RewardHead | FlowHead:
+    return parts.reward if name == Part.REWARD else parts.flow
 
 
 def _bridge(channels: int, width: int) -> nn.Linear:
@@ -332,9 +347,3 @@ def _bridge(channels: int, width: int) -> nn.Linear:
 def _generators(said: Utterances, purpose: int, device: torch.device) -> tuple[torch.Generator, ...]:
     """One for each row, of its seed and of what is drawn."""
     return row_generators([4 * seed + purpose for seed in said.seeds], device)
-
-
-def _placed(vectors: Float[Tensor, "c h"], said: Utterances) -> Float[Tensor, "r s h"]:
-    """Vectors of the real speech tokens at their places, zero at padding."""
-    padded = vectors.new_zeros(said.speech.numel(), vectors.shape[-1])
-    return padded.index_copy(0, said.code_place, vectors).view(*said.speech.shape, -1)

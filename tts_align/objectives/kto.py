@@ -32,8 +32,14 @@ def kto_loss(
         undesirable_weight: λ_U.
 
     Example:
-        >>> kto_loss(torch.zeros(2), torch.tensor(0.0), torch.tensor([True, False]), beta=0.1)
-        tensor([0.5000, 0.5000])
+        >>> from tts_align import kto_loss
+        >>> policy = torch.tensor([-10.0, -12.0], requires_grad=True)  # log-probability of each row
+        >>> reference, desirable = torch.tensor([-10.0, -12.0]), torch.tensor([True, False])
+        >>> mismatched = torch.tensor([-0.2, 0.4])  # log-ratios of speech under another row's text
+        >>> losses = kto_loss(policy - reference, mismatched.mean().clamp(min=0), desirable, beta=0.1)
+        >>> losses.mean().backward()
+        >>> losses, policy.grad
+        (tensor([0.5025, 0.4975], grad_fn=<MulBackward0>), tensor([-0.0125,  0.0125]))
     """
     sign = torch.where(desirable, 1.0, -1.0)
     weight = torch.where(desirable, desirable_weight, undesirable_weight)
@@ -82,8 +88,6 @@ class KTO(Objective, name="kto"):
             self.desirable_weight,
             self.undesirable_weight,
         )
-        loss = step.mean(losses)
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(step.mean(losses), self.sft_weight)
         metrics = {"kl": Mean.of(reference_point)}
         return Outcome(loss, metrics | step.sides("logp", step.policy.logp) | step.sides("reward", step.log_ratio))

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tts_align.batch import Mean, Reads
 from tts_align.models.base.reward_records import Regularisers, TaskLoss
-from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative
+from tts_align.objectives.base import Objective, Outcome, Part, Parts, Step, check_codebook, check_not_negative
 
 if TYPE_CHECKING:
     from tts_align.models.base.policy import CodecLM
-    from tts_align.models.base.reward import RewardHead
 
 TEXT_TASKS = ("asr", "ctc")
 """Tasks whose label is the transcript."""
@@ -57,18 +56,13 @@ class MTR(Objective, name="mtr"):
         check_not_negative(**self.weights)
         self.regularisers = Regularisers(label_smoothing, mixup, adversarial, radius)
 
-    def bind(self, policy: CodecLM, parts: Mapping[Part, nn.Module]) -> None:
+    def bind(self, policy: CodecLM, parts: Parts) -> None:
         """Check that the reward model reads the speech tokens of the data."""
-        reward = cast("RewardHead", parts[Part.REWARD])
-        if reward.codebook_size != policy.layout.codebook_size:
-            raise ValueError(
-                f"model.reward must read the {policy.layout.codebook_size} speech tokens of model.policy, got "
-                f"{reward.codebook_size} of them"
-            )
+        check_codebook(policy, parts.reward)
 
     def forward(self, step: Step) -> Outcome:
         """Sum of the tasks' losses on this micro-batch."""
-        reward, said = cast("RewardHead", step.parts[Part.REWARD]), step.utterances
+        reward, said = step.parts.reward, step.utterances
         if unknown := sorted(self.weights.keys() - set(reward.tasks)):
             raise ValueError(f"weights of {', '.join(unknown)} have no effect: the tasks are {', '.join(reward.tasks)}")
         labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
@@ -82,9 +76,12 @@ class MTR(Objective, name="mtr"):
 
 def _share(name: str, loss: TaskLoss, step: Step) -> Tensor:
     """This micro-batch's share of a task's mean over all rows of the optimiser step that have its label."""
-    said = step.utterances
     if name in TEXT_TASKS:
         return loss.total / max(step.batch.totals.labels["text"], 1)
-    here = sum(name in row for row in said.attributes)
-    # An attribute may be several numbers in a row, which are averaged.
+    return attribute_share(name, loss, step)
+
+
+def attribute_share(name: str, loss: TaskLoss, step: Step) -> Tensor:
+    """The same for an attribute, which may be several numbers in a row: those are averaged."""
+    here = sum(name in row for row in step.utterances.attributes)
     return loss.total / loss.count.clamp(min=1) * here / max(step.batch.totals.labels.get(name, 0), 1)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,8 +33,11 @@ def token_weights(
         upper: U.
 
     Example:
-        >>> token_weights(torch.tensor([[0.0, 9.0]]), torch.tensor([True]))
-        tensor([[1.0000, 7.3891]])
+        >>> from tts_align import token_weights
+        >>> positive = torch.tensor([[-1.0, -1.0, -2.0]])  # log-probability of each token under π⁺
+        >>> negative = torch.tensor([[-1.0, -10.0, -1.5]])  # and under π⁻
+        >>> token_weights(positive - negative, torch.tensor([True]))  # the second token decides
+        tensor([[1.0000, 7.3891, 0.6065]])
     """
     sign = torch.where(desirable, mu, -mu)[:, None]
     return torch.exp(sign * log_ratio.clamp(lower, upper))
@@ -48,7 +51,27 @@ def token_values(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Float[Tensor, "r t"]:
-    """V = λ_D σ(β(r − z₀)) or λ_U σ(β(z₀ − r)) of each token; arXiv 2510.05799, eq. 5."""
+    """V = λ_D σ(β(r − z₀)) or λ_U σ(β(z₀ − r)) of each token; arXiv 2510.05799, eq. 5.
+
+    Args:
+        reward: r, the log-ratio of each token.
+        reference_point: z₀ of each token.
+        desirable: label of each row.
+        beta: how quickly gains and losses saturate.
+        desirable_weight: λ_D.
+        undesirable_weight: λ_U.
+
+    Example:
+        The loss of token-level KTO is −Σ w v:
+
+        >>> from tts_align import full_kl, masked_sum, token_values, token_weights
+        >>> reward, mask = torch.zeros(2, 3), torch.tensor([[True, True, True], [True, True, False]])
+        >>> desirable = torch.tensor([True, False])
+        >>> kl = full_kl(torch.zeros(6, 4), torch.zeros(6, 4)).view(2, 3)  # of the logits at each token
+        >>> weights = token_weights(torch.zeros(2, 3), desirable)
+        >>> -masked_sum(weights * token_values(reward, kl, desirable, beta=0.1), mask)
+        tensor([-1.5000, -1.0000])
+    """
     sign = torch.where(desirable, beta, -beta)[:, None]
     weight = torch.where(desirable, desirable_weight, undesirable_weight)[:, None]
     return weight * torch.sigmoid(sign * (reward - reference_point))
@@ -77,7 +100,6 @@ class TKTO(Objective, name="tkto"):
         sft_weight: adds so many times the mean token cross-entropy of the desirable rows.
     """
 
-    needs: ClassVar[frozenset[Part]] = frozenset({Part.REFERENCE, Part.CONTRAST})
     reads = Reads.LABELLED
     wants_logits = True
 
@@ -104,11 +126,15 @@ class TKTO(Objective, name="tkto"):
             idle = [name for name, on in (("normalise_weights", normalise_weights), ("weigh_end", not weigh_end)) if on]
             if idle:
                 raise ValueError(f"{idle[0]} has no effect with mu: 0, where every weight is 1; leave it out")
-            self.needs = frozenset({Part.REFERENCE})  # type: ignore[misc]  # a fact of this instance alone
         self.beta, self.mu, self.lower, self.upper = beta, mu, lower, upper
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
         self.reference_point, self.weigh_end, self.normalise_weights = reference_point, weigh_end, normalise_weights
         self.reduction, self.sft_weight = reduction, sft_weight
+
+    @property
+    def needs(self) -> frozenset[Part]:  # type: ignore[override]  # a knob decides
+        """The reference, and the contrast unless all weights are 1."""
+        return frozenset({Part.REFERENCE, Part.CONTRAST} if self.mu else {Part.REFERENCE})
 
     def forward(self, step: Step) -> Outcome:
         """Share of the mean over all rows of the step."""
@@ -120,9 +146,7 @@ class TKTO(Objective, name="tkto"):
         losses = -masked_sum(weights * values, mask)
         if self.reduction == "mean":
             losses = losses / mask.sum(-1)
-        loss = step.mean(losses)
-        if self.sft_weight:
-            loss = loss + self.sft_weight * step.cross_entropy()
+        loss = step.anchored(step.mean(losses), self.sft_weight)
         metrics = {"kl": Mean.of(kl, mask)} | step.sides("weight", weights)
         if step.contrast is not None:
             outside = (step.contrast <= self.lower) | (step.contrast >= self.upper)

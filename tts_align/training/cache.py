@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from tts_align.batch import Rows
 from tts_align.models.base.layout import Layout, TokenRow, collate
+from tts_align.utils.distributed import gathered
 from tts_align.utils.files import written_atomically
 
 TARGET_RULE = "speech, fill and end-of-speech tokens"
@@ -156,7 +156,7 @@ class TokenCache:
             for keys, numbers in scored(mine, score, layout, device, packed):
                 computed.update(zip(keys, numbers, strict=True))
                 bar.update(len(keys))
-        for part in _from_all_ranks(computed, world):
+        for part in gathered(computed):
             self.numbers.update(part)
         if rank == 0:
             self.save()
@@ -211,11 +211,3 @@ def scored(
         values, lengths = score(collated).float().cpu().numpy(), collated.mask.sum(-1).tolist()
         yield batch, [values[i, :length].copy() for i, length in enumerate(lengths)]
         batch = []
-
-
-def _from_all_ranks(mine: dict[str, Numbers], world: int) -> list[dict[str, Numbers]]:
-    if world == 1:
-        return [mine]
-    parts: list[dict[str, Numbers]] = [{} for _ in range(world)]
-    dist.all_gather_object(parts, mine)
-    return parts

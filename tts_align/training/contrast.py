@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from torch import Tensor
 
 from tts_align.data.select import LabelledUtterance
 from tts_align.training.cache import TokenCache
-
-if TYPE_CHECKING:
-    from tts_align.training.module import AlignModule
 
 SIDES = ("desirable", "undesirable")
 WEIGHTS = Path("contrast", "weights.json")
@@ -85,29 +82,6 @@ def trained_weights(checkpoint: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no checkpoint at {checkpoint}: check model.contrast.desirable and .undesirable")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     return {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
-
-
-def write_log_ratios(module: AlignModule, pair: Mapping[str, Mapping[str, Tensor]], folder: Path) -> TokenCache:
-    """Compute log π⁺ − log π⁻ of every row of the module's data, or load it, on the module's trainer.
-
-    Args:
-        module: its policy takes on the weights of the pair, one after the other.
-        pair: trained weights by side.
-        folder: where the files lie.
-    """
-    rows = module.trainer.datamodule.rows()  # type: ignore[attr-defined]
-    policy = module.policy.eval()
-    sides = {}
-    for side in SIDES:
-        with policy.with_weights(pair[side]):
-            sides[side] = TokenCache(folder, side, module.identity(policy.digest()))
-            module.fill(sides[side], rows, lambda these: policy(these).logp, f"log-probabilities of the {side} side")
-    good, bad = (sides[side] for side in SIDES)
-    ratios = TokenCache(folder, "contrast", {side: cache.path.stem for side, cache in sides.items()})
-    ratios.numbers = {key: good.numbers[key] - bad.numbers[key] for key in good.numbers.keys() & bad.numbers.keys()}
-    if module.trainer.is_global_zero:
-        ratios.save()
-    return ratios
 
 
 @dataclass(frozen=True)

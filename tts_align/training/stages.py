@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``fit`` does before token-level KTO: the contrastive pair, its separation, and the token weights."""
+"""What ``fit`` does before the objective: the contrastive pair, the reward model, the earlier stages of e2e."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
+from torch import Tensor
 
-from tts_align.objectives import Part
+from tts_align.data.datamodule import AlignData
+from tts_align.models.base.reward import RewardHead
+from tts_align.objectives.base import Objective, Part
 from tts_align.objectives.e2e import E2E
 from tts_align.objectives.kto import KTO
 from tts_align.objectives.mtr import MTR
 from tts_align.objectives.tkto import TKTO
+from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.contrast import (
     SIDES,
@@ -25,67 +30,182 @@ from tts_align.training.contrast import (
     separation,
     trained_weights,
     undesirable_weight,
-    write_log_ratios,
 )
-from tts_align.training.reward_fit import RewardFit
-from tts_align.training.stage_fit import StageFit
+from tts_align.training.module import AlignModule
+from tts_align.training.run import Run
+from tts_align.training.scoring import identity
+from tts_align.training.settings import RewardFit, StageFit
 from tts_align.utils.files import write_json
 from tts_align.utils.messages import say
 from tts_align.utils.weights import PARTS
 
-if TYPE_CHECKING:
-    from tts_align.cli.lightning import AlignCLI
-    from tts_align.models.base.reward import RewardHead
-
 REWARD, MODEL = "reward", "model"
 """Run of the reward model inside another run; directory of the reward model inside its own."""
+NOT_FOR_PAIRS = ("contrast", "test", "vocoder", "judge")
+NOT_FOR_REWARDS = ("reference", "contrast", "flow", "tokenizer", "reward_fit", "vocoder", "judge", "test")
+NOT_FOR_STAGES = ("stage_fit", "vocoder", "judge", "test")
+"""What a recipe holds under ``model:`` for the last fit only, and the fits before it have no use for."""
 
 
-def prepare_contrast(cli: AlignCLI) -> None:
+@runtime_checkable
+class Fitting(Protocol):
+    """A command that fits: what a recipe names, built, and a way to fit variants of the recipe."""
+
+    model: AlignModule
+    datamodule: AlignData
+    run: Run
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the fit itself."""
+
+    @property
+    def chosen(self) -> Namespace:
+        """The recipe in full, as it was parsed."""
+
+    def fit_variant(self, directory: Path, changes: Mapping[str, Any]) -> Path:
+        """Fit the recipe with some keys changed, in a directory of its own; gives its last checkpoint."""
+
+    def work(self, model: AlignModule, function: Callable[..., object], datamodule: AlignData) -> None:
+        """Call a function in every process of the trainer, with the module on its device."""
+
+
+def _variant(
+    objective: Namespace, without: Iterable[str], epochs: int | None, learning_rate: float | None
+) -> dict[str, Any]:
+    """Dotted keys of a recipe that another fit changes, and their values.
+
+    Args:
+        objective: its class and knobs.
+        without: keys under ``model:`` that it has no use for.
+        epochs: how long it trains; as long as the recipe by default.
+        learning_rate: that of the recipe by default.
+    """
+    changes: dict[str, Any] = {"objective": objective, "model.objective": objective}
+    changes |= {f"model.{name}": None for name in without}
+    if epochs is not None:
+        changes |= {"trainer.max_epochs": epochs, "trainer.max_steps": -1}
+    if learning_rate is not None:
+        changes["model.optimizer.init_args.lr"] = learning_rate
+    return changes
+
+
+def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:
+    """An objective as a recipe has it."""
+    return Namespace(class_path=f"{objective.__module__}.{objective.__qualname__}", init_args=Namespace(**knobs))
+
+
+def _reseed(fitting: Fitting) -> None:
+    """Let the fit itself draw what it would have drawn without the fits before it."""
+    seed_everything(int(fitting.chosen.seed_everything), workers=True, verbose=False)
+
+
+# ---------------------------------------------------------------------- the contrastive pair
+
+
+def prepare_contrast(fitting: Fitting) -> None:
     """Give the module its token weights: those the recipe names, or of the pair it names, or of a pair fitted here."""
-    model, contrast = cli.model, cli.model.contrast or Contrast()
+    model, contrast = fitting.model, fitting.model.contrast or Contrast()
     model.contrast = contrast
     if contrast.weights is not None:
         return
-    cli.datamodule.prepare(model.policy)
+    fitting.datamodule.prepare(model.policy, model.rows_wanted)
     if contrast.fits:
-        pair = {side: fit_side(cli, contrast, side) for side in SIDES}
+        pair = {side: fit_side(fitting, contrast, side) for side in SIDES}
     else:
         pair = {side: Path(getattr(contrast, side)) for side in SIDES}
-    folder = Path(model.cache_folder or cli.run.directory / "cache")
+    folder = Path(model.cache_folder or fitting.run.directory / "cache")
     weights = {side: trained_weights(path) for side, path in pair.items()}
-    made: list[Any] = []
-    cli.work(model, partial(_write, pair=weights, folder=folder, made=made), cli.datamodule)
+    made: list[TokenCache] = []
+    fitting.work(model, partial(_write, pair=weights, folder=folder, made=made), fitting.datamodule)
     contrast.weights = str(made[0].path)
-    if cli.trainer.is_global_zero:
-        write_json(cli.run.directory / WEIGHTS, {"weights": contrast.weights})
-    report(cli, made[0])
-    seed_everything(int(cli.config[cli.subcommand].seed_everything), workers=True, verbose=False)
+    if fitting.trainer.is_global_zero:
+        write_json(fitting.run.directory / WEIGHTS, {"weights": contrast.weights})
+    report(fitting, made[0])
+    _reseed(fitting)
 
 
-def prepare_reward(cli: AlignCLI) -> None:
+def fit_side(fitting: Fitting, contrast: Contrast, side: str) -> Path:
+    """Fit π⁺ (KTO on the labels) or π⁻ (KTO on the flipped labels), or take what an earlier call has finished."""
+    model, flipped = fitting.model, side == SIDES[1]
+    say(f"π{'⁻' if flipped else '⁺'}: KTO on the {'flipped ' if flipped else ''}labels")
+    knobs: dict[str, Any] = {"sft_weight": contrast.sft_weight}
+    if isinstance(model.objective, TKTO):
+        knobs["beta"] = model.objective.beta
+    if contrast.balance == "both" or (contrast.balance == "flipped" and flipped):
+        labels = fitting.datamodule.labels
+        knobs["undesirable_weight"] = undesirable_weight(~labels if flipped else labels)
+    changes = _variant(_named(KTO, knobs), NOT_FOR_PAIRS, contrast.epochs, contrast.learning_rate)
+    changes["model.cache"] = str(model.cache_folder or fitting.run.directory / "cache")
+    changes["data.flip_labels"] = flipped
+    return fitting.fit_variant(fitting.run.directory / "contrast" / side, changes)
+
+
+def _write(
+    module: AlignModule, pair: Mapping[str, Mapping[str, Tensor]], folder: Path, made: list[TokenCache], **_: Any
+) -> None:
+    made.append(write_log_ratios(module, pair, folder))
+
+
+def write_log_ratios(module: AlignModule, pair: Mapping[str, Mapping[str, Tensor]], folder: Path) -> TokenCache:
+    """Compute log π⁺ − log π⁻ of every row of the module's data, or load it, on the module's trainer.
+
+    Args:
+        module: its policy takes on the weights of the pair, one after the other.
+        pair: trained weights by side.
+        folder: where the files lie.
+    """
+    trainer, policy = module.trainer, module.policy.eval()
+    rows = trainer.datamodule.rows()  # type: ignore[attr-defined]
+    sides = {}
+    for side in SIDES:
+        with policy.with_weights(pair[side]):
+            sides[side] = TokenCache(folder, side, identity(policy.digest(), trainer))
+            what = f"log-probabilities of the {side} side"
+            module.scoring.fill(sides[side], rows, lambda these: policy(these).logp, what, trainer)
+    good, bad = (sides[side] for side in SIDES)
+    ratios = TokenCache(folder, "contrast", {side: cache.path.stem for side, cache in sides.items()})
+    ratios.numbers = {key: good.numbers[key] - bad.numbers[key] for key in good.numbers.keys() & bad.numbers.keys()}
+    if trainer.is_global_zero:
+        ratios.save()
+    return ratios
+
+
+def report(fitting: Fitting, cache: TokenCache) -> None:
+    """Print how the pair tells tokens apart, on held-out rows if there are any."""
+    held_out = fitting.datamodule.validation is not None
+    sources = fitting.datamodule.sources("validation" if held_out else "train")
+    objective = fitting.model.objective
+    lower, upper = (objective.lower, objective.upper) if isinstance(objective, TKTO) else (-2.0, 2.0)
+    say(f"separation of the pair on {'held-out' if held_out else 'training'} rows")
+    say(describe(separation(cache, sources), lower, upper))
+
+
+# ---------------------------------------------------------------------- the reward model
+
+
+def prepare_reward(fitting: Fitting) -> None:
     """Give the module a trained reward model: the one the recipe names, or one that is trained here first."""
-    model = cli.model
-    reward = cast("RewardHead", model.parts[Part.REWARD])
+    model = fitting.model
+    reward = model.parts.reward
     if _trained(reward) or isinstance(model.objective, E2E):  # E2E trains its own; see prepare_stages
         return
-    fit = model.reward_fit or RewardFit()
     say("the reward model: mtr")
+    changes = _reward_changes(model.reward_fit or RewardFit())
+    checkpoint = fitting.fit_variant(fitting.run.directory / REWARD, changes)
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    own = f"parts.{Part.REWARD}."
+    reward.load_state_dict({key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)})
+    if fitting.trainer.is_global_zero:
+        reward.save(fitting.run.directory / REWARD / MODEL)
+    _reseed(fitting)
+
+
+def _reward_changes(fit: RewardFit) -> dict[str, Any]:
+    """What of the recipe is different while the reward model trains."""
     knobs = {name: getattr(fit, name) for name in ("label_smoothing", "mixup", "adversarial")}
-    chosen = Namespace(class_path=f"{MTR.__module__}.{MTR.__qualname__}", init_args=Namespace(**knobs))
-    changes: dict[str, Any] = {
-        "objective": chosen,
-        "model.objective": chosen,
-        **dict.fromkeys(NOT_FOR_REWARDS),
-        "data.reads": MTR.reads,
-        "data.wants_mismatched": False,
-        "data.paired_only": False,
-        "trainer.max_epochs": fit.epochs,
-        "trainer.max_steps": -1,
-        "trainer.callbacks": None,
-    }
-    if fit.learning_rate is not None:
-        changes["model.optimizer.init_args.lr"] = fit.learning_rate
+    changes = _variant(_named(MTR, knobs), (*NOT_FOR_REWARDS, "lr_scheduler"), fit.epochs, fit.learning_rate)
+    changes |= {"data.paired_only": False, "trainer.callbacks": None}
     if fit.decay_steps is not None:
         falls = Namespace(start_factor=1.0, end_factor=0.05, total_iters=fit.decay_steps)
         changes["model.lr_scheduler"] = Namespace(class_path="torch.optim.lr_scheduler.LinearLR", init_args=falls)
@@ -93,34 +213,28 @@ def prepare_reward(cli: AlignCLI) -> None:
         changes |= {"data.rows_per_step": fit.rows_per_step, "data.tokens_per_step": None}
     if fit.manifest is not None:
         changes["data.manifest"] = fit.manifest
-    saved = torch.load(cli.fit_variant(cli.run.directory / REWARD, changes), map_location="cpu", weights_only=True)
-    own = f"parts.{Part.REWARD}."
-    weights = {key.removeprefix(own): value for key, value in saved["state_dict"].items() if key.startswith(own)}
-    reward.load_state_dict(weights)
-    if cli.trainer.is_global_zero:
-        reward.save(cli.run.directory / REWARD / MODEL)
-    seed_everything(int(cli.config[cli.subcommand].seed_everything), workers=True, verbose=False)
+    return changes
 
 
-def restore_reward(cli: AlignCLI) -> None:
+def restore_reward(fitting: Fitting) -> None:
     """Give the module the reward model that an earlier ``fit`` of this run has trained, if the recipe names none."""
-    model = cli.model
+    model = fitting.model
     if Part.REWARD not in model.objective.needs - model.objective.trains or isinstance(model.objective, E2E):
         return
-    reward = cast("RewardHead", model.parts[Part.REWARD])
+    reward = model.parts.reward
     if _trained(reward):
         return
-    place = cli.run.directory / REWARD / MODEL
+    place = fitting.run.directory / REWARD / MODEL
     if not place.is_dir():
         raise ValueError(f"there is no trained reward model in {place}: run `tts-align fit` on this recipe first")
     reward.load_state_dict(type(reward)(str(place)).state_dict())
 
 
-def keep_reward(cli: AlignCLI) -> None:
+def keep_reward(fitting: Fitting) -> None:
     """Write a reward model that has just been trained as a directory that other recipes name."""
-    if cli.model.objective.trains_reward_only and cli.trainer.is_global_zero:
-        place = cli.run.directory / MODEL
-        cast("RewardHead", cli.model.parts[Part.REWARD]).save(place)
+    if fitting.model.objective.trains_reward_only and fitting.trainer.is_global_zero:
+        place = fitting.run.directory / MODEL
+        fitting.model.parts.reward.save(place)
         say(f"reward model: {place}")
 
 
@@ -128,104 +242,42 @@ def _trained(reward: RewardHead) -> bool:
     return getattr(reward, "directory", None) is not None
 
 
-NOT_FOR_REWARDS = tuple(
-    f"model.{name}"
-    for name in ("reference", "contrast", "flow", "tokenizer", "reward_fit", "vocoder", "judge", "test", "lr_scheduler")
-)
-"""What a recipe holds for the policy, and a reward model's training has no use for."""
+# ---------------------------------------------------------------------- the earlier stages of e2e
 
 
-def prepare_stages(cli: AlignCLI) -> None:
+def prepare_stages(fitting: Fitting) -> None:
     """Give the objective e2e what the earlier stages make: of the run that the recipe names, or made here first."""
-    model, objective = cli.model, cli.model.objective
+    model, objective = fitting.model, fitting.model.objective
     if not isinstance(objective, E2E) or objective.stage == 1:
         return
-    fit = model.stage_fit or StageFit()
     if objective.start is not None:
         if model.stage_fit is not None:
             raise ValueError("model.stage_fit has no effect: objective.start names the run of the earlier stage")
         return
-    start = cli.run.directory
+    start = fitting.run.directory
     for stage in range(1, objective.stage):
-        earlier, start = start, cli.run.directory / f"stage{stage}"
+        earlier, start = start, fitting.run.directory / f"stage{stage}"
         if not (start / PARTS / f"{Part.TOKENIZER}.safetensors").is_file():
             say(f"stage {stage} of end-to-end training")
-            cli.fit_variant(start, _stage_changes(cli, fit, stage, earlier))
-    objective.load(model.policy, {Part(name): part for name, part in model.parts.items()}, start)
-    seed_everything(int(cli.config[cli.subcommand].seed_everything), workers=True, verbose=False)
+            fitting.fit_variant(start, _stage_changes(fitting.chosen, model.stage_fit or StageFit(), stage, earlier))
+    objective.load(model.policy, model.parts, start)
+    _reseed(fitting)
 
 
-def _stage_changes(cli: AlignCLI, fit: StageFit, stage: int, earlier: Path) -> dict[str, Any]:
+def _stage_changes(recipe: Namespace, fit: StageFit, stage: int, earlier: Path) -> dict[str, Any]:
     """What of the recipe is different in an earlier stage."""
-    config = cli.config[cli.subcommand]
-    knobs = Namespace(**vars(config.objective.init_args))
+    knobs = Namespace(**vars(recipe.objective.init_args))
     knobs.stage, knobs.start = stage, None if stage == 1 else str(earlier)
+    without: tuple[str, ...] = NOT_FOR_STAGES
+    epochs, rate = fit.second_epochs, fit.second_learning_rate
     if stage == 1:
         knobs.losses = list(fit.losses)
-    chosen = Namespace(class_path=config.objective.class_path, init_args=knobs)
-    changes: dict[str, Any] = {
-        "objective": chosen,
-        "model.objective": chosen,
-        **dict.fromkeys(NOT_FOR_STAGES),
-        "trainer.max_epochs": fit.epochs if stage == 1 else fit.second_epochs,
-        "trainer.max_steps": -1,
-    }
-    if stage == 1:
-        changes |= {f"model.{name}": None for name in ("reward", "flow") if name not in fit.losses}
-    callbacks = config.trainer.callbacks
+        without = (*without, *(name for name in ("reward", "flow") if name not in fit.losses))
+        epochs, rate = fit.epochs, fit.learning_rate
+    objective = Namespace(class_path=recipe.objective.class_path, init_args=knobs)
+    changes = _variant(objective, without, epochs, rate)
+    callbacks = recipe.trainer.callbacks
     if isinstance(callbacks, list):  # guards listen with the judge, which belongs to the last stage
         guards = HackingGuard.__module__
         changes["trainer.callbacks"] = [one for one in callbacks if not one.class_path.startswith(f"{guards}.")]
-    rate = fit.learning_rate if stage == 1 else fit.second_learning_rate
-    if rate is not None:
-        changes["model.optimizer.init_args.lr"] = rate
     return changes
-
-
-NOT_FOR_STAGES = tuple(f"model.{name}" for name in ("stage_fit", "vocoder", "judge", "test"))
-"""What a recipe holds for its last stage only."""
-
-
-def _write(module: Any, pair: Any, folder: Path, made: list[Any], **_: Any) -> None:
-    made.append(write_log_ratios(module, pair, folder))
-
-
-def fit_side(cli: AlignCLI, contrast: Contrast, side: str) -> Path:
-    """Fit π⁺ (KTO on the labels) or π⁻ (KTO on the flipped labels), or take what an earlier call has finished."""
-    objective = cli.model.objective
-    flipped = side == SIDES[1]
-    say(f"π{'⁻' if flipped else '⁺'}: KTO on the {'flipped ' if flipped else ''}labels")
-    knobs: dict[str, Any] = {"sft_weight": contrast.sft_weight}
-    if isinstance(objective, TKTO):
-        knobs["beta"] = objective.beta
-    if contrast.balance == "both" or (contrast.balance == "flipped" and flipped):
-        labels = cli.datamodule.labels
-        knobs["undesirable_weight"] = undesirable_weight(~labels if flipped else labels)
-    chosen = Namespace(class_path=f"{KTO.__module__}.{KTO.__qualname__}", init_args=Namespace(**knobs))
-    changes: dict[str, Any] = {
-        "objective": chosen,
-        "model.objective": chosen,
-        "model.contrast": None,
-        "model.test": None,
-        "model.vocoder": None,
-        "model.judge": None,
-        "model.cache": str(cli.model.cache_folder or cli.run.directory / "cache"),
-        "data.reads": KTO.reads,
-        "data.wants_mismatched": True,
-        "data.flip_labels": flipped,
-    }
-    if contrast.epochs is not None:
-        changes |= {"trainer.max_epochs": contrast.epochs, "trainer.max_steps": -1}
-    if contrast.learning_rate is not None:
-        changes["model.optimizer.init_args.lr"] = contrast.learning_rate
-    return cli.fit_variant(cli.run.directory / "contrast" / side, changes)
-
-
-def report(cli: AlignCLI, cache: Any) -> None:
-    """Print how the pair tells tokens apart, on held-out rows if there are any."""
-    held_out = cli.datamodule.validation is not None
-    sources = cli.datamodule.sources("validation" if held_out else "train")
-    objective = cli.model.objective
-    lower, upper = (objective.lower, objective.upper) if isinstance(objective, TKTO) else (-2.0, 2.0)
-    say(f"separation of the pair on {'held-out' if held_out else 'training'} rows")
-    say(describe(separation(cache, sources), lower, upper))

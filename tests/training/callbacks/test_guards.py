@@ -22,6 +22,7 @@ from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives import SFT, DiffRO
 from tts_align.training.callbacks.guards import CollapseGuard, HackingGuard, histogram_entropy
+from tts_align.training.means import StageMeans
 from tts_align.training.module import AlignModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
@@ -312,14 +313,16 @@ def test_it_looks_at_each_log_once_and_at_once(
         DiffRO(), setup.policy, setup.rows, tmp_path / "cache", parts={"reward": make_reward()}, rows_per_step=2
     )
     logged: list[int] = []
-    log = AlignModule._log
+    log = StageMeans.log
 
-    def noted(self: AlignModule, stage: str) -> None:
-        logged.append(self.trainer.global_step)
-        log(self, stage)
-        self.trainer.callback_metrics["train/saturated"] = torch.tensor(1.0)
+    def noted(self: StageMeans, trainer: Trainer) -> None:
+        if not self.sums:
+            return
+        logged.append(trainer.global_step)
+        log(self, trainer)
+        trainer.callback_metrics["train/saturated"] = torch.tensor(1.0)
 
-    monkeypatch.setattr(AlignModule, "_log", noted)
+    monkeypatch.setattr(StageMeans, "log", noted)
     watch = CollapseGuard(patience=2, stop=True)
     options = {"log_every_n_steps": 1, "accumulate_grad_batches": accumulate, "limit_val_batches": 0, "max_steps": 4}
     trainer = make_trainer(tmp_path, watch, **options)

@@ -13,11 +13,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tts_align.batch import Record
+from tts_align.utils.distributed import gathered
 
 
 def entropy_bits(counts: Int[Tensor, " k"], miller_madow: bool = False) -> Float[Tensor, ""]:
@@ -134,14 +134,12 @@ class TokenCounts(Record):
 
     def across_ranks(self) -> TokenCounts:
         """The sum over all processes, the same in each; itself if there is one only."""
-        if not (dist.is_available() and dist.is_initialized()):
+        parts = gathered(self.to("cpu"))
+        if len(parts) == 1:
             return self
-        parts: list[TokenCounts | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self.to("cpu"))
         total = TokenCounts.none(len(self.tokens))
         for part in parts:
-            if part is not None:
-                total += part
+            total += part
         return total.to(self.tokens.device)
 
     def entropy_bits(self, miller_madow: bool = False) -> Float[Tensor, ""]:

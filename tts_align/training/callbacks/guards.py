@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from tts_align.evaluation.metrics.functional import paired_difference
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.objectives.base import Part
-
-if TYPE_CHECKING:
-    from tts_align.models.base.reward import RewardHead
-    from tts_align.training.module import AlignModule
+from tts_align.training.callbacks.watched import Watched
+from tts_align.utils.distributed import gathered
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +91,10 @@ class HackingGuard(Callback):
         """Hear the policy before it has moved."""
         if pl_module.judge is None:
             raise ValueError("HackingGuard has nobody to listen: the recipe must set model.judge")
-        if Part.REWARD not in cast("AlignModule", pl_module).parts:
+        if Part.REWARD not in cast("Watched", pl_module).parts:
             raise ValueError("HackingGuard has no reward to compare with: it needs an objective with a reward model")
         if not self.heard:
-            self._hear(trainer, cast("AlignModule", pl_module))
+            self._hear(trainer, cast("Watched", pl_module))
         elif self.stop and self.reason():  # what was stopped once does not go on when the command is given again
             trainer.should_stop = True
 
@@ -104,9 +102,9 @@ class HackingGuard(Callback):
         """Hear it again every so many steps."""
         step = trainer.global_step
         if step and step % self.every_steps == 0 and step != self._checked:
-            self._hear(trainer, cast("AlignModule", pl_module))
+            self._hear(trainer, cast("Watched", pl_module))
 
-    def _hear(self, trainer: Trainer, module: AlignModule) -> None:
+    def _hear(self, trainer: Trainer, module: Watched) -> None:
         self._checked = trainer.global_step
         errors, vectors, rewards = self._listen(trainer, module)
         reward = float(np.mean(list(rewards.values()))) if rewards else -math.inf
@@ -122,7 +120,7 @@ class HackingGuard(Callback):
             trainer.should_stop = trainer.should_stop or self.stop
 
     def _listen(
-        self, trainer: Trainer, module: AlignModule
+        self, trainer: Trainer, module: Watched
     ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float]]:
         """Error rate, voice (if there is an encoder) and reward of each utterance; the same on every rank."""
         prompts = read_prompts(self.prompts)
@@ -135,18 +133,15 @@ class HackingGuard(Callback):
         # What cannot be judged, such as silence, is as wrong as can be.
         mine = {one.id: 1.0 if one.verdict is None else one.verdict.cer for one in judged}
         found: tuple[dict[str, Any], ...] = (mine, self._vectors(module, spoken), self._rewards(module, spoken))
-        if trainer.world_size > 1:
-            everyone: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, found)
-            pairs = zip(*everyone, strict=True)
-            found = tuple({name: value for part in parts for name, value in part.items()} for parts in pairs)
+        pairs = zip(*gathered(found), strict=True)
+        found = tuple({name: value for part in parts for name, value in part.items()} for parts in pairs)
         errors, vectors, rewards = (dict(sorted(part.items())) for part in found)
         return errors, vectors, rewards
 
     @torch.no_grad()
-    def _rewards(self, module: AlignModule, spoken: Sequence[Candidate]) -> dict[str, float]:
+    def _rewards(self, module: Watched, spoken: Sequence[Candidate]) -> dict[str, float]:
         """What the reward model says of the same utterances."""
-        model = cast("RewardHead", module.parts[Part.REWARD])
+        model = module.parts.reward
         heard = [one for one in spoken if one.speech]
         found: dict[str, float] = {}
         for start in range(0, len(heard), self.batch_rows):
@@ -164,7 +159,7 @@ class HackingGuard(Callback):
             found |= dict(zip([one.id for one in some], scores.reward().tolist(), strict=True))
         return found
 
-    def _vectors(self, module: AlignModule, spoken: Sequence[Candidate]) -> dict[str, list[float]]:
+    def _vectors(self, module: Watched, spoken: Sequence[Candidate]) -> dict[str, list[float]]:
         if self.encoder is None:
             return {}
         if module.vocoder is None:
@@ -261,7 +256,7 @@ class CollapseGuard(Callback):
         metrics, step = trainer.callback_metrics, trainer.global_step
         if not step or step == self._seen or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        logged = cast("AlignModule", pl_module).log_when_due()  # its own turn comes after that of all callbacks
+        logged = cast("Watched", pl_module).log_when_due()  # its own turn comes after that of all callbacks
         if "train/saturated" not in metrics:
             if not logged:  # a resumed run, before its first log
                 return

@@ -6,19 +6,16 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tts_align.evaluation.metrics.tokens import TokenCounts
-from tts_align.objectives import Part
+from tts_align.models.base.tokenizer import Tokenised
+from tts_align.objectives.base import Part
+from tts_align.training.callbacks.watched import Watched
+from tts_align.training.means import log_numbers
 from tts_align.utils.weights import PARTS, write_weights
-
-if TYPE_CHECKING:
-    from tts_align.models.base.reward import RewardHead
-    from tts_align.models.base.tokenizer import Tokenised
-    from tts_align.training.module import AlignModule
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +43,7 @@ class TokenStatistics(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count what the tokenizer makes."""
-        tokenizer = cast("AlignModule", pl_module).trained_tokenizer
+        tokenizer = cast("Watched", pl_module).trained_tokenizer
         if tokenizer is None:
             return
         self._counts = TokenCounts.none(tokenizer.codebook_size).to(pl_module.device)
@@ -68,9 +65,7 @@ class TokenStatistics(Callback):
             "used_share": float(counts.used_share()),
         }
         numbers = {f"val/token_{name}": value for name, value in found.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+        log_numbers(trainer, numbers)
         most = math.log2(max(2, min(len(counts.tokens), int(counts.tokens.sum()))))
         for reason in self._reasons(found, most):
             log.warning("step %d: the speech tokens collapse: %s", trainer.global_step, reason)
@@ -107,12 +102,11 @@ class KeepParts(Callback):
         """Write."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        module, folder = cast("AlignModule", pl_module), Path(trainer.default_root_dir, PARTS)
-        parts = {Part(name): part for name, part in module.parts.items()}
-        with module.objective.merged(module.policy, parts):
+        module, folder = cast("Watched", pl_module), Path(trainer.default_root_dir, PARTS)
+        with module.objective.merged(module.policy, module.parts):
             if trainer.is_global_zero:
                 module.policy.save(folder / "policy")
-                if Part.REWARD in parts:
-                    cast("RewardHead", parts[Part.REWARD]).save(folder / "reward")
-                write_weights(folder, {"policy": module.policy, **{str(name): part for name, part in parts.items()}})
+                if Part.REWARD in module.parts:
+                    module.parts.reward.save(folder / "reward")
+                write_weights(folder, {"policy": module.policy, **module.parts})
         trainer.strategy.barrier()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,8 +61,7 @@ def build(family: str, directory: Path, manifest: str, objective: E2E) -> tuple[
         optimizer=functools.partial(torch.optim.AdamW, lr=1e-3),
     )
     acoustic = AcousticMel(fmax=8000.0 if family == "cosyvoice2" else None)
-    wants: dict[str, Any] = {"wants_utterances": True, "wants_sound": True}
-    return module, AlignData(manifest, reads=objective.reads, rows_per_step=2, acoustic=acoustic, **wants)
+    return module, AlignData(manifest, rows_per_step=2, acoustic=acoustic)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

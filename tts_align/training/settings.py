@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ``fit`` trains a new reward model before the objective that needs it."""
+"""How ``fit`` trains what an objective needs before it: a reward model, or earlier stages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,31 @@ class RewardFit:
             raise ValueError(f"model.reward_fit.epochs must be at least 1, got {self.epochs}")
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"model.reward_fit.decay_steps must be at least 1, got {self.decay_steps}")
+
+
+@dataclass(frozen=True)
+class StageFit:
+    """Training of the earlier stages of the objective e2e, on the recipe's own data.
+
+    Args:
+        losses: what stage 1 trains the tokenizer with: any of reward, flow and policy; what is left out begins in
+            stage 2.
+        epochs: of stage 1.
+        learning_rate: of stage 1; that of ``model.optimizer`` by default.
+        second_epochs: of stage 2.
+        second_learning_rate: of stage 2, likewise.
+    """
+
+    losses: tuple[Literal["reward", "flow", "policy"], ...] = ("reward", "flow", "policy")
+    epochs: int = 10
+    learning_rate: float | None = None
+    second_epochs: int = 5
+    second_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if min(self.epochs, self.second_epochs) < 1:
+            raise ValueError(
+                "model.stage_fit: epochs and second_epochs must be at least 1, got "
+                f"{self.epochs} and {self.second_epochs}"
+            )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers on their way to the log: summed as they come, reduced over ranks once, logged once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import Trainer
+
+from tts_align.batch import Mean
+
+
+def log_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+    """Hand numbers to every logger, and to the callbacks that look at them."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(numbers), step=trainer.global_step)
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+
+
+class StageMeans:
+    """Means of one stage between two logs, kept as sums and counts: never means of means.
+
+    Args:
+        stage: train or val; the first half of every name that is logged.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.sums: dict[str, Mean] = {}
+        self.logged = 0
+
+    def note(self, metrics: Mapping[str, Mean]) -> None:
+        """Add a micro-batch's numbers, without waiting for the device."""
+        for name, mean in metrics.items():
+            before = self.sums.get(name)
+            self.sums[name] = mean if before is None else Mean(before.total + mean.total, before.count + mean.count)
+
+    def log_when_due(self, trainer: Trainer) -> bool:
+        """Log once in ``trainer.log_every_n_steps`` optimiser steps; tells whether this call has logged."""
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = step != self.logged and step % every == 0
+        if due:
+            self.logged = step
+            self.log(trainer)
+        return due
+
+    def log(self, trainer: Trainer) -> None:
+        """Log what has been noted, and begin anew; every rank must call it."""
+        sums, self.sums = self.sums, {}
+        if not sums:
+            return
+        names = sorted(sums)
+        both = torch.stack([torch.stack([sums[name].total, sums[name].count]) for name in names])
+        reduced = trainer.strategy.reduce(both, reduce_op="sum") if trainer.world_size > 1 else both
+        means = {
+            f"{self.stage}/{name}": total / count
+            for name, (total, count) in zip(names, reduced.tolist(), strict=True)
+            if count > 0
+        }
+        log_numbers(trainer, means)
+        if self.stage == "train":
+            trainer.progress_bar_metrics["loss"] = means["train/loss"]
