@@ -30,7 +30,8 @@ class FlowVocoder(Vocoder):
         steps: of the flow's solver.
         guidance: strength of its classifier-free guidance.
         iterations: rounds of Griffin-Lim.
-        batch_size: utterances that are made together; does not change them beyond the last bits of float32 sums.
+        batch_size: utterances made together. It changes the mel by the last bits of float32 sums only; Griffin-Lim
+            makes more of them, where next to nothing sounds.
     """
 
     def __init__(self, steps: int = 10, guidance: float = 0.7, iterations: int = 8, batch_size: int = 32) -> None:
