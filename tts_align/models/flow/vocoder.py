@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.models.codec.mel import LogMel, batches_by_length, sound_of
+from tts_align.models.codec.log_mel import LogMel, batches_by_length
 from tts_align.models.codec.mel_fsq import MelFSQ
+from tts_align.models.codec.vocoder import sound_of
 from tts_align.models.flow.token_flow import TokenFlow
 from tts_align.utils.weights import weights_digest
 
