@@ -31,7 +31,7 @@ from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.generation import Sampling
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.models.codec.mel import MelVocoder
+from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.models.reward.config import Attribute, RewardSizes
 from tts_align.models.reward.model import RewardModel

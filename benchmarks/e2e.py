@@ -35,7 +35,7 @@ from tts_align.evaluation.judges.ctc import CTCJudge
 from tts_align.evaluation.metrics.functional import cluster_bootstrap, paired_difference
 from tts_align.evaluation.metrics.tokens import TokenCounts
 from tts_align.evaluation.report import METRICS, JudgedUtterance
-from tts_align.models.codec.mel import MelVocoder
+from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.vocoder import FlowVocoder
 from tts_align.objectives import Part
 from tts_align.utils.files import read_json_lines

@@ -34,7 +34,7 @@ PUBLIC = {
     "Mean": "tts_align.batch",
     "MelFSQ": "tts_align.models.codec.mel_fsq",
     "MelTokenizer": "tts_align.models.codec.mel",
-    "MelVocoder": "tts_align.models.codec.mel",
+    "MelVocoder": "tts_align.models.codec.vocoder",
     "Objective": "tts_align.objectives.base",
     "Outcome": "tts_align.objectives.base",
     "Part": "tts_align.objectives.base",

@@ -17,7 +17,7 @@ from tts_align.data.records import ManifestError, Pair, Row, Sound
 from tts_align.data.select import select
 from tts_align.data.sound import PLACEHOLDER, AcousticMel, FeatureExtractor, collate_recordings
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.models.codec.mel import LogMel
+from tts_align.models.codec.log_mel import LogMel
 from tts_align.models.codec.mel_fsq import MelFSQ
 from tts_align.models.cosyvoice.s3.files import S3Sizes
 from tts_align.models.cosyvoice.s3.tokenizer import S3Tokenizer

@@ -66,6 +66,21 @@ class Parity:
         return model.eval()
 
 
+def as_exact_as(ours: Tensor, published: Tensor, exact: Tensor, bound: float = 5e-6) -> None:
+    """Processors round single precision in orders of their own: ours may err twice as far as the stored values did.
+
+    Args:
+        ours: what is tested.
+        published: the stored values.
+        exact: computed in double precision.
+        bound: below which the stored values err, as a share of the largest number: that they are the same formula.
+    """
+    scale = exact.abs().max()
+    theirs = (published - exact).abs().max() / scale
+    assert theirs < bound
+    assert (ours - exact).abs().max() / scale <= 2 * theirs + 1e-7
+
+
 @functools.cache
 def parity(name: str) -> Parity:
     """Read a dump, or skip the test."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -11,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_HERE, _EXCHANGE = -100, 2
+"""``AT_FDCWD`` and ``RENAME_EXCHANGE`` of Linux's ``renameat2``."""
 
 
 @contextmanager
@@ -58,25 +62,38 @@ def directory_written_atomically(directory: Path, overwrite: bool = False) -> It
         scratch.chmod(0o755)
         _exchange(scratch, directory)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
 
 
 def _exchange(scratch: Path, directory: Path) -> None:
-    """Put one directory where another may be, which is only removed when that has happened."""
+    """Put one directory where another may be; the caller removes what is then in the scratch directory's place."""
     if not directory.exists():
         scratch.rename(directory)
-        return
-    old = scratch.with_name(f"{scratch.name}.old")
-    directory.rename(old)
-    try:
-        scratch.rename(directory)
-    except OSError:
-        old.rename(directory)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
+    elif not _swapped(scratch, directory):
+        # For a moment there is none in its place. Whoever is killed then finds both beside it.
+        old = scratch.with_name(f"{scratch.name}.old")
+        directory.rename(old)
+        try:
+            scratch.rename(directory)
+        except OSError:
+            old.rename(directory)
+            raise
+        _remove(old)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, which Linux can and Python does not offer; ``False`` where that is impossible."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        old.unlink()
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

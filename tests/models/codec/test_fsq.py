@@ -55,5 +55,5 @@ def test_exactly_one_of_directory_and_sizes(tmp_path: Path):
     for given in ({}, {"directory": "demo:audio/codec", "sizes": FSQSizes()}):
         with pytest.raises(ValueError, match="exactly one"):
             MelFSQ(**given)
-    with pytest.raises(ValueError, match=r"without config\.json"):
+    with pytest.raises(ValueError, match=r"model directory with config\.json"):
         MelFSQ(str(tmp_path))

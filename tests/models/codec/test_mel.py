@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from tts_align.models.codec.mel import CodecSizes, LogMel, MelCodec, MelTokenizer, MelVocoder, log_mel_batch
+from tts_align.models.codec.log_mel import LogMel, log_mel_batch
+from tts_align.models.codec.mel import CodecSizes, MelCodec, MelTokenizer
+from tts_align.models.codec.vocoder import MelVocoder
 
 SIZES = CodecSizes(
     speakers=("anna", "ben"),

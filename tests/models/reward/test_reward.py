@@ -623,7 +623,7 @@ def test_exactly_one_source_of_a_model(tmp_path):
         RewardModel()
     with pytest.raises(ValueError, match="exactly one of `directory`"):
         RewardModel("somewhere", SIZES)
-    with pytest.raises(ValueError, match=r"without config\.json"):
+    with pytest.raises(ValueError, match=r"model directory with config\.json"):
         RewardModel(str(tmp_path))
     with pytest.raises(ValueError, match="cannot be rebuilt"):
         make().rebuild()

@@ -37,7 +37,8 @@ from tts_align.evaluation.judges.ctc import RecogniserSizes
 from tts_align.evaluation.prompts import write_prompts
 from tts_align.models.base.generation import Context
 from tts_align.models.base.layout import TokenRow
-from tts_align.models.codec.mel import CodecSizes, MelCodec, MelVocoder, encode
+from tts_align.models.codec.mel import CodecSizes, MelCodec, encode
+from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.utils.assets import ASSETS
 from tts_align.utils.files import write_json

@@ -18,7 +18,7 @@ from tts_align.cli.sample import sample
 from tts_align.data.demo.sentences import SPEAKERS
 from tts_align.evaluation.judges.ctc import CTCJudge
 from tts_align.evaluation.parts import Parts
-from tts_align.models.codec.mel import MelVocoder
+from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.utils.assets import ASSETS
 

@@ -14,7 +14,7 @@ from tts_align.data.demo.sentences import READINGS, SPEAKERS, Sentence
 from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample, Verdict
 from tts_align.evaluation.judges.ctc import CTCJudge, error_rate
 from tts_align.models.base.generation import Context, Sampling
-from tts_align.models.codec.mel import MelVocoder
+from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
 SAMPLES = 5

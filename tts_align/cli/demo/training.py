@@ -17,7 +17,8 @@ from tqdm import tqdm
 from tts_align.data.demo.audio import Clip
 from tts_align.evaluation.judges.ctc import KanaRecogniser, RecogniserSizes
 from tts_align.models.base.layout import TokenRow, collate
-from tts_align.models.codec.mel import CodecSizes, LogMel, MelCodec, log_mel_batch
+from tts_align.models.codec.log_mel import LogMel, log_mel_batch
+from tts_align.models.codec.mel import CodecSizes, MelCodec
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
 

@@ -7,8 +7,6 @@ eSpeak-like Japanese, real or copy-synthesised.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ from torch.nn import functional
 
 from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.models.codec.fsq import MaskedBlock
-from tts_align.models.codec.mel import LogMel, batches_by_length, load_half, log_mel_batch, save_half
-from tts_align.utils.assets import resolve
+from tts_align.models.codec.log_mel import LogMel, batches_by_length, log_mel_batch
+from tts_align.utils.model_directory import find_model, half_parameters, load_parameters, read_sizes, write_model
 
 _GAP = "·"
 
@@ -182,18 +180,15 @@ class KanaRecogniser(nn.Module):
         return spikes[place] / len(log_probs), end / len(log_probs)
 
     def save(self, directory: Path) -> None:
-        """Write `config.json` and `model.safetensors` (half precision) into `directory`."""
-        directory.mkdir(parents=True, exist_ok=True)
-        save_half(self, directory / "model.safetensors")
-        config = json.dumps(dataclasses.asdict(self.sizes), indent=2, ensure_ascii=False)
-        (directory / "config.json").write_text(config + "\n", encoding="utf-8")
+        """Write `config.json` and `model.safetensors` (half precision); the directory appears whole or not at all."""
+        write_model(directory, self.sizes, half_parameters(self))
 
     @classmethod
     def load(cls, directory: str | Path) -> KanaRecogniser:
         """The recogniser stored in `directory` (`demo:audio/judge` names an embedded one), for inference."""
-        path = resolve(directory)
-        recogniser = cls(RecogniserSizes(**json.loads((path / "config.json").read_text(encoding="utf-8"))))
-        load_half(recogniser, path / "model.safetensors")
+        path = find_model(directory, "model.judge")
+        recogniser = cls(read_sizes(path, RecogniserSizes))
+        load_parameters(recogniser, path)
         return recogniser.eval().requires_grad_(False)
 
 

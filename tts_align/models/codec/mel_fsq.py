@@ -3,27 +3,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tts_align.models.base.tokenizer import Tokenised, TokenizerHead
 from tts_align.models.codec.fsq import FSQTokenizer
-from tts_align.models.codec.mel import LogMel, batches_by_length, log_mel_batch
-from tts_align.utils.assets import resolve
+from tts_align.models.codec.log_mel import LogMel, batches_by_length, log_mel_batch
+from tts_align.utils.model_directory import find_model, read_sizes, read_weights_of, write_model
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _OWN = "tokenizer."
 
 
@@ -72,11 +64,9 @@ class MelFSQ(TokenizerHead):
         super().__init__()
         if (directory is None) == (sizes is None):
             raise ValueError("a tokenizer needs exactly one of `directory` (a trained one) and `sizes` (a new one)")
-        path = None if directory is None else resolve(directory)
+        path = None if directory is None else find_model(directory, "model.tokenizer")
         if path is not None:
-            if not (path / CONFIG).is_file():
-                raise ValueError(f"expected a directory of a tokenizer, got {directory!r} without {CONFIG}")
-            sizes = _read(path / CONFIG)
+            sizes = read_sizes(path, FSQSizes, part=True)  # of a tokenizer, or of the tokenizer of a codec
         assert sizes is not None
         self.directory, self.sizes, self.batch_size = path, sizes, batch_size
         self.log_mel = LogMel(sizes.sample_rate, sizes.window_samples, sizes.hop_samples, sizes.mel_channels)
@@ -93,8 +83,8 @@ class MelFSQ(TokenizerHead):
         self.codebook_size, self.sample_rate = self.tokenizer.codebook_size, sizes.sample_rate
         self.embedding_channels = sizes.embedding_channels
         if path is not None:
-            stored = load_file(path / WEIGHTS)
-            own = {key.removeprefix(_OWN): value.float() for key, value in stored.items() if key.startswith(_OWN)}
+            stored = read_weights_of(path)
+            own = {key.removeprefix(_OWN): value for key, value in stored.items() if key.startswith(_OWN)}
             self.tokenizer.load_state_dict(own)
 
     @torch.no_grad()
@@ -129,24 +119,5 @@ class MelFSQ(TokenizerHead):
 
     def save(self, directory: Path) -> None:
         """Write config and weights; the directory appears whole or not at all."""
-        directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        (scratch / CONFIG).write_text(json.dumps(dataclasses.asdict(self.sizes), indent=2) + "\n", "utf-8")
-        state = {f"{_OWN}{key}": value.cpu().contiguous() for key, value in self.tokenizer.state_dict().items()}
-        save_file(state, scratch / WEIGHTS)
-        (scratch / WEIGHTS).chmod(0o644)
-        scratch.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(scratch, directory)
-
-
-def _read(path: Path) -> FSQSizes:
-    """Sizes of a tokenizer, or of the tokenizer of a codec."""
-    values = json.loads(path.read_text("utf-8"))
-    known = {one.name for one in dataclasses.fields(FSQSizes)}
-    found: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
-    }
-    return FSQSizes(**found)
+        own = self.tokenizer.state_dict()
+        write_model(directory, self.sizes, {f"{_OWN}{key}": value for key, value in own.items()})

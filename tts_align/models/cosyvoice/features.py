@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of CosyVoice hear: the flow's and vocoder's log-mel, the tokenizer's, and the speaker encoder's."""
+"""What the parts of CosyVoice hear: the flow's and vocoder's log-mel, the tokenizer's, and the speaker encoder's.
+
+Processors sum single precision in orders of their own, and the logarithm of a quiet channel makes much of that: what
+tokenizer and speaker encoder read is computed in double precision, so that one recording has the same speech tokens and
+speaker vector everywhere.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +48,11 @@ def acoustic_mel(
     """
     _check_length(wav.shape[-1], (fft_samples - hop_samples) // 2 + 1)
     wav = F.pad(wav, ((fft_samples - hop_samples) // 2,) * 2, mode="reflect")
-    window = _window(fft_samples, wav.device)
+    window = _window(fft_samples, wav.device).to(wav.dtype)
     bins = torch.stft(wav, fft_samples, hop_samples, window=window, center=False, return_complex=True)
     magnitude = torch.view_as_real(bins).square().sum(-1).add(_POWER_EPSILON).sqrt()
-    filters = mel_filters(sample_rate, fft_samples, mel_channels, fmin, fmax, wav.device)
+    filters = mel_filters(sample_rate, fft_samples, mel_channels, fmin, fmax, wav.device).to(wav.dtype)
+    # :: (b, q, f) -> (b, f, q) -> (b, f, m)
     return (magnitude.transpose(1, 2) @ filters).clamp_min(_MAGNITUDE_FLOOR).log()
 
 
@@ -58,6 +64,8 @@ def whisper_mel(
     mel_channels: int = 128,
 ) -> Float[Tensor, "m f"]:
     """Log-mel that the speech tokenizer reads, as Whisper's: decades of mel power, the loudest point in them near 1.
+
+    Computed in double precision and given in that of the waveform.
 
     Args:
         wav: one waveform; the loudest point of an utterance shifts all of it, so there are no batches.
@@ -71,10 +79,11 @@ def whisper_mel(
     """
     _check_length(len(wav), max(fft_samples // 2 + 1, hop_samples))
     window = _window(fft_samples, wav.device)
-    bins = torch.stft(wav, fft_samples, hop_samples, window=window, return_complex=True)[:, :-1]
-    filters = mel_filters(sample_rate, fft_samples, mel_channels, 0.0, None, wav.device)
+    bins = torch.stft(wav.double(), fft_samples, hop_samples, window=window, return_complex=True)[:, :-1]
+    filters = mel_filters(sample_rate, fft_samples, mel_channels, 0.0, None, wav.device).double()
+    # :: (m, q) @ (q, f) -> (m, f)
     decades = (filters.T @ torch.view_as_real(bins).square().sum(-1)).clamp_min(_POWER_FLOOR).log10()
-    return (decades.maximum(decades.max() - _RANGE) + _SHIFT) / _SCALE
+    return ((decades.maximum(decades.max() - _RANGE) + _SHIFT) / _SCALE).to(wav.dtype)
 
 
 def kaldi_fbank(
@@ -85,6 +94,8 @@ def kaldi_fbank(
     hop_milliseconds: float = 10.0,
 ) -> Float[Tensor, "f m"]:
     """Kaldi's log-mel energies less their mean over time, which the speaker encoder CAM++ reads.
+
+    Computed in double precision and given in that of the waveform.
 
     Args:
         wav: one waveform within [-1, 1].
@@ -97,14 +108,14 @@ def kaldi_fbank(
 
     _check_length(len(wav), int(sample_rate * window_milliseconds / 1000))
     energies: Tensor = kaldi.fbank(
-        wav[None],
+        wav[None].double(),
         num_mel_bins=mel_channels,
         sample_frequency=sample_rate,
         frame_length=window_milliseconds,
         frame_shift=hop_milliseconds,
         dither=0.0,
     )
-    return energies - energies.mean(dim=0)
+    return (energies - energies.mean(dim=0)).to(wav.dtype)
 
 
 @functools.lru_cache(maxsize=16)
@@ -143,7 +154,7 @@ def _hertz(mel: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 @functools.lru_cache(maxsize=16)
 def _window(samples: int, device: torch.device) -> Float[Tensor, " {samples}"]:
-    return torch.hann_window(samples, device=device, dtype=torch.float32)
+    return torch.hann_window(samples, device=device, dtype=torch.float64)
 
 
 def _check_length(samples: int, least: int) -> None:

@@ -57,12 +57,12 @@ def pack_left(
 
 
 def time_sinusoids(time: Float[Tensor, " b"], channels: int) -> Float[Tensor, "b c"]:
-    """Sines, then cosines, of 1000 t at channels / 2 frequencies from 1 down to 1 / 10000."""
-    # At angles up to 1000 the last bit of a frequency shows (6e-5): the published order of operations.
+    """Sines, then cosines, of 1000 t at channels / 2 frequencies from 1 down to 1 / 10000, in float32 at least."""
+    # At angles up to 1000 the last bit of a float32 frequency shows (6e-5), and processors disagree on it: in float64.
     step = -math.log(10000) / (channels // 2 - 1)
-    frequency = torch.exp(torch.arange(channels // 2, device=time.device, dtype=torch.float32) * step)
-    angle = 1000 * time[:, None] * frequency
-    return torch.cat((angle.sin(), angle.cos()), -1)
+    frequency = torch.exp(torch.arange(channels // 2, device=time.device, dtype=torch.float64) * step)
+    angle = 1000 * time.double()[:, None] * frequency  # :: (b, 1) * (c / 2) -> (b, c / 2)
+    return torch.cat((angle.sin(), angle.cos()), -1).to(torch.promote_types(time.dtype, torch.float32))
 
 
 class Lookahead(nn.Module):

@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.models.codec.mel import LogMel, batches_by_length, sound_of
+from tts_align.models.codec.log_mel import LogMel, batches_by_length
 from tts_align.models.codec.mel_fsq import MelFSQ
+from tts_align.models.codec.vocoder import sound_of
 from tts_align.models.flow.token_flow import TokenFlow
 from tts_align.utils.weights import weights_digest
 
@@ -30,7 +31,8 @@ class FlowVocoder(Vocoder):
         steps: of the flow's solver.
         guidance: strength of its classifier-free guidance.
         iterations: rounds of Griffin-Lim.
-        batch_size: utterances that are made together; does not change them beyond the last bits of float32 sums.
+        batch_size: utterances made together. It changes the mel by the last bits of float32 sums only; Griffin-Lim
+            makes more of them, where next to nothing sounds.
     """
 
     def __init__(self, steps: int = 10, guidance: float = 0.7, iterations: int = 8, batch_size: int = 32) -> None:

@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +10,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model
@@ -26,12 +20,10 @@ from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling,
 from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.decoding import Decoding
-from tts_align.utils.assets import resolve
-from tts_align.utils.files import read_config
+from tts_align.utils.model_directory import TOKENIZER, find_model, read_sizes, read_weights_of, write_model
 from tts_align.utils.weights import weights_digest
 
 _PLAIN = Context()
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -126,14 +118,9 @@ class Qwen2CodecLM(CodecLM):
         super().__init__()
         if (directory is None) == (sizes is None):
             raise ValueError("model.policy needs exactly one of `directory` (a trained model) and `sizes` (a new one)")
-        path = None if directory is None else resolve(directory)
-        if path is not None and not (path / CONFIG).is_file():
-            raise ValueError(
-                f"expected a model directory with {CONFIG}, got {directory!r}: check model.policy.directory"
-            )
+        path = None if directory is None else find_model(directory, "model.policy")
         if path is not None:
-            tokenizer = str(path / TOKENIZER)
-            sizes = Sizes(**read_config(path / CONFIG))
+            tokenizer, sizes = str(path / TOKENIZER), read_sizes(path, Sizes)
         assert sizes is not None
         self.directory = path
         self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
@@ -142,7 +129,7 @@ class Qwen2CodecLM(CodecLM):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
         if path is not None:
-            self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
+            self.load_state_dict(read_weights_of(path))
         self._add_adapters(lora)
 
     def _build(self, sizes: Sizes, packed: bool, bistream: tuple[int, int]) -> None:
@@ -287,18 +274,8 @@ class Qwen2CodecLM(CodecLM):
 
     def save(self, directory: Path) -> None:
         """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""
-        directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        (scratch / CONFIG).write_text(json.dumps(dataclasses.asdict(self.sizes), indent=2) + "\n")
-        save_file({key: value.detach().cpu().contiguous() for key, value in self._weights().items()}, scratch / WEIGHTS)
-        if self.tokenizer is not None:
-            self.tokenizer.save(str(scratch / TOKENIZER))
-        (scratch / WEIGHTS).chmod(0o644)
-        scratch.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(scratch, directory)
+        texts = {} if self.tokenizer is None else {TOKENIZER: self.tokenizer.to_str(pretty=True)}
+        write_model(directory, self.sizes, self._weights(), texts)
 
 
 def _same_row(segment: Int[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:

@@ -8,18 +8,12 @@ utterance-level task says the same of emotion, speaker, audio events or a mean o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tts_align.models.base.reward import RewardHead
@@ -27,10 +21,8 @@ from tts_align.models.base.reward_records import Regularisers, RewardLabels, Rew
 from tts_align.models.reward import layers as heads
 from tts_align.models.reward.config import ASR, CTC, END, Alphabet, RewardSizes
 from tts_align.models.reward.losses import regularised_losses
-from tts_align.utils.assets import resolve
+from tts_align.utils.model_directory import CONFIG, find_model, read_weights_of, write_model
 from tts_align.utils.weights import weights_digest
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class RewardModel(RewardHead):
@@ -46,13 +38,8 @@ class RewardModel(RewardHead):
         super().__init__()
         if (directory is None) == (sizes is None):
             raise ValueError("model.reward needs exactly one of `directory` (a trained model) and `sizes` (a new one)")
-        path = None if directory is None else resolve(directory)
+        path = None if directory is None else find_model(directory, "model.reward")
         if path is not None:
-            if not (path / CONFIG).is_file():
-                raise ValueError(
-                    f"expected a directory of a reward model, got {directory!r} without {CONFIG}: "
-                    "check model.reward.directory"
-                )
             sizes = RewardSizes.read(path / CONFIG)
         assert sizes is not None
         self.directory, self.sizes, self.codebook_size, self.tasks = path, sizes, sizes.codebook_size, sizes.tasks
@@ -68,7 +55,7 @@ class RewardModel(RewardHead):
         # Numbered, because an attribute's name need not be a name that a module can have.
         self.pooled = nn.ModuleList(heads.PooledHead(sizes.width, one.outputs) for one in sizes.attributes)
         if path is not None:
-            self.load_state_dict({key: value.float() for key, value in load_file(path / WEIGHTS).items()})
+            self.load_state_dict(read_weights_of(path))
 
     @property
     def table(self) -> nn.Embedding:
@@ -275,14 +262,4 @@ class RewardModel(RewardHead):
 
     def save(self, directory: Path) -> None:
         """Write config, alphabet and weights; the directory appears whole or not at all."""
-        directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        config = json.dumps(dataclasses.asdict(self.sizes), indent=2, ensure_ascii=False)
-        (scratch / CONFIG).write_text(config + "\n", "utf-8")
-        save_file({key: value.cpu().contiguous() for key, value in self.state_dict().items()}, scratch / WEIGHTS)
-        (scratch / WEIGHTS).chmod(0o644)
-        scratch.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(scratch, directory)
+        write_model(directory, self.sizes, self.state_dict())

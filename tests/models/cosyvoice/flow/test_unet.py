@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from parity import parity
 from torch.nn.functional import layer_norm
 from unet_dump import TOLERANCE, UNET, dump, length_mask, off, weights
 
@@ -57,10 +56,6 @@ def inputs(sizes: dict[str, int], lengths: list[int], seed: int = 0) -> dict[str
         "time": torch.rand(rows, generator=generator, dtype=torch.float64),
         "mask": length_mask(torch.tensor(lengths)),
     }
-
-
-def test_time_is_the_published_one():
-    assert off(time_sinusoids(torch.tensor([0, 0.3, 1.0]), 320), parity("misc").io["time.unet_dim320"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("channels", [4, 12])

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from parity import FOLDER, parity
+from parity import FOLDER, as_exact_as, parity
 from safetensors.torch import load_file
 
 from tts_align.models.cosyvoice.hift.config import HiFTSizes
@@ -99,14 +99,6 @@ def exact_f0(family, folded, mel):
     if folded:
         hift.fold()
     return hift.double().f0(mel.double())
-
-
-def as_exact_as(ours, published_values, exact):
-    """Processors round single precision in orders of their own: ours may err twice as far as the stored values did."""
-    scale = exact.abs().max()
-    theirs = (published_values - exact).abs().max() / scale
-    assert theirs < 5e-6
-    assert (ours - exact).abs().max() / scale <= 2 * theirs + 1e-7
 
 
 @BOTH

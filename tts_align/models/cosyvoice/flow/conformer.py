@@ -31,10 +31,12 @@ def relative_positions(length: int, channels: int, device: torch.device | str | 
     Returns:
         One row for each of the 2 * length - 1 distances.
     """
-    distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
-    frequency = 10000 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels)
+    # In float64, as a float32 angle of a thousand is a ten-thousandth of a turn off, and on each processor another one.
+    distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float64)
+    frequency = 10000 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels)
     angle = distance[:, None] * frequency
-    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
+    # :: (q, w / 2, 2) -> (q, w)
+    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1).float()
 
 
 def align_distances(scores: Float[Tensor, "*b s q"]) -> Float[Tensor, "*b s s"]:

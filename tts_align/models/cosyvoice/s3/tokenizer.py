@@ -174,7 +174,19 @@ class S3Tokenizer(TokenizerHead):
         hidden, mask = self.hidden(log_mel, frames)
         latent = self.down(hidden)
         tokens, values = self.quantiser(latent)
-        return Tokenised(tokens, self.up(values), mask, latent)
+        return Tokenised(tokens, self._project_up(values), mask, latent)
+
+    def _project_up(self, values: Float[Tensor, "b s d"]) -> Float[Tensor, "b s c"]:
+        """As `up`, number by number: a matrix product sums in an order that depends on how many rows there are.
+
+        So a token has the same vector bit for bit in any company, and there are only a few numbers to add up.
+        """
+        weight = self.up.weight
+        values = values.to(weight.dtype)
+        embedding = values[..., :1] * weight[:, 0] + self.up.bias
+        for position in range(1, weight.shape[1]):
+            embedding = embedding + values[..., position : position + 1] * weight[:, position]
+        return embedding
 
     def hidden(
         self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]
@@ -206,7 +218,7 @@ class S3Tokenizer(TokenizerHead):
             tokens: Indices, or the weights with which each is mixed from all of the codebook; one weight of 1 gives
                 exactly what its index gives.
         """
-        return self.up(self.quantiser.values(tokens).to(self.up.weight.dtype))
+        return self._project_up(self.quantiser.values(tokens).to(self.up.weight.dtype))
 
     @torch.no_grad()
     def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
@@ -259,9 +271,10 @@ def length_mask(lengths: Int[Tensor, " b"], width: int) -> Bool[Tensor, "b width
 
 def rotation_of(positions: int, channels: int, device: torch.device) -> Float[Tensor, "2 s half"]:
     """Cosine and sine of the angles by which `rotate` turns heads of `channels` channels."""
-    rates = _THETA ** (-torch.arange(0, channels, 2, device=device) / channels)
+    # In float64, rounded once, so that every processor turns by the same angle.
+    rates = _THETA ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float64) / channels)
     angles = torch.arange(positions, device=device)[:, None] * rates
-    return torch.stack([angles.cos(), angles.sin()])
+    return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 def rotate(by_head: Float[Tensor, "b s h c"], rotation: Float[Tensor, "2 s half"]) -> Float[Tensor, "b s h c"]:

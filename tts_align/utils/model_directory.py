@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories of models: sizes in ``config.json``, weights in ``model.safetensors``, replaced as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import directory_written_atomically, read_config
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+Sizes = TypeVar("Sizes")
+
+
+def find_model(directory: str | Path, option: str) -> Path:
+    """Path of a model's directory; names that begin with ``demo:`` are those of the embedded ones.
+
+    Args:
+        directory: as the recipe gives it.
+        option: of the recipe whose ``directory`` it is.
+
+    Raises:
+        ValueError: it holds no ``config.json``.
+    """
+    path = resolve(directory)
+    if not (path / CONFIG).is_file():
+        raise ValueError(f"expected a model directory with {CONFIG}, got {str(directory)!r}: check {option}.directory")
+    return path
+
+
+def read_sizes(directory: Path, kind: type[Sizes], part: bool = False) -> Sizes:
+    """Sizes that ``config.json`` holds, as a record; lists become tuples.
+
+    Args:
+        directory: of the model.
+        kind: the dataclass.
+        part: leave out what the record does not know: the model is a part of the one that is stored.
+    """
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in read_config(directory / CONFIG).items()
+    }
+    if part:
+        known = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        values = {key: value for key, value in values.items() if key in known}
+    return kind(**values)
+
+
+def read_weights_of(directory: Path) -> dict[str, Tensor]:
+    """The weights as float32, on the CPU."""
+    from safetensors.torch import load_file
+
+    return {name: value.float() for name, value in load_file(directory / WEIGHTS).items()}
+
+
+def half_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters in half precision; buffers are made again by the constructor."""
+    return {name: value.detach().half() for name, value in module.named_parameters()}
+
+
+def load_parameters(module: nn.Module, directory: Path) -> None:
+    """Copy what :func:`half_parameters` gave from a model's directory.
+
+    Raises:
+        ValueError: these are not the module's parameters.
+    """
+    stored, parameters = read_weights_of(directory), dict(module.named_parameters())
+    if stored.keys() != parameters.keys():
+        raise ValueError(f"{directory / WEIGHTS} holds other weights than its {CONFIG} describes")
+    with torch.no_grad():
+        for name, value in stored.items():
+            parameters[name].copy_(value)
+
+
+def write_model(
+    directory: str | Path, sizes: Any, weights: Mapping[str, Tensor], texts: Mapping[str, str] | None = None
+) -> None:
+    """Write sizes and weights; the directory appears whole or not at all, also in the place of an earlier model.
+
+    Args:
+        directory: what is written.
+        sizes: a dataclass.
+        weights: by name, on any device.
+        texts: further files of the model by name.
+
+    Raises:
+        ValueError: the directory holds something that is not part of a model.
+    """
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    check_replaceable(directory)
+    config = json.dumps(dataclasses.asdict(sizes), indent=2, ensure_ascii=False)
+    with directory_written_atomically(directory, overwrite=True) as scratch:
+        for name, text in {CONFIG: f"{config}\n", **(texts or {})}.items():
+            (scratch / name).write_text(text, "utf-8")
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, scratch / WEIGHTS)
+        (scratch / WEIGHTS).chmod(0o644)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raise ``ValueError`` if a directory holds what is not part of a model, and would be lost with it."""
+    names = sorted(one.name for one in directory.iterdir()) if directory.is_dir() else []
+    if others := [name for name in names if name not in (CONFIG, WEIGHTS, TOKENIZER)]:
+        raise ValueError(f"{directory} holds {others[0]}, which is not part of a model: choose another directory")
