@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from test_module import Look, first_batch, fitted
-from tiny import LORA, build, gap, make_reward, make_rows, save_rows, weights
+from tiny import LORA, REWARD_SIZES, build, gap, make_reward, make_rows, save_rows, weights
 from tiny_directory import FAMILIES, make_directory
 
 from tts_align.data.datamodule import AlignData
@@ -168,7 +168,7 @@ def test_free_roll_outs_are_the_policys_own(tmp_path: Path, tiny_policy: Path, r
     """What is scored was drawn by the policy's whole distribution, by the row's seed; a row without end is kept."""
     module, data = built(DiffRO(**FREE), tiny_policy, rows, tmp_path)
     batch = first_batch(module, data)
-    found = module.objective.prepare(batch, module.policy, {})
+    found = module.objective.prepare(batch, module.policy, module.parts)
     assert batch.utterances is not None
     assert found.utterances is not None
     assert found.totals == batch.totals
@@ -177,11 +177,11 @@ def test_free_roll_outs_are_the_policys_own(tmp_path: Path, tiny_policy: Path, r
     assert [row.text for row in old] == [row.text for row in new]
     for row, speech_tokens, mask in zip(new, found.utterances.speech, found.utterances.mask, strict=True):
         assert speech_tokens[mask].tolist() == list(row.speech)
-    again = module.objective.prepare(batch, module.policy, {})
+    again = module.objective.prepare(batch, module.policy, module.parts)
     assert again.rows.keys == found.rows.keys
     with torch.no_grad():  # end-of-speech becomes impossible
         module.policy.llm_decoder.bias[module.policy.layout.end] = -1e4
-    assert module.objective.prepare(batch, module.policy, {}).rows.keys == batch.rows.keys
+    assert module.objective.prepare(batch, module.policy, module.parts).rows.keys == batch.rows.keys
 
 
 def test_validation_and_reference_caches_are_not_mixed_up(tmp_path: Path, tiny_policy: Path, rows: str):
@@ -212,7 +212,7 @@ def test_a_cosyvoice_directory_can_be_the_policy(family: str, knobs: dict[str, A
     manifest = save_rows(tmp_path, found, "spoken.jsonl")
     objective = DiffRO(**knobs)
     torch.manual_seed(0)
-    sizes = RewardSizes(speech_tokens, "helo", width=8, layers=1, heads=2, feed_forward=12, decoder_layers=1)
+    sizes = RewardSizes(speech_tokens, "helo", **REWARD_SIZES)
     module = AlignModule(
         objective, policy, reward=RewardModel(sizes=sizes), optimizer=lambda values: torch.optim.SGD(values, lr=1.0)
     )

@@ -30,6 +30,7 @@ from tts_align.training.module import AlignModule
 
 CODES, LETTERS = 20, "abcdefgh "
 SIZES = Sizes(CODES, len(LETTERS), hidden_size=16, layers=2, heads=2, key_value_heads=1, intermediate_size=24)
+REWARD_SIZES = {"width": 8, "layers": 1, "heads": 2, "feed_forward": 12, "decoder_layers": 1}
 LORA = LoRA(rank=2, alpha=4)
 OBJECTIVES = {"sft": SFT, "dpo": DPO, "kto": KTO, "tkto": TKTO}
 
@@ -37,8 +38,7 @@ OBJECTIVES = {"sft": SFT, "dpo": DPO, "kto": KTO, "tkto": TKTO}
 def make_reward(seed: int = 0, **sizes: Any) -> RewardModel:
     """A reward model of random weights over the policy's speech tokens and letters, with dropout."""
     torch.manual_seed(seed)
-    knobs = {"width": 8, "layers": 1, "heads": 2, "feed_forward": 12, "decoder_layers": 1, "dropout": 0.2}
-    return RewardModel(sizes=RewardSizes(CODES, LETTERS, **(knobs | sizes)))
+    return RewardModel(sizes=RewardSizes(CODES, LETTERS, **(REWARD_SIZES | {"dropout": 0.2} | sizes)))
 
 
 def save_tokenizer(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny import CODES, LETTERS, make_rows, save_recipe
+from tiny import CODES, LETTERS, REWARD_SIZES, make_rows, save_recipe
 from torch import Tensor
 
 from tts_align.batch import Batch
@@ -47,11 +47,7 @@ REWARD = RewardSizes(
     codebook_size=CODES,
     characters=LETTERS,
     attributes=(Attribute("speaker", "classes", VOICES),),
-    width=8,
-    layers=1,
-    heads=2,
-    feed_forward=12,
-    decoder_layers=1,
+    **REWARD_SIZES,
     ctc=True,
     dropout=0.0,
 )

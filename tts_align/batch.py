@@ -121,7 +121,7 @@ class Rows(Record):
     def scatter(self, values: Float[Tensor, " m"]) -> Float[Tensor, "r t"]:
         """Put one number per real target into the padded target matrix; padding gets 0."""
         flat = values.new_zeros(self.mask.numel())
-        return flat.index_put((self.target_index,), values).view(self.mask.shape)
+        return flat.index_put((self.target_index,), values).view(self.mask.shape)  # :: (r * t) -> (r, t)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from steps import LAYOUT
+from tiny import REWARD_SIZES
 from torch.nn.utils.rnn import pad_sequence
 
 from tts_align.batch import Batch, Scored, Totals
@@ -38,7 +39,7 @@ KNOWN: tuple[dict[str, str | float], ...] = (
 def make_reward(seed: int = 0, **sizes: Any) -> RewardModel:
     """A reward model of random weights, with dropout, in evaluation mode."""
     torch.manual_seed(seed)
-    knobs = {"width": 8, "layers": 1, "heads": 2, "feed_forward": 12, "decoder_layers": 1, "ctc": True, "dropout": 0.2}
+    knobs = REWARD_SIZES | {"ctc": True, "dropout": 0.2}
     return RewardModel(sizes=RewardSizes(CODES, "あいうえ", ATTRIBUTES, **(knobs | sizes))).requires_grad_(False).eval()
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from spoken import ATTRIBUTES, CODES, make_reward, spoken_step
 from steps import LAYOUT
+from tiny import REWARD_SIZES
 from torch import Tensor
 from torch.nn import functional
 
@@ -321,7 +322,7 @@ def test_totals_are_of_the_whole_step():
 
 def test_the_reward_model_must_fit_before_anything_is_trained():
     policy = SimpleNamespace(layout=LAYOUT)
-    wider = RewardModel(sizes=RewardSizes(CODES + 1, "あ", width=8, layers=1, heads=2, feed_forward=8))
+    wider = RewardModel(sizes=RewardSizes(CODES + 1, "あ", **REWARD_SIZES))
     for objective, reward, message in (
         (DiffRO(), wider, f"the {CODES} speech tokens of model.policy, got {CODES + 1} of them"),
         (DiffRO(tasks=("asr", "emotion")), make_reward(), "model.reward's asr, ctc, mood, mos, age, got emotion"),

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -536,9 +535,8 @@ def test_guards_wait_for_the_last_stage():
     other = Namespace(class_path="tts_align.training.callbacks.tokens.TokenStatistics")
     chosen = Namespace(class_path="tts_align.objectives.e2e.E2E", init_args=Namespace(stage=3))
     config = Namespace(objective=chosen, trainer=Namespace(callbacks=[watch, other]))
-    cli: Any = SimpleNamespace(config={"fit": config}, subcommand="fit")
     for stage in (1, 2):
-        assert _stage_changes(cli, StageFit(), stage, Path("run"))["trainer.callbacks"] == [other]
+        assert _stage_changes(config, StageFit(), stage, Path("run"))["trainer.callbacks"] == [other]
 
 
 def test_nothing_is_fitted_for_a_test_without_a_checkpoint(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from spoken import KNOWN, make_reward, spoken_step
+from tiny import REWARD_SIZES, SIZES
 from torch import Tensor
 from torch.nn import functional
 
 from tts_align.batch import Reads, Totals
-from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.models.reward.model import RewardModel, RewardSizes
 from tts_align.objectives import MTR, Outcome, Part, Parts
 from tts_align.objectives.base import Step
@@ -142,7 +144,7 @@ def test_weights_of_unknown_tasks():
 
 
 def test_a_reward_model_of_other_codes_is_refused() -> None:
-    reward = RewardModel(sizes=RewardSizes(7, "ab", width=8, layers=1, heads=2, feed_forward=8, decoder_layers=1))
-    policy = Qwen2CodecLM(sizes=Sizes(9, 5, hidden_size=16, layers=1, heads=2, key_value_heads=1))
+    reward = RewardModel(sizes=RewardSizes(7, "ab", **REWARD_SIZES))
+    policy = Qwen2CodecLM(sizes=dataclasses.replace(SIZES, codebook_size=9))
     with pytest.raises(ValueError, match=r"must read the 9 speech tokens of model\.policy, got 7"):
         MTR().bind(policy, Parts({Part.REWARD: reward}))

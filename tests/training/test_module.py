@@ -146,7 +146,7 @@ def test_rule_1_padding_and_other_targets(name: str, tmp_path: Path, tiny_policy
 
 def expected_first_loss(objective: Objective, module: AlignModule, batch: Batch) -> float:
     if isinstance(objective, TKTO):
-        cache = module.contrast_cache
+        cache = module.scoring.contrast_cache
         assert cache is not None
         total = 0.0
         for key, label in zip(batch.rows.keys, batch.desirable.tolist(), strict=True):
@@ -414,7 +414,7 @@ def test_rule_8_cached_and_online_references_give_the_same_loss(
     trainer.fit(module, datamodule=data)
     logger = trainer.logger
     assert isinstance(logger, Memory)
-    assert module.reference_cache is not None
+    assert module.scoring.reference_cache is not None
     assert logger.logged[0][1]["train/loss"] == pytest.approx(online, abs=1e-6)
 
 
@@ -655,7 +655,7 @@ def test_rule_14_bistream(packed: bool, tmp_path: Path, tiny_policy: Path):
     fitted(tmp_path, module, data, seen, look, max_epochs=2)
     drawn = {key: row.bistream for key, row in data.rows("train").items()}
     assert 0 < sum(drawn.values()) < len(drawn)
-    assert module.contrast_cache is not None
+    assert module.scoring.contrast_cache is not None
     epochs: list[list[str]] = [[], []]
     assert len(seen.given["policy"]) == len(seen.given["reference"]) == 12
     for number, (ours, theirs) in enumerate(zip(*seen.given.values(), strict=True)):
@@ -663,7 +663,7 @@ def test_rule_14_bistream(packed: bool, tmp_path: Path, tiny_policy: Path):
         epochs[number // 6] += ours.keys
         for key, count in zip(ours.keys, ours.mask.sum(-1).tolist(), strict=True):
             expected = module.policy.layout.target_count(data.rows()[key])
-            assert len(module.contrast_cache.numbers[key]) == count == expected
+            assert len(module.scoring.contrast_cache.numbers[key]) == count == expected
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(drawn)
     assert look.step is not None
     assert look.step.log_ratio.abs().max() == 0

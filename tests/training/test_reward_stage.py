@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from places import ROOT
-from tiny import CODES, LORA, checkpoint_weights, gap, make_rows, save_recipe, save_rows, weights
+from tiny import CODES, LORA, REWARD_SIZES, checkpoint_weights, gap, make_rows, save_recipe, save_rows, weights
 
 from tts_align.cli import entry as cli
 from tts_align.cli.entry import run
@@ -31,11 +31,7 @@ SIZES = {
     "codebook_size": CODES,
     "characters": "abcdefgh ",
     "attributes": [{"name": "mood", "kind": "classes", "classes": ["happy", "sad"]}],
-    "width": 8,
-    "layers": 1,
-    "heads": 2,
-    "feed_forward": 12,
-    "decoder_layers": 1,
+    **REWARD_SIZES,
 }
 NEW = {"class_path": "RewardModel", "init_args": {"sizes": SIZES}}
 MOODS = ("happy", "sad")

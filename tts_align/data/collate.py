@@ -84,7 +84,7 @@ class Examples:
             rows=tuple(rows),
             sources=sources,
             desirable=np.asarray([source.desirable for source in sources], bool),
-            items=np.arange(len(sources)).reshape(len(items), -1),
+            items=np.arange(len(sources)).reshape(len(items), -1),  # :: (r) -> (items, 1 or 2)
             mismatched=_mismatched(rows, policy.layout, bistream_share, seed) if mismatched else (),
             utterances=utterances,
         )

@@ -136,6 +136,7 @@ class DiffRO(Objective, name="diffro"):
         noise = rows if self.resample else posterior_noise(logits, model.codebook_size, step.batch.rows.target, rows)
         soft = gumbel_softmax_st(logits, model.codebook_size, noise, self._temperature(step), self.hard)
         vectors = model.embed(soft)
+        # :: (m, h) -> (c, h) -> (r, s, h)
         embedded = said.placed(vectors.index_select(0, said.code_target))
         attributes = tuple({**row, **self.targets} for row in said.attributes)
         labels = model.encode_labels(said.target_texts, attributes).to(logits.device)

@@ -99,7 +99,7 @@ class TokenCache:
         keys = sorted(self.numbers)
         lengths = [len(self.numbers[key]) for key in keys]
         arrays: dict[str, NDArray[Any]] = {
-            "keys": np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), -1),
+            "keys": np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), -1),  # :: (keys, bytes)
             "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             "values": np.concatenate([self.numbers[key] for key in keys]),
         }
