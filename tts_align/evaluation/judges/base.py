@@ -10,7 +10,9 @@ from enum import StrEnum
 from typing import ClassVar
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+
+from tts_align.models.base.device import OwnsItsDevice
 
 
 class Reading(StrEnum):
@@ -78,9 +80,14 @@ class Verdict:
     target_share: tuple[float, float] | None = None
 
 
-class Judge(nn.Module, ABC):
-    """Listens to utterances and compares them with what should have been said."""
+class Judge(OwnsItsDevice, ABC):
+    """Listens to utterances and compares them with what should have been said.
 
+    :meth:`judge` of a subclass runs on the judge's own device, in full precision and without gradients; see
+    :mod:`tts_align.models.base.device`.
+    """
+
+    on_own_device: ClassVar[tuple[str, ...]] = ("judge",)
     needs_audio: ClassVar[bool] = True
     """Whether it needs waveforms; ``False`` for a judge that reads speech tokens."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torchaudio
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
+from tts_align.models.base.device import OwnsItsDevice
 from tts_align.models.codec.fsq import MaskedBlock
 from tts_align.models.codec.log_mel import LogMel, batches_by_length, log_mel_batch
 from tts_align.utils.model_directory import find_model, half_parameters, load_parameters, read_sizes, write_model
@@ -68,12 +70,14 @@ class Hearing:
     share: tuple[float, float] | None
 
 
-class KanaRecogniser(nn.Module):
+class KanaRecogniser(OwnsItsDevice):
     """Log-mel -> convolution blocks -> blank or kana, at half the frame rate.
 
     Args:
         sizes: Alphabet and sizes. Class 0 is the blank.
     """
+
+    on_own_device: ClassVar[tuple[str, ...]] = ("listen",)
 
     def __init__(self, sizes: RecogniserSizes) -> None:
         super().__init__()
@@ -108,8 +112,9 @@ class KanaRecogniser(nn.Module):
         self, log_probs: Float[Tensor, "b q v"], positions: Int[Tensor, " b"], texts: Sequence[str]
     ) -> Float[Tensor, " b"]:
         """Exact log p(text | sound), summed over all alignments; -10000 for a text too long for the sound."""
-        targets = torch.tensor([index for text in texts for index in self.indices(text)], dtype=torch.long)
-        lengths = torch.tensor([len(text) for text in texts])
+        indices = [index for text in texts for index in self.indices(text)]
+        targets = torch.tensor(indices, dtype=torch.long, device=log_probs.device)
+        lengths = torch.tensor([len(text) for text in texts], device=log_probs.device)
         losses = functional.ctc_loss(log_probs.transpose(0, 1), targets, positions, lengths, reduction="none")
         return -losses.clamp_max(1e4)
 
@@ -123,7 +128,6 @@ class KanaRecogniser(nn.Module):
             raise ValueError(f"this recogniser writes no {unknown} (in {text!r}); give transcripts in its kana")
         return [1 + self.sizes.alphabet.index(kana) for kana in text]
 
-    @torch.no_grad()
     def listen(
         self, waveforms: Sequence[Float[Tensor, " _"]], candidates: Sequence[Mapping[str, str]], batch_size: int = 64
     ) -> list[Hearing]:
@@ -132,7 +136,7 @@ class KanaRecogniser(nn.Module):
         Args:
             waveforms: Sound at the recogniser's sample rate.
             candidates: For each utterance, reading -> transcript of the whole utterance with it; may be empty.
-            batch_size: Utterances heard together; does not change the result.
+            batch_size: Utterances heard together; changes nothing but the last bits of sums.
         """
         hearings: dict[int, Hearing] = {}
         for rows in batches_by_length(waveforms, batch_size):
@@ -201,7 +205,7 @@ class CTCJudge(Judge):
 
     Args:
         directory: Holds a recogniser; `demo:audio/judge` tests, `demo:audio/labeller` labels training data.
-        batch_size: Utterances heard together; does not change the result.
+        batch_size: Utterances heard together; changes nothing but the last bits of sums.
     """
 
     def __init__(self, directory: str = "demo:audio/judge", batch_size: int = 64) -> None:

@@ -6,10 +6,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+
+from tts_align.models.base.device import OwnsItsDevice
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,14 @@ class Tokenised:
     latent: Float[Tensor, "b s d"]
 
 
-class SpeechTokenizer(nn.Module, ABC):
-    """Turns sound into speech tokens."""
+class SpeechTokenizer(OwnsItsDevice, ABC):
+    """Turns sound into speech tokens.
 
+    :meth:`encode` of a subclass runs on the tokenizer's own device, in full precision and without gradients; see
+    :mod:`tts_align.models.base.device`.
+    """
+
+    on_own_device: ClassVar[tuple[str, ...]] = ("encode",)
     codebook_size: int
     """Size of the codebook."""
     sample_rate: int
@@ -47,6 +55,7 @@ class SpeechTokenizer(nn.Module, ABC):
 class TokenizerHead(SpeechTokenizer):
     """A speech tokenizer that trains: gradients pass its rounding, so what reads its vectors can teach it."""
 
+    on_own_device: ClassVar[tuple[str, ...]] = ("encode", "features")
     embedding_channels: int
     """Width of its vectors."""
 

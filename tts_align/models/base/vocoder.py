@@ -5,19 +5,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from tts_align.models.base.device import OwnsItsDevice
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.utils.weights import weights_digest
 
 
-class Vocoder(nn.Module, ABC):
-    """Turns speech tokens into sound."""
+class Vocoder(OwnsItsDevice, ABC):
+    """Turns speech tokens into sound.
 
+    :meth:`speak` of a subclass runs on the vocoder's own device, in full precision and without gradients; see
+    :mod:`tts_align.models.base.device`.
+    """
+
+    on_own_device: ClassVar[tuple[str, ...]] = ("speak",)
     sample_rate: int
     """Of the waveforms, in Hz."""
 

@@ -65,7 +65,7 @@ def log_mel_batch(features: LogMel, audio: Sequence[Tensor]) -> tuple[Float[Tens
     Returns:
         Padded log-mel and the number of real frames of each utterance.
     """
-    samples = torch.tensor([len(clip) for clip in audio], dtype=torch.long)
+    samples = torch.tensor([len(clip) for clip in audio], dtype=torch.long, device=audio[0].device)
     # Three windows of silence behind the longest: the padding of one clip is then like that of every other.
     padded = torch.nn.functional.pad(pad_sequence(list(audio), batch_first=True), (0, 3 * features.window_samples))
     frames = features.frames(samples)

@@ -175,7 +175,7 @@ class MelTokenizer(SpeechTokenizer):
 
     Args:
         directory: Holds a codec; `demo:audio/codec` names the embedded one.
-        batch_size: Utterances encoded together; does not change the result.
+        batch_size: Utterances encoded together; changes nothing but the last bits of sums.
     """
 
     def __init__(self, directory: str = "demo:audio/codec", batch_size: int = 64) -> None:
@@ -184,7 +184,6 @@ class MelTokenizer(SpeechTokenizer):
         self.codebook_size = self.codec.tokenizer.codebook_size
         self.sample_rate = self.codec.sizes.sample_rate
 
-    @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
         """Speech tokens of each waveform; what is too short for one frame has none."""
         return encode(self.codec, waveforms, self.batch_size)

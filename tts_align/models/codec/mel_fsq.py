@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -57,7 +56,7 @@ class MelFSQ(TokenizerHead):
         directory: holds ``config.json`` and ``model.safetensors``; ``demo:audio/codec``, of which the tokenizer is
             taken, names the embedded codec. Without it a tokenizer of random weights is made from ``sizes``.
         sizes: of a new tokenizer; not together with ``directory``.
-        batch_size: utterances that ``encode`` takes together; does not change the result.
+        batch_size: utterances that ``encode`` takes together; changes nothing but the last bits of sums.
     """
 
     def __init__(self, directory: str | None = None, sizes: FSQSizes | None = None, batch_size: int = 64) -> None:
@@ -87,7 +86,6 @@ class MelFSQ(TokenizerHead):
             own = {key.removeprefix(_OWN): value for key, value in stored.items() if key.startswith(_OWN)}
             self.tokenizer.load_state_dict(own)
 
-    @torch.no_grad()
     def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
         """Normalised log-mel."""
         log_mel, frames = log_mel_batch(self.log_mel, [waveform])
@@ -105,16 +103,13 @@ class MelFSQ(TokenizerHead):
         """Vectors of tokens, or mixed of those of all tokens."""
         return self.tokenizer.embed(tokens)
 
-    @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
         """Speech tokens of each waveform; what is too short for one frame has none."""
         speech_tokens: dict[int, Tensor] = {}
         for rows in batches_by_length(waveforms, self.batch_size):
-            log_mel, frames = log_mel_batch(self.log_mel, [waveforms[row].cpu() for row in rows])
-            device = self.tokenizer.up.weight.device
-            out = self.tokenizer(log_mel.to(device), frames.to(device))
-            found = zip(rows, out.tokens, out.mask, strict=True)
-            speech_tokens |= {row: tokens[mask].cpu() for row, tokens, mask in found}
+            log_mel, frames = log_mel_batch(self.log_mel, [waveforms[row] for row in rows])
+            out = self.tokenizer(log_mel, frames)
+            speech_tokens |= {row: tokens[mask] for row, tokens, mask in zip(rows, out.tokens, out.mask, strict=True)}
         return [speech_tokens[row] for row in range(len(waveforms))]
 
     def save(self, directory: Path) -> None:

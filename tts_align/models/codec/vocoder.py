@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torchaudio
@@ -22,8 +23,10 @@ class MelVocoder(Vocoder):
     Args:
         directory: Holds a codec; `demo:audio/codec` names the embedded one.
         iterations: Rounds of Griffin-Lim: more is slower and a little cleaner.
-        batch_size: Utterances decoded together; does not change the result.
+        batch_size: Utterances decoded together; changes nothing but the last bits of sums.
     """
+
+    on_own_device: ClassVar[tuple[str, ...]] = ("speak", "log_mel")
 
     def __init__(self, directory: str = "demo:audio/codec", iterations: int = 8, batch_size: int = 16) -> None:
         super().__init__()
@@ -43,7 +46,6 @@ class MelVocoder(Vocoder):
         """Raise ``ValueError`` for a speaker the codec does not know."""
         self.codec.speaker_index(list(speakers))
 
-    @torch.no_grad()
     def speak(self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]) -> list[Float[Tensor, " _"]]:
         """Waveforms of token sequences, frames_per_token * hop_samples samples for each token.
 
@@ -69,7 +71,7 @@ class MelVocoder(Vocoder):
     ) -> tuple[Float[Tensor, "b f m"], Int[Tensor, " b"]]:
         """Padded log-mel of token sequences, and the number of real frames of each."""
         counts = torch.tensor([len(row) for row in speech])
-        padded = pad_sequence([row.long().cpu() for row in speech], batch_first=True)
+        padded = pad_sequence([row.long() for row in speech], batch_first=True)
         mask = torch.arange(padded.shape[1]) < counts[:, None]
         embedding = self.codec.tokenizer.embed(padded)
         return self.codec.decoder(embedding, mask, speaker), counts * self.codec.sizes.frames_per_token
@@ -97,7 +99,7 @@ def sound_of(
     """
     # Silence, as long as two windows, behind the longest: so the end of an utterance sounds the same in any batch.
     tail = -(-2 * features.window_samples // features.hop_samples)
-    real = torch.arange(log_mel.shape[1] + tail) < frames[:, None]
+    real = torch.arange(log_mel.shape[1] + tail, device=frames.device) < frames[:, None]
     magnitude = torch.nn.functional.pad(features.magnitude(log_mel), (0, 0, 0, tail)) * real[..., None]
     waveforms = griffin_lim(magnitude.transpose(1, 2)).clamp(-1, 1)
     samples = (frames * features.hop_samples).tolist()

@@ -99,7 +99,6 @@ class CosyVoiceTokenizer(SpeechTokenizer):
         self.batch_size = batch_size if self.batched else 1
         self.codebook_size = source.codebook_size
 
-    @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
         """Speech tokens of each waveform; what is shorter than a window of 25 ms has none.
 

@@ -18,7 +18,6 @@ from tts_align.models.base.vocoder import Vocoder
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_state
 from tts_align.models.cosyvoice.flow.model import load_flow
 from tts_align.models.cosyvoice.hift.model import HiFT, load_hift
-from tts_align.models.cosyvoice.precision import full_precision
 from tts_align.models.cosyvoice.voice_rows import STORED, read_voice_rows
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.flow.token_flow import TokenFlow
@@ -60,7 +59,7 @@ class CosyVoiceVocoder(Vocoder):
         self.sample_rate, self.steps, self.guidance, self.batch_size = SAMPLE_RATE, steps, guidance, batch_size
         self.source: ModelDirectory | None = None
         self.voices_path = voices
-        self.register_buffer("device_of", torch.zeros(0), persistent=False)
+        self.register_buffer("device_of", torch.zeros(0), persistent=False)  # its weights are read later
         # Outside the module's own tree, so that nothing is read, saved or moved before somebody listens.
         self._nets: list[tuple[TokenFlow, HiFT]] = []
         if directory is not None:
@@ -94,7 +93,7 @@ class CosyVoiceVocoder(Vocoder):
 
     def nets(self) -> tuple[TokenFlow, HiFT]:
         """Flow and vocoder, on this module's device."""
-        device = self.get_buffer("device_of").device
+        device = self.own_device
         if not self._nets:
             source = self.directory
             flow = load_flow(source.family, load_state(source.file("flow.pt")), source.config)
@@ -123,7 +122,7 @@ class CosyVoiceVocoder(Vocoder):
             self.voices[name]
 
     def speak(self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]) -> list[Float[Tensor, " _"]]:
-        """Waveforms of token sequences, made in float32 whatever the trainer's precision; none gives an empty one.
+        """Waveforms of token sequences; none gives an empty one.
 
         Args:
             speech: speech tokens of each utterance.
@@ -132,14 +131,10 @@ class CosyVoiceVocoder(Vocoder):
         Raises:
             ValueError: a voice that is not there.
         """
-        with torch.no_grad(), full_precision(self.get_buffer("device_of").device.type):
-            return self._speak(speech, speakers)
-
-    def _speak(self, speech: Sequence[Tensor], speakers: Sequence[str]) -> list[Tensor]:
         voices = {name: self.voices[name] for name in dict.fromkeys(speakers)}
         waveforms = [torch.zeros(0)] * len(speech)
         thin = self.directory.family == "cosyvoice3"
-        speech_tokens = [thin_silence(row.long().cpu()) if thin else row.long().cpu() for row in speech]
+        speech_tokens = [thin_silence(row.long()) if thin else row.long() for row in speech]
         order = sorted(
             (row for row in range(len(speech_tokens)) if len(speech_tokens[row])),
             key=lambda row: len(speech_tokens[row]),
@@ -154,12 +149,11 @@ class CosyVoiceVocoder(Vocoder):
     def _mels(self, speech_tokens: Sequence[Tensor], voices: Sequence[Voice]) -> list[Tensor]:
         """Log-mel (m, f) of each utterance, without its prompt."""
         flow, _ = self.nets()
-        device = flow.input_embedding.weight.device
-        tokens, token_mask = _padded(speech_tokens, device)
+        tokens, token_mask = _padded(speech_tokens)
         empty = torch.zeros(0, flow.mel_channels)
-        prompts = _padded([torch.tensor(voice.speech, dtype=torch.long) for voice in voices], device)
-        mels = _padded([empty if voice.mel is None else voice.mel for voice in voices], device)
-        vectors = torch.stack([voice.vector for voice in voices]).to(device)
+        prompts = _padded([torch.tensor(voice.speech, dtype=torch.long) for voice in voices])
+        mels = _padded([empty if voice.mel is None else voice.mel.to(self.own_device) for voice in voices])
+        vectors = torch.stack([voice.vector for voice in voices]).to(self.own_device)
         prompt = FlowPrompt(*prompts, *mels) if prompts[0].shape[1] else None
         made = flow.sample(tokens, token_mask, vectors, prompt, steps=self.steps, guidance=self.guidance)
         return [mel[real].T for mel, real in zip(made.mel, made.mask, strict=True)]
@@ -170,7 +164,7 @@ class CosyVoiceVocoder(Vocoder):
         name = f"{speaker}\0{speech_tokens.tolist()}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big")
         generator = torch.Generator().manual_seed(seed)
-        return hift(mel[None], generator=generator)[0].float().cpu()
+        return hift(mel[None], generator=generator)[0].float()
 
 
 def thin_silence(
@@ -190,9 +184,8 @@ def thin_silence(
     return torch.tensor(kept, dtype=torch.long)
 
 
-def _padded(rows: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Bool[Tensor, "b s"]]:
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "b s"]]:
     """Rows padded on the right, and what is real of them."""
-    lengths = torch.tensor([len(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     padded = pad_sequence(list(rows), batch_first=True)
-    mask = torch.arange(padded.shape[1]) < lengths[:, None]
-    return padded.to(device), mask.to(device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]

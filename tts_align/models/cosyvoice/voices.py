@@ -10,13 +10,14 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tts_align.models.base.device import full_precision
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_plain
 from tts_align.models.cosyvoice.features import acoustic_mel
 from tts_align.models.cosyvoice.frontend import MAX_SECONDS, SAMPLE_RATE, CosyVoiceTokenizer, SpeakerEncoder
-from tts_align.models.cosyvoice.precision import full_precision
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voice_rows import STORED, Mode, VoiceRow, bare_transcript, read_voice_rows
 from tts_align.utils.audio import AudioError, load_audio
@@ -89,7 +90,7 @@ class Voices(Mapping[str, Voice]):
         if name not in self._makers:
             raise UnknownSpeaker(self._unknown(name))
         if name not in self._known:
-            with full_precision():
+            with full_precision(), torch.device("cpu"):
                 self._known[name] = self._makers[name]()
         return self._known[name]
 

@@ -68,5 +68,5 @@ def fixed_noise(frames: int, mel_channels: int) -> Float[Tensor, "f m"]:
     """
     generator = torch.Generator().manual_seed(0)
     blocks = max(1, math.ceil(frames / NOISE_FRAMES))
-    drawn = [torch.randn(mel_channels, NOISE_FRAMES, generator=generator) for _ in range(blocks)]
+    drawn = [torch.randn(mel_channels, NOISE_FRAMES, generator=generator, device="cpu") for _ in range(blocks)]
     return torch.cat(drawn, 1)[:, :frames].T.contiguous()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torchaudio
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tts_align.models.base.device import evaluation_mode
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
@@ -34,6 +35,8 @@ class FlowVocoder(Vocoder):
         batch_size: utterances made together. It changes the mel by the last bits of float32 sums only; Griffin-Lim
             makes more of them, where next to nothing sounds.
     """
+
+    on_own_device: ClassVar[tuple[str, ...]] = ("speak", "log_mel")
 
     def __init__(self, steps: int = 10, guidance: float = 0.7, iterations: int = 8, batch_size: int = 32) -> None:
         super().__init__()
@@ -63,6 +66,11 @@ class FlowVocoder(Vocoder):
         )
 
     @property
+    def own_device(self) -> torch.device:
+        """That of the flow."""
+        return next(self.models[0].parameters()).device
+
+    @property
     def models(self) -> tuple[TokenFlow, LogMel]:
         """Flow and features."""
         if self._models is None:
@@ -80,7 +88,6 @@ class FlowVocoder(Vocoder):
         """Digest of the flow as it is now."""
         return weights_digest(self.models[0].state_dict())
 
-    @torch.no_grad()
     def speak(self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]) -> list[Float[Tensor, " _"]]:
         """Waveforms of token sequences; none gives an empty waveform.
 
@@ -94,27 +101,21 @@ class FlowVocoder(Vocoder):
             if not spoken:
                 continue
             log_mel, frames = self.log_mel([speech[row] for row in spoken], [speakers[row] for row in spoken])
-            sounds = sound_of(features, self.griffin_lim, log_mel.cpu(), frames.cpu())
+            sounds = sound_of(features, self.griffin_lim.to(log_mel.device), log_mel, frames)
             for row, waveform in zip(spoken, sounds, strict=True):
                 waveforms[row] = waveform
         return waveforms
 
-    @torch.no_grad()
     def log_mel(
         self, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]
     ) -> tuple[Float[Tensor, "b f m"], Int[Tensor, " b"]]:
         """What the flow makes of token sequences, and the number of real frames of each."""
         flow = self.models[0]
-        device = next(flow.parameters()).device
-        counts = torch.tensor([len(row) for row in speech], device=device)
-        padded = pad_sequence([row.long().to(device) for row in speech], batch_first=True)
-        mask = torch.arange(padded.shape[1], device=device) < counts[:, None]
-        places = torch.tensor([self.voices.index(name) for name in speakers], device=device)
+        counts = torch.tensor([len(row) for row in speech])
+        padded = pad_sequence([row.long() for row in speech], batch_first=True)
+        mask = torch.arange(padded.shape[1]) < counts[:, None]
+        places = torch.tensor([self.voices.index(name) for name in speakers])
         speaker = torch.nn.functional.one_hot(places, len(self.voices)).to(next(flow.parameters()).dtype)
-        was_training = flow.training
-        flow.eval()
-        try:
+        with evaluation_mode(flow):
             made = flow.sample(padded, mask, speaker, steps=self.steps, guidance=self.guidance)
-        finally:
-            flow.train(was_training)
         return made.mel, made.mask.sum(1)

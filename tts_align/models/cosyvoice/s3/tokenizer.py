@@ -220,7 +220,6 @@ class S3Tokenizer(TokenizerHead):
         """
         return self._project_up(self.quantiser.values(tokens).to(self.up.weight.dtype))
 
-    @torch.no_grad()
     def features(self, waveform: Float[Tensor, " time"]) -> Float[Tensor, "f c"]:
         """Log-mel as Whisper's; no frames of what is shorter than a window of 25 ms."""
         if len(waveform) < _WINDOW_SAMPLES:
@@ -231,7 +230,6 @@ class S3Tokenizer(TokenizerHead):
         """Two strided convolutions, each of which keeps a last half."""
         return ((frames + 1) // 2 + 1) // 2
 
-    @torch.no_grad()
     def encode(self, waveforms: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
         """Speech tokens of each waveform, on the CPU; what is shorter than a window of 25 ms has none.
 
@@ -254,14 +252,10 @@ class S3Tokenizer(TokenizerHead):
         return speech_tokens
 
     def _encode(self, waveforms: list[Tensor]) -> list[Tensor]:
-        weight = self.conv1.weight
-        mels = [
-            whisper_mel(waveform.float().to(weight.device), mel_channels=self.sizes.mel_channels)
-            for waveform in waveforms
-        ]
-        frames = torch.tensor([mel.shape[1] for mel in mels], device=weight.device)
-        out = self(pad_sequence([mel.T for mel in mels], batch_first=True).to(weight.dtype), frames)
-        return [tokens[mask].cpu() for tokens, mask in zip(out.tokens, out.mask, strict=True)]
+        mels = [whisper_mel(waveform.float(), mel_channels=self.sizes.mel_channels) for waveform in waveforms]
+        frames = torch.tensor([mel.shape[1] for mel in mels])
+        out = self(pad_sequence([mel.T for mel in mels], batch_first=True).to(self.conv1.weight.dtype), frames)
+        return [tokens[mask] for tokens, mask in zip(out.tokens, out.mask, strict=True)]
 
 
 def length_mask(lengths: Int[Tensor, " b"], width: int) -> Bool[Tensor, "b width"]:
