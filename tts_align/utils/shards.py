@@ -60,7 +60,9 @@ class Shards:
     def _read(self, path: Path) -> None:
         wanted = set(self.ids)
         for _, row in read_json_lines(path, cut_tail=True):
-            if row.get(KEY) == self.key and row.get("id") in wanted:
+            if row.get(KEY) != self.key or row.get("id") not in wanted:
+                continue
+            if not row.get("error") or row["id"] not in self.rows:  # what failed once may have worked since
                 self.rows[row["id"]] = row
 
     @property
