@@ -159,13 +159,12 @@ class Corpus:
             contrast=Contrast(weights=str(fit.contrast)) if fit.contrast else None,
             reward=RewardModel(str(fit.reward)) if fit.reward else None,
             vocoder=self.vocoder if fit.guard else None,
-            judge=self.judge if fit.guard else None,
             sampling=TESTED,
             cache=str(self.work / "cache"),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=fit.learning_rate),
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
         )
-        watched = {"callbacks": [fit.guard]} if fit.guard else {}
+        watched = {"callbacks": [fit.guard], "default_root_dir": self.work} if fit.guard else {}
         trainer = quiet_trainer(max_epochs=1 if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
         begun = time.process_time()
         trainer.fit(module, data)

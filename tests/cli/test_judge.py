@@ -3,6 +3,7 @@ import json
 import logging
 
 import pytest
+import torch
 from talker import VOICES, Ear, Module, Talker, make_judged, make_prompts
 
 from tts_align.cli.judge import judge
@@ -74,12 +75,41 @@ def test_too_many_failures_stop_the_work_with_their_reasons(tmp_path, candidates
 
 def test_what_failed_is_tried_again(tmp_path, candidates, judged):
     bad = read_candidates(candidates)[5].speech[0]
-    out, again = tmp_path / "out.jsonl", Ear()
+    out, again = tmp_path / "out.jsonl", Ear(deaf_to=(bad,))
     judge(Module(judge=Ear(deaf_to=(bad,))), candidates, out, max_failed_share=0.5)
-    assert any(row.error for row in read_candidates(out))
+    failed = [row.id for row in read_candidates(out) if row.error]
+    again.deaf_to = ()  # a passing fault
     judge(Module(judge=again), candidates, out)
-    assert out.read_text() == judged.read_text()
-    assert sum(again.batches) == sum(row.speech[0] == bad for row in read_candidates(candidates))
+    assert read_candidates(out) == read_candidates(judged)
+    assert sum(again.batches) == len(failed) > 0
+
+
+class Strict(Ear):
+    """A judge without weights."""
+
+    def __init__(self, limit=1, batch_size=3):
+        super().__init__()
+        self.limit, self.batch_size = limit, batch_size
+
+
+class Later(Strict):
+    version = "2"
+
+
+Later.__qualname__ = Strict.__qualname__
+
+
+def test_verdicts_of_a_judge_with_other_arguments_code_or_weights_are_not_kept(tmp_path, candidates):
+    """Neither has any weights that would tell them apart; what changes no verdict may change."""
+    out = judge(Module(judge=Strict(limit=1)), candidates, tmp_path / "out.jsonl")
+    for same in (Strict(1), Strict(batch_size=9)):
+        assert judge(Module(judge=same), candidates, out)
+        assert not same.batches
+    weighty = Strict()
+    weighty.table = torch.nn.Linear(1, 1)
+    for other in (Strict(2), Later(1), Ear(), weighty):
+        with pytest.raises(ValueError, match="other settings or inputs"):
+            judge(Module(judge=other), candidates, out)
 
 
 def test_silence_is_a_verdict_on_the_model(tmp_path, candidates):
@@ -101,7 +131,7 @@ def test_a_killed_judge_goes_on_where_it_was(tmp_path, candidates, judged):
                 raise KeyboardInterrupt
             return super().verdict(heard, expected)
 
-    Tired.__qualname__ = Ear.__qualname__  # the same judge, as far as results go
+    Tired.__qualname__, Tired.__module__ = Ear.__qualname__, Ear.__module__  # the same judge, as far as results go
     out, rested = tmp_path / "again.jsonl", Ear()
     with pytest.raises(KeyboardInterrupt):
         judge(Module(judge=Tired()), candidates, out, batch_rows=5)

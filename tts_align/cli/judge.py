@@ -49,9 +49,7 @@ def judge(
     if module.judge is None:
         raise ValueError("there is nobody to listen: the recipe must set model.judge")
     rows = read_candidates(candidates)
-    key = digest(
-        "judge", type(module.judge).__qualname__, listener_digest(module), [(row.id, row.speech) for row in rows]
-    )
+    key = digest("judge", listener_digest(module), [(row.id, row.speech) for row in rows])
     shards = Shards(out, key, [row.id for row in rows], rank, world, overwrite)
     again = {*shards.missing, *(name for name, row in shards.rows.items() if row.get("error"))}
     mine = [row for row in rows[rank::world] if row.id in again]
