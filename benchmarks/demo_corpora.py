@@ -23,11 +23,11 @@ from tts_align.data.demo.audio import ALPHABET
 from tts_align.evaluation.judges.base import Judge
 from tts_align.evaluation.judges.ctc import CTCJudge
 from tts_align.evaluation.judges.symbolic import SymbolicJudge
-from tts_align.evaluation.listening import listen
+from tts_align.evaluation.listening import speak_and_judge
 from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.report import JudgedUtterance, System
-from tts_align.evaluation.speaking import speak, utterance_requests
+from tts_align.evaluation.speaking import utterance_requests
 from tts_align.models.base.generation import Sampling
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
@@ -158,13 +158,12 @@ class Corpus:
             contrast=Contrast(weights=str(fit.contrast)) if fit.contrast else None,
             reward=RewardModel(str(fit.reward)) if fit.reward else None,
             vocoder=self.vocoder if fit.guard else None,
-            judge=self.judge if fit.guard else None,
             sampling=TESTED,
             cache=str(self.work / "cache"),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=fit.learning_rate),
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
         )
-        watched = {"callbacks": [fit.guard]} if fit.guard else {}
+        watched = {"callbacks": [fit.guard], "default_root_dir": self.work} if fit.guard else {}
         trainer = quiet_trainer(max_epochs=1 if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
         begun = time.process_time()
         trainer.fit(module, data)
@@ -226,8 +225,7 @@ class Corpus:
         policy.eval()
         prompts = read_prompts(f"demo:audio/sentences/{split}.jsonl")
         items = utterance_requests(prompts, SPEAKERS, 1, 1000 + seed)
-        spoken = [one for part in speak(policy, TESTED, items, 256) for one in part]
-        heard = [one for part in listen(self.judge, self.vocoder, spoken, 64) for one in part]
+        heard = speak_and_judge(policy, Parts(policy, self.judge, TESTED, self.vocoder), items, 256)
         return [JudgedUtterance.of(one, system) for one in heard]
 
     def base_test(self, split: str, seed: int) -> list[JudgedUtterance]:

@@ -4,9 +4,10 @@
     python benchmarks/demo_table1.py --corpus audio     # first: the other methods, on the same candidates and draws
     python benchmarks/diffro.py                         # about half an hour of one core
 
-Each seed's reward model learns from that seed's rows what the labelling recogniser heard; the judge, trained apart,
-only tests and guards. Learning rate and SFT anchor are chosen on the dev sentences of seed 0, by the rule of
-``demo_table1.py``; everything in the table comes from the test sentences. What is finished is kept in ``--work``.
+Each seed's reward model learns from that seed's rows what the labelling recogniser heard; the guard listens with that
+recogniser, and the judge, trained apart, only tests. Learning rate and SFT anchor are chosen on the dev sentences of
+seed 0, by the rule of ``demo_table1.py``; everything in the table comes from the test sentences. What is finished is
+kept in ``--work``.
 Writes ``results/diffro.json``.
 """
 
@@ -25,6 +26,7 @@ from demo_corpora import SPEAKERS, Corpus, Fit
 from demo_table1 import METHODS, Experiment, Method, compare, load, row
 from jsonargparse import auto_cli
 
+from tts_align.evaluation.judges.ctc import CTCJudge
 from tts_align.evaluation.report import METRICS
 from tts_align.objectives import DiffRO, Part
 from tts_align.training.callbacks.guards import HackingGuard
@@ -51,7 +53,7 @@ class TimedGuard(HackingGuard):
 
 def guard() -> TimedGuard:
     """A new one."""
-    return TimedGuard("demo:audio/sentences/dev.jsonl", 50, 48, SPEAKERS)
+    return TimedGuard("demo:audio/sentences/dev.jsonl", 50, 48, SPEAKERS, judge=CTCJudge("demo:audio/labeller"))
 
 
 CONTROLS: dict[str, Callable[[float], DiffRO]] = {
@@ -79,8 +81,8 @@ class Rewarded(Experiment):
             module, cost = self.corpus.fit(fit, seed)
             cost["guard_cpu_seconds"] = round(watch.seconds, 1)
             cost["cpu_seconds"] = round(cost["cpu_seconds"] - watch.seconds, 1)
-            cost["guard"] = [{"step": h["step"], "cer": float(np.mean(list(h["cer"].values())))} for h in watch.heard]
-            cost["guard_stops"] = watch.reason()
+            cost["guard"] = [{"step": one.step, "cer": one.numbers["guard/cer"]} for one in watch.heard]
+            cost["guard_stops"] = watch.stopped
             metrics = module.trainer.callback_metrics
             cost["last"] = {name: float(metrics[f"train/{name}"]) for name in ("reward", "kl", "gradient_norm")}
             heard = self.corpus.test(module.policy, "aligned", split, seed)

@@ -20,10 +20,11 @@ from demo_corpora import SPEAKERS, TESTED, Corpus, Fit
 from jsonargparse import auto_cli
 from torchaudio.functional import detect_pitch_frequency
 
-from tts_align.evaluation.listening import listen
+from tts_align.evaluation.listening import speak_and_judge
 from tts_align.evaluation.metrics.functional import paired_difference
+from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import speak, utterance_requests
+from tts_align.evaluation.speaking import utterance_requests, waveforms_of
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.reward.config import Attribute
 from tts_align.objectives import DiffRO
@@ -39,18 +40,18 @@ def heard(corpus: Corpus, policy: CodecLM, voice: str, sentences: int) -> dict[s
     """Pitch, error rate and reading of each dev sentence in one voice."""
     policy.eval()
     items = utterance_requests(read_prompts("demo:audio/sentences/dev.jsonl")[:sentences], [voice], 1, 1000)
-    spoken = [one for part in speak(policy, TESTED, items, 256) for one in part]
-    judged = [one for part in listen(corpus.judge, corpus.vocoder, spoken, 64) for one in part]
+    parts = Parts(policy, corpus.judge, TESTED, corpus.vocoder)
+    judged = [one for one in speak_and_judge(policy, parts, items, 256) if one.speech]
     assert corpus.vocoder is not None
-    sounds = corpus.vocoder.speak([torch.tensor(one.speech) for one in judged], [voice] * len(judged))
     found = {}
-    for one, sound in zip(judged, sounds, strict=True):
+    for one, sound in zip(judged, waveforms_of(corpus.vocoder, judged), strict=True):
+        if (verdict := one.verdict) is None:
+            continue
         pitch = detect_pitch_frequency(sound[None], corpus.vocoder.sample_rate, freq_low=70, freq_high=400)
-        verdict = one.verdict
         found[one.prompt.id] = {
             "pitch_hz": float(pitch.median()),
-            "cer": 1.0 if verdict is None else verdict.cer,
-            "nearest_cer": 1.0 if verdict is None else verdict.nearest_cer,
+            "cer": verdict.cer,
+            "nearest_cer": verdict.nearest_cer,
         }
     return found
 

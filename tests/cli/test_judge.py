@@ -3,6 +3,7 @@ import json
 import logging
 
 import pytest
+import torch
 from talker import VOICES, Ear, Module, Talker, make_judged, make_prompts
 
 from tts_align.cli.judge import judge
@@ -51,8 +52,9 @@ def test_what_cannot_be_judged_is_kept_counted_and_named(tmp_path, candidates, c
     rows = read_candidates(candidates)
     bad = rows[5].speech[0]
     names = [row.id for row in rows if row.speech[0] == bad]
+    deaf = Module(judge=Ear(deaf_to=(bad,)))
     with caplog.at_level(logging.WARNING):
-        out = judge(Module(judge=Ear(deaf_to=(bad,))), candidates, tmp_path / "out.jsonl", batch_rows=8)
+        out = judge(deaf, candidates, tmp_path / "out.jsonl", batch_rows=8, max_failed_share=0.5)
     after = read_candidates(out)
     assert len(after) == len(rows)
     assert [row.id for row in after if row.verdict is None] == names
@@ -61,13 +63,65 @@ def test_what_cannot_be_judged_is_kept_counted_and_named(tmp_path, candidates, c
     assert names[0] in caplog.text
 
 
-def test_silence_is_a_failure_of_its_own_row_only(tmp_path, candidates):
+def test_too_many_failures_stop_the_work_with_their_reasons(tmp_path, candidates):
+    rows = read_candidates(candidates)
+    deaf_to = {row.speech[0] for row in rows[::4]}
+    names = [row.id for row in rows if row.speech[0] in deaf_to]
+    assert len(names) < len(rows)
+    with pytest.raises(ValueError, match=r"2 of 24 candidates could not be judged, 1 may .max_failed_share 0.01."):
+        judge(Module(judge=Ear(deaf_to=deaf_to)), candidates, tmp_path / "out.jsonl", batch_rows=24)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_what_failed_is_tried_again(tmp_path, candidates, judged):
+    bad = read_candidates(candidates)[5].speech[0]
+    out, again = tmp_path / "out.jsonl", Ear(deaf_to=(bad,))
+    judge(Module(judge=Ear(deaf_to=(bad,))), candidates, out, max_failed_share=0.5)
+    failed = [row.id for row in read_candidates(out) if row.error]
+    again.deaf_to = ()  # a passing fault
+    judge(Module(judge=again), candidates, out)
+    assert read_candidates(out) == read_candidates(judged)
+    assert sum(again.batches) == len(failed) > 0
+
+
+class Strict(Ear):
+    """A judge without weights."""
+
+    def __init__(self, limit=1, batch_size=3):
+        super().__init__()
+        self.limit, self.batch_size = limit, batch_size
+
+
+class Later(Strict):
+    version = "2"
+
+
+Later.__qualname__ = Strict.__qualname__
+
+
+def test_verdicts_of_a_judge_with_other_arguments_code_or_weights_are_not_kept(tmp_path, candidates):
+    """Neither has any weights that would tell them apart; what changes no verdict may change."""
+    out = judge(Module(judge=Strict(limit=1)), candidates, tmp_path / "out.jsonl")
+    for same in (Strict(1), Strict(batch_size=9)):
+        assert judge(Module(judge=same), candidates, out)
+        assert not same.batches
+    weighty = Strict()
+    weighty.table = torch.nn.Linear(1, 1)
+    for other in (Strict(2), Later(1), Ear(), weighty):
+        with pytest.raises(ValueError, match="other settings or inputs"):
+            judge(Module(judge=other), candidates, out)
+
+
+def test_silence_is_a_verdict_on_the_model(tmp_path, candidates):
+    """Every character is missing: that is not the fault of whoever listens."""
     lines = candidates.read_text().splitlines(keepends=True)
     mute = json.loads(lines[3]) | {"speech": []}
     path = tmp_path / "mute.jsonl"
     path.write_text("".join([*lines[:3], json.dumps(mute) + "\n", *lines[4:]]))
     after = read_candidates(judge(Module(), path, tmp_path / "out.jsonl"))
-    assert [row.error for row in after if row.error] == [f"ValueError: {mute['id']} has no speech"]
+    (verdict,) = [row.verdict for row in after if row.id == mute["id"]]
+    assert (verdict.transcript, verdict.reading, verdict.cer, verdict.nearest_cer) == ("", "neither", 1, 1)
+    assert not any(row.error for row in after)
 
 
 def test_a_killed_judge_goes_on_where_it_was(tmp_path, candidates, judged):
@@ -77,7 +131,7 @@ def test_a_killed_judge_goes_on_where_it_was(tmp_path, candidates, judged):
                 raise KeyboardInterrupt
             return super().verdict(heard, expected)
 
-    Tired.__qualname__ = Ear.__qualname__  # the same judge, as far as results go
+    Tired.__qualname__, Tired.__module__ = Ear.__qualname__, Ear.__module__  # the same judge, as far as results go
     out, rested = tmp_path / "again.jsonl", Ear()
     with pytest.raises(KeyboardInterrupt):
         judge(Module(judge=Tired()), candidates, out, batch_rows=5)

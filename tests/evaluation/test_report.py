@@ -71,13 +71,21 @@ def test_bad_means_more_than_three_tenths():
     assert summary["base"]["bad_case_ratio"]["value"] == 0.5
 
 
-def test_failed_and_missing_utterances_count_as_errors_and_are_named():
+def test_failed_and_missing_utterances_are_no_numbers_of_the_model_but_are_named():
+    """Of 20, number 3 of the base failed (it was right), and number 19 of aligned (right, too) is missing."""
     base, aligned = both(20)
     summary = summarise([failed("base", 3) if i == 3 else one for i, one in enumerate(base)] + aligned[:-1], 100)
     assert summary["failed"] == {"base": ["s1-v1"], "aligned": ["s9-v1"]}
-    assert summary["base"]["accuracy"]["value"] == pytest.approx(9 / 20)
-    assert summary["base"]["cer"]["value"] == pytest.approx((10 * 0.2 + 1) / 20)
-    assert summary["aligned"]["accuracy"] == pytest.approx(summary["aligned"]["accuracy"] | {"value": 17 / 20, "n": 20})
+    assert summary["base"]["accuracy"] == summary["base"]["accuracy"] | {"value": pytest.approx(8 / 18), "n": 18}
+    assert summary["base"]["cer"]["value"] == pytest.approx(10 * 0.2 / 18)
+    assert summary["aligned"]["accuracy"]["value"] == pytest.approx(16 / 18)
+    assert summary["difference"]["cer"]["value"] == pytest.approx((2 - 10) * 0.2 / 18)
+
+
+def test_without_a_single_verdict_there_are_no_numbers():
+    summary = summarise([failed("base", 0)], 100)
+    assert summary["base"]["cer"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert summary["failed"] == {"base": ["s0-v0"]}
 
 
 def test_repeated_utterances_count_once_and_must_agree():
@@ -136,5 +144,5 @@ def test_table_fits_a_narrow_terminal_and_names_failures():
     text = console.export_text()
     assert "…" not in text
     assert "accuracy %" in text
-    assert "+40.0 (" in text
-    assert "base: 1 utterance failed and counts as wrong: s0-v0" in text
+    assert "+41.0 (" in text  # 36 - 20 of 39
+    assert "base: 1 utterance has no verdict, left out of all numbers: s0-v0" in text

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from torchmetrics.functional.regression import spearman_corrcoef
 
@@ -60,6 +63,42 @@ def test_correlations_of_scores_are_those_of_numpy_and_torchmetrics():
     ranks = spearman_corrcoef(torch.from_numpy(predicted), torch.from_numpy(known))
     assert found["mos_srcc"]["value"] == pytest.approx(float(ranks), abs=1e-5)
     assert found["mos_lcc"]["n"] == 40
+
+
+pairs = st.lists(st.tuples(st.integers(1, 5), st.integers(-5, 5)), min_size=4, max_size=30)
+
+
+def slow_pearson(one: list[float], two: list[float]) -> float:
+    """Covariance over the root of the variances, as in books."""
+    a, b = sum(one) / len(one), sum(two) / len(two)
+    covariance = sum((x - a) * (y - b) for x, y in zip(one, two, strict=True))
+    return covariance / math.sqrt(sum((x - a) ** 2 for x in one) * sum((y - b) ** 2 for y in two))
+
+
+def slow_ranks(values: list[float]) -> list[float]:
+    """How many are smaller, and half of the others that are equal."""
+    return [sum(y < x for y in values) + (sum(y == x for y in values) - 1) / 2 for x in values]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs)
+def test_correlations_are_the_formulas(rows: list[tuple[int, int]]):
+    """Ranks to the 1e-6 that torchmetrics adds to the product of their deviations."""
+    known, predicted = ([float(one) for one in side] for side in zip(*rows, strict=True))
+    found = measure([answer(mos=pair) for pair in zip(known, predicted, strict=True)], (MOS,))
+    lcc, srcc = found["mos_lcc"]["value"], found["mos_srcc"]["value"]
+    if len(set(predicted)) == 1 or len(set(known)) == 1:
+        assert lcc is srcc is None
+        return
+    assert lcc == pytest.approx(slow_pearson(predicted, known), abs=1e-6)
+    ranks = slow_ranks(predicted), slow_ranks(known)
+    spread = math.prod(float(np.std(side)) for side in ranks)
+    assert srcc == pytest.approx(slow_pearson(*ranks), abs=1e-6 + 1e-6 / spread)
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(ValueError, match="expected finite scores, got NaN"):
+        measure([answer(mos=(3.0, math.nan)), answer(mos=(2.0, 2.5))], (MOS,))
 
 
 def test_a_correlation_of_constants_is_none_and_is_shown_as_such():

@@ -56,3 +56,34 @@ def test_rows_of_other_settings_and_cut_lines_are_not_taken(tmp_path):
 def test_names_must_be_unique(tmp_path):
     with pytest.raises(ValueError, match="'a' would appear twice"):
         Shards(tmp_path / "out.jsonl", "k", ["a", "a"])
+
+
+def test_rows_that_another_process_has_written_elsewhere_are_missed(tmp_path):
+    """Working directories of their own: the first process cannot see the other's shard, and says so at the end."""
+    first = Shards(tmp_path / "here" / "out.jsonl", "k", ["a", "b"], 0, 2)
+    second = Shards(tmp_path / "there" / "out.jsonl", "k", ["a", "b"], 1, 2)
+    first.append(rows("a"))
+    second.append(rows("b"))
+    waited = []
+    assert not second.merge(lambda: waited.append(1), rank=1)
+    with pytest.raises(ValueError, match=r"out.jsonl is not complete: 1 of 2 rows are missing, b first.*absolute path"):
+        first.merge(lambda: waited.append(0), rank=0)
+    assert sorted(waited) == [0, 0, 1, 1]
+    assert first.folder.exists()
+
+
+def test_a_process_alone_must_have_made_every_row(tmp_path):
+    alone = Shards(tmp_path / "out.jsonl", "k", ["a", "b"])
+    alone.append(rows("a"))
+    with pytest.raises(ValueError, match="1 of 2 rows are missing, b first"):
+        alone.merge()
+
+
+def test_what_failed_once_and_worked_since_is_taken_as_worked(tmp_path):
+    """Whichever process did which: the number of processes may have changed between."""
+    out = tmp_path / "out.jsonl"
+    failed = Shards(out, "k", ["a"], 1, 2)
+    failed.append([{"id": "a", "error": "no sound"}])
+    assert failed.rows["a"]["error"]
+    Shards(out, "k", ["a"]).append(rows("a"))
+    assert "error" not in Shards(out, "k", ["a"]).rows["a"]

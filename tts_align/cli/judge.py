@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tts_align.evaluation.candidates import Candidate, read_candidates
-from tts_align.evaluation.listening import listen, listener_digest, warn_of_failures
+from tts_align.evaluation.listening import MAX_FAILED_SHARE, Failures, listen, listener_digest, warn_of_failures
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
@@ -25,11 +25,12 @@ def judge(
     world: int = 1,
     overwrite: bool = False,
     barrier: Callable[[], None] | None = None,
+    max_failed_share: float = MAX_FAILED_SHARE,
 ) -> Path:
     """Listen to every candidate, and write error rates and readings to one file.
 
     What is finished when the process is killed is kept: the same call goes on from there. A candidate that cannot be
-    judged keeps its row, with the reason under ``error``, and is counted and named.
+    judged keeps its row, with the reason under ``error``, and is counted and named; called again, it is tried again.
 
     Args:
         module: its judge listens; its vocoder speaks, if the judge hears sound.
@@ -40,19 +41,21 @@ def judge(
         world: how many processes share the work.
         overwrite: replace a file made from other candidates or with another judge.
         barrier: waits for the other processes.
+        max_failed_share: largest share of each process's candidates that may go without a verdict.
+
+    Raises:
+        ValueError: no judge is configured, more candidates failed than may, or rows of another process are missing.
     """
     if module.judge is None:
         raise ValueError("there is nobody to listen: the recipe must set model.judge")
     rows = read_candidates(candidates)
-    key = digest(
-        "judge", type(module.judge).__qualname__, listener_digest(module), [(row.id, row.speech) for row in rows]
-    )
+    key = digest("judge", listener_digest(module), [(row.id, row.speech) for row in rows])
     shards = Shards(out, key, [row.id for row in rows], rank, world, overwrite)
-    missing = set(shards.missing)
-    mine = [row for row in rows[rank::world] if row.id in missing]
+    again = {*shards.missing, *(name for name, row in shards.rows.items() if row.get("error"))}
+    mine = [row for row in rows[rank::world] if row.id in again]
     share = len(rows[rank::world])
     with bar(share, share - len(mine), "judge", rank) as shown:
-        for batch in listen(module.judge, module.vocoder, mine, batch_rows):
+        for batch in listen(module.judge, module.vocoder, mine, batch_rows, Failures(share, max_failed_share)):
             shards.append(candidate.to_row() for candidate in batch)
             shown.advance(len(batch))
     shards.merge(barrier, rank)

@@ -66,7 +66,7 @@ def sample(
     mine = [item for item in items[rank::world] if item.id in missing]
     share = len(items[rank::world])
     with bar(share, share - len(mine), "sample", rank) as shown:
-        for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance):
+        for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance, read):
             files = {} if audio is None else write_sound(module, batch, audio, Path(out).parent)
             shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
     shards.merge(barrier, rank)

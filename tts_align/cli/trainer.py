@@ -115,7 +115,13 @@ class AlignTrainer(Trainer):
             say(f"audio:        {audio}")
 
     def judge(
-        self, model: AlignModule, candidates: Path, out: Path, batch_rows: int = 64, overwrite: bool = False
+        self,
+        model: AlignModule,
+        candidates: Path,
+        out: Path,
+        batch_rows: int = 64,
+        overwrite: bool = False,
+        max_failed_share: float = 0.01,
     ) -> None:
         """Listen to every candidate with the recipe's judge, and write what was heard; goes on where it stopped.
 
@@ -125,10 +131,22 @@ class AlignTrainer(Trainer):
             out: JSONL file of judged candidates, written when all are there.
             batch_rows: candidates at a time on each device; does not change the verdicts.
             overwrite: replace a file made from other candidates or with another judge.
+            max_failed_share: largest share of the candidates that may go without a verdict because vocoder or judge
+                failed on them.
         """
         from tts_align.cli.judge import judge
 
-        self.work(model, partial(judge, candidates=candidates, out=out, batch_rows=batch_rows, overwrite=overwrite))
+        self.work(
+            model,
+            partial(
+                judge,
+                candidates=candidates,
+                out=out,
+                batch_rows=batch_rows,
+                overwrite=overwrite,
+                max_failed_share=max_failed_share,
+            ),
+        )
         say(f"judged:       {out}")
 
     def export(

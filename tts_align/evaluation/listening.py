@@ -1,104 +1,242 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listen to candidates and write down what was heard."""
+"""Listening to candidates: verdicts, and what is to be done where there is none.
+
+A fault is not a verdict. Exhausted memory, and a batch of which every candidate fails for one reason, are faults of the
+machine or of the recipe, and are raised. A single candidate that cannot be judged is left without a verdict, counted
+and named, and never becomes a number of the model; more of them than a stated share stop the work. Silence is no fault:
+an utterance without speech tokens says nothing of what it should, and its verdict says so.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.judges.base import Judge, SpeechSample, Verdict
+from tts_align.evaluation.judges.base import Judge, Reading, SpeechSample, Verdict
 from tts_align.evaluation.parts import SpeaksAndListens
+from tts_align.evaluation.speaking import UtteranceRequest, speak, waveforms_of
+from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.shards import digest
 
 log = logging.getLogger(__name__)
+MAX_FAILED_SHARE = 0.01
+"""Default of the largest share of candidates that may go without a verdict."""
+SILENCE = Verdict(transcript="", reading=Reading.NEITHER, cer=1.0, nearest_cer=1.0)
+"""Verdict on an utterance without speech tokens: every character is missing."""
 _NAMED = 5
 
 
-@torch.no_grad()
-def hear(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> list[SpeechSample]:
-    """Candidates as a judge gets them, as sound if there is a vocoder."""
-    speech = [torch.tensor(candidate.speech, dtype=torch.long) for candidate in candidates]
-    speakers = [candidate.speaker for candidate in candidates]
-    if vocoder is None:
-        return [
-            SpeechSample(speech_tokens, None, 0, speaker)
-            for speech_tokens, speaker in zip(speech, speakers, strict=True)
-        ]
-    waveforms = vocoder.speak(speech, speakers)
-    return [
-        SpeechSample(speech_tokens, waveform, vocoder.sample_rate, speaker)
-        for speech_tokens, waveform, speaker in zip(speech, waveforms, speakers, strict=True)
-    ]
+class TooManyFailuresError(ValueError):
+    """More candidates could not be judged than may."""
+
+
+@dataclass
+class Failures:
+    """The candidates that could not be judged, out of all that one process is to judge.
+
+    Args:
+        candidates: number of candidates that are to be judged.
+        max_share: largest share of them that may fail; one of several always may, unless the share is 0.
+        reasons: what failed, by name of the candidate.
+    """
+
+    candidates: int
+    max_share: float = MAX_FAILED_SHARE
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        if not 0 <= self.max_share <= 1:
+            raise ValueError(f"max_failed_share must lie in 0..1, got {self.max_share}")
+
+    @property
+    def allowed(self) -> int:
+        """Number of candidates that may fail."""
+        most = max(1, int(self.max_share * self.candidates)) if self.max_share else 0
+        return min(most, self.candidates - 1)
+
+    def add(self, name: str, reason: str) -> None:
+        """Note a failure.
+
+        Raises:
+            TooManyFailuresError: there are more than may be; the message names them with their reasons.
+        """
+        self.reasons[name] = reason
+        if len(self.reasons) > self.allowed:
+            raise TooManyFailuresError(
+                f"{len(self.reasons)} of {self.candidates} candidates could not be judged, {self.allowed} may "
+                f"(max_failed_share {self.max_share:g}):\n{_listed(self.reasons)}"
+            )
+
+
+def speak_and_judge(
+    policy: CodecLM,
+    parts: SpeaksAndListens,
+    requests: Sequence[UtteranceRequest],
+    batch_rows: int,
+    judge: Judge | None = None,
+    failures: Failures | None = None,
+) -> list[Candidate]:
+    """Speak utterances and judge them.
+
+    Args:
+        policy: what speaks.
+        parts: how it samples, and what vocodes and listens.
+        requests: the utterances.
+        batch_rows: utterances that are spoken at a time.
+        judge: listens instead of the judge of ``parts``.
+        failures: see :func:`listen`.
+    """
+    listener = judge or parts.judge
+    assert listener is not None
+    spoken = [one for batch in speak(policy, parts.sampling, requests, batch_rows) for one in batch]
+    return [one for batch in listen(listener, parts.vocoder, spoken, failures=failures) for one in batch]
 
 
 def listen(
-    judge: Judge, vocoder: Vocoder | None, candidates: Sequence[Candidate], batch_rows: int = 64
+    judge: Judge,
+    vocoder: Vocoder | None,
+    candidates: Sequence[Candidate],
+    batch_rows: int = 64,
+    failures: Failures | None = None,
 ) -> Iterator[list[Candidate]]:
     """Judge candidates batch by batch, those of like length together.
 
-    A batch that fails is tried again one by one, so that only the candidates at fault go without a verdict; they come
-    back with their ``error``.
+    A batch that fails is tried again one by one, only to find which candidates are at fault: these come back without a
+    verdict, with their ``error``.
 
     Args:
         judge: who listens.
-        vocoder: turns speech tokens into sound, if the judge hears sound.
+        vocoder: turns speech tokens into sound, if the judge needs audio.
         candidates: what to listen to; no verdict depends on another candidate.
         batch_rows: candidates at a time.
+        failures: counts what fails, over several calls if it is given; by default 1 % of ``candidates`` may.
 
     Yields:
         The candidates of one batch, judged.
+
+    Raises:
+        ValueError: the judge needs audio, and there is no vocoder.
+        TooManyFailuresError: more candidates failed than may.
+        Exception: what judge or vocoder raised, if memory is exhausted, or if every candidate of a batch fails so.
     """
     if judge.needs_audio and vocoder is None:
         raise ValueError(f"{type(judge).__name__} hears sound: the recipe must set model.vocoder")
     voice = vocoder if judge.needs_audio else None
+    failures = Failures(len(candidates)) if failures is None else failures
     order = sorted(candidates, key=lambda candidate: len(candidate.speech))
     for start in range(0, len(order), batch_rows):
-        batch = order[start : start + batch_rows]
+        yield _judge_batch(judge, voice, order[start : start + batch_rows], failures)
+
+
+def _judge_batch(
+    judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate], failures: Failures
+) -> list[Candidate]:
+    silent = [_with(one, SILENCE) for one in batch if not one.speech]
+    spoken = [one for one in batch if one.speech]
+    try:
+        return silent + _judged(judge, vocoder, spoken)
+    except Exception as error:
+        _raise_if_memory_is_exhausted(error)
+        if len(spoken) < 2:
+            return silent + [_failed(one, error, failures) for one in spoken]
+    found, errors = _judged_one_by_one(judge, vocoder, spoken)
+    if not found and len({_kind(error) for error in errors.values()}) == 1:
+        fault = next(iter(errors.values()))
+        fault.add_note(f"each of the {len(spoken)} candidates of a batch failed so, {next(iter(errors))} first")
+        raise fault
+    return silent + found + [_failed(one, errors[one.id], failures) for one in spoken if one.id in errors]
+
+
+def _judged_one_by_one(
+    judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate]
+) -> tuple[list[Candidate], dict[str, Exception]]:
+    """What could be judged, and why the rest could not, by name."""
+    found, errors = [], {}
+    for candidate in batch:
         try:
-            yield _judged(judge, voice, batch)
-        except Exception:
-            yield [_judged_alone(judge, voice, candidate) for candidate in batch]
+            found += _judged(judge, vocoder, [candidate])
+        except Exception as error:
+            _raise_if_memory_is_exhausted(error)
+            errors[candidate.id] = error
+    return found, errors
 
 
 @torch.no_grad()
 def _judged(judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate]) -> list[Candidate]:
-    if silent := [candidate.id for candidate in batch if not candidate.speech]:
-        raise ValueError(f"{silent[0]} has no speech")
-    verdicts = judge.judge(hear(vocoder, batch), [candidate.prompt.expected for candidate in batch])
+    if not batch:
+        return []
+    verdicts = judge.judge(speech_samples(vocoder, batch), [candidate.prompt.expected for candidate in batch])
     return [_with(candidate, verdict) for candidate, verdict in zip(batch, verdicts, strict=True)]
 
 
-def _judged_alone(judge: Judge, vocoder: Vocoder | None, candidate: Candidate) -> Candidate:
-    try:
-        return _judged(judge, vocoder, [candidate])[0]
-    except Exception as error:
-        return dataclasses.replace(candidate, verdict=None, error=f"{type(error).__name__}: {error}")
+def speech_samples(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> list[SpeechSample]:
+    """Candidates as a judge gets them, as sound if there is a vocoder."""
+    sounds = [None] * len(candidates) if vocoder is None else waveforms_of(vocoder, candidates)
+    rate = 0 if vocoder is None else vocoder.sample_rate
+    return [
+        SpeechSample(torch.tensor(one.speech, dtype=torch.long), sound, rate, one.speaker)
+        for one, sound in zip(candidates, sounds, strict=True)
+    ]
 
 
 def _with(candidate: Candidate, verdict: Verdict) -> Candidate:
     return dataclasses.replace(candidate, verdict=verdict, error="")
 
 
+def _failed(candidate: Candidate, error: Exception, failures: Failures) -> Candidate:
+    reason = f"{type(error).__name__}: {error}"
+    try:
+        failures.add(candidate.id, reason)
+    except TooManyFailuresError as stop:
+        raise stop from error
+    return dataclasses.replace(candidate, verdict=None, error=reason)
+
+
+def _kind(error: Exception) -> tuple[type[Exception], str]:
+    """What is the same of two errors that differ only in sizes and numbers."""
+    return type(error), re.sub(r"\d+", "#", str(error))
+
+
+def _raise_if_memory_is_exhausted(error: Exception) -> None:
+    if is_out_of_memory(error):
+        error.add_note("there is not enough memory to speak and judge so many candidates at a time: lower batch_rows")
+        raise error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of its accelerator is exhausted.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    True
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
 def warn_of_failures(candidates: Sequence[Candidate]) -> list[str]:
     """Count and name the candidates without a verdict; return their names."""
-    failed = [candidate for candidate in candidates if candidate.error]
+    failed = {candidate.id: candidate.error for candidate in candidates if candidate.error}
     if failed:
-        named = "\n".join(f"  {candidate.id}: {candidate.error}" for candidate in failed[:_NAMED])
-        log.warning("%d of %d candidates could not be judged:\n%s", len(failed), len(candidates), named)
-    return [candidate.id for candidate in failed]
+        log.warning("%d of %d candidates could not be judged:\n%s", len(failed), len(candidates), _listed(failed))
+    return list(failed)
+
+
+def _listed(reasons: dict[str, str]) -> str:
+    lines = [f"  {name}: {reason}" for name, reason in list(reasons.items())[:_NAMED]]
+    return "\n".join(lines + [f"  and {len(reasons) - _NAMED} more"] * (len(reasons) > _NAMED))
 
 
 def listener_digest(module: SpeaksAndListens) -> str:
-    """Digest of the judge's weights, and of the vocoder's sound."""
+    """Digest of everything a verdict depends on: the judge's identity, and the vocoder's sound."""
     assert module.judge is not None
-    judge = [(name, _sum(value)) for name, value in module.judge.state_dict().items()]
-    return digest(judge, module.vocoder.digest() if module.vocoder is not None else "")
-
-
-def _sum(value: torch.Tensor) -> str:
-    return digest(tuple(value.shape), value.detach().cpu().contiguous().view(-1).double().sum().item())
+    return digest(module.judge.identity(), module.vocoder.digest() if module.vocoder is not None else "")

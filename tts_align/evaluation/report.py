@@ -109,12 +109,12 @@ class JudgedUtterance:
 Number = Callable[[JudgedUtterance], float]
 
 METRICS: dict[str, Number] = {
-    "accuracy": lambda one: 0.0 if one.error else float(one.reading in (Reading.RIGHT, Reading.UNMARKED)),
-    "cer": lambda one: 1.0 if one.error else one.cer,
-    "nearest_cer": lambda one: 1.0 if one.error else one.nearest_cer,
-    "bad_case_ratio": lambda one: 1.0 if one.error else float(one.cer > BAD_CER),
+    "accuracy": lambda one: float(one.reading in (Reading.RIGHT, Reading.UNMARKED)),
+    "cer": lambda one: one.cer,
+    "nearest_cer": lambda one: one.nearest_cer,
+    "bad_case_ratio": lambda one: float(one.cer > BAD_CER),
 }
-"""Name -> number of one utterance; one that failed counts at its worst. Nothing to misread counts as right."""
+"""Name -> number of one utterance with a verdict. Nothing to misread counts as right."""
 
 FURTHER: dict[str, Number] = {
     "neither": lambda one: float(one.reading == Reading.NEITHER),
@@ -147,8 +147,8 @@ def unique(utterances: Iterable[JudgedUtterance]) -> list[JudgedUtterance]:
 def summarise(utterances: Iterable[JudgedUtterance], resamples: int = RESAMPLES) -> dict[str, Any]:
     """Metrics of both systems with 95 % intervals, and their paired differences.
 
-    Intervals resample sentences, because utterances of one sentence are not independent. An utterance that only one of
-    the systems has counts for the other as a failure.
+    Intervals resample sentences, because utterances of one sentence are not independent. An utterance without a verdict
+    of one of the systems, or that only one of them has, is no number of either: it is left out of both, and named.
 
     Args:
         utterances: of one or both systems, in any order; repetitions are dropped.
@@ -156,12 +156,16 @@ def summarise(utterances: Iterable[JudgedUtterance], resamples: int = RESAMPLES)
 
     Returns:
         For each system the metrics as ``{"value", "low", "high", "n"}``; under ``difference`` aligned minus base, with
-        ``p_value``; under ``further`` the same for what is not a metric; under ``failed`` the names of what failed.
+        ``p_value``; under ``further`` the same for what is not a metric; under ``failed`` the names of what could
+        not be judged, or is missing.
     """
     systems = _complete(unique(utterances))
-    summary: dict[str, Any] = _measure(systems, METRICS, resamples)
-    summary["further"] = _measure(systems, FURTHER, resamples)
-    summary["failed"] = {system: [one.id for one in rows if one.error] for system, rows in systems.items()}
+    failed = {system: [one.id for one in rows if one.error] for system, rows in systems.items()}
+    left_out = {name for names in failed.values() for name in names}
+    judged = {system: [one for one in rows if one.id not in left_out] for system, rows in systems.items()}
+    summary: dict[str, Any] = _measure(judged, METRICS, resamples)
+    summary["further"] = _measure(judged, FURTHER, resamples)
+    summary["failed"] = failed
     return summary
 
 
@@ -192,7 +196,7 @@ def _plain(interval: Interval) -> dict[str, Any]:
 
 
 def _complete(utterances: Sequence[JudgedUtterance]) -> dict[System, list[JudgedUtterance]]:
-    """Utterances of each system that spoke, sorted by name; what one of them lacks is a failure."""
+    """Utterances of each system that spoke, sorted by name; what one of them lacks has an error instead."""
     known = {one.id: one for one in utterances}
     systems: dict[System, list[JudgedUtterance]] = {}
     for system in SYSTEMS:

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from tts_align.batch import Batch
-from tts_align.evaluation.metrics.correlation import pearson, spearman
-from tts_align.evaluation.metrics.functional import character_errors, cluster_bootstrap
+from tts_align.evaluation.metrics.functional import cer, cluster_bootstrap
 from tts_align.models.base.reward import RewardHead
 from tts_align.models.reward.config import Attribute
 from tts_align.models.reward.model import RewardModel
@@ -99,9 +100,7 @@ def measure(answers: Sequence[Answer], attributes: Sequence[Attribute]) -> dict[
     numbers: dict[str, dict[str, Any]] = {}
     texts = [(answer["said"], answer["heard"]) for answer in answers if None not in (answer["said"], answer["heard"])]
     if texts:
-        counts = [character_errors(said, heard) for said, heard in texts]
-        rates = [errors / max(length, 1) for errors, length in counts]
-        interval = cluster_bootstrap(rates, [said for said, _ in texts])
+        interval = cluster_bootstrap([cer(said, heard) for said, heard in texts], [said for said, _ in texts])
         numbers["cer"] = dataclasses.asdict(interval)
     for one in attributes:
         pairs = [(a["known"][one.name], a["predicted"][one.name]) for a in answers if one.name in a["known"]]
@@ -116,15 +115,24 @@ def _attribute(one: Attribute, known: Sequence[Any], predicted: Sequence[Any]) -
         right = (true == torch.tensor(predicted)).float().reshape(len(known), -1).mean(1).tolist()
         interval = cluster_bootstrap(right, [str(number) for number in range(len(right))])
         return {f"{one.name}_accuracy": dataclasses.asdict(interval)}
-    both = (list(predicted), true.tolist())
+    linear, ranks = _correlations(torch.tensor(predicted, dtype=torch.float64), true.double())
     return {
-        f"{one.name}_lcc": {"value": _finite(pearson(*both)), "n": len(known)},
-        f"{one.name}_srcc": {"value": _finite(spearman(*both)), "n": len(known)},
+        f"{one.name}_lcc": {"value": linear, "n": len(known)},
+        f"{one.name}_srcc": {"value": ranks, "n": len(known)},
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _correlations(predicted: Float[Tensor, " n"], true: Float[Tensor, " n"]) -> tuple[float | None, float | None]:
+    """Correlation of the scores and of their ranks; ``None`` where one side is constant or has one score only.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    if not (predicted.isfinite().all() and true.isfinite().all()):
+        raise ValueError("expected finite scores, got NaN or infinity: the reward model or a label is broken")
+    if predicted.unique().numel() < 2 or true.unique().numel() < 2:  # torchmetrics: a warning, and 0 for ranks
+        return None, None
+    return float(pearson_corrcoef(predicted, true)), float(spearman_corrcoef(predicted, true))
 
 
 def print_numbers(numbers: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tts_align.evaluation.candidates import Candidate, candidate_id, candidate_seed
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.models.base.generation import Context, Encoded, Sampling
 from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.vocoder import Vocoder
 
 _UNSAFE = re.compile(r"[%/\\\0]")
 """What a name of a file cannot hold, and what stands for it."""
@@ -44,6 +48,18 @@ class UtteranceRequest:
         return candidate_id(self.prompt.id, self.speaker, self.sample)
 
 
+def evenly_spread(prompts: Sequence[SentencePrompt], count: int | None) -> list[SentencePrompt]:
+    """So many of the sentences, spread evenly from the first to the last; all of them if there are no more.
+
+    Args:
+        prompts: the sentences.
+        count: number of sentences wanted; ``None`` for all.
+    """
+    if count is None or count >= len(prompts):
+        return list(prompts)
+    return [prompts[place] for place in np.linspace(0, len(prompts) - 1, count).astype(int)]
+
+
 def utterance_requests(
     prompts: Sequence[SentencePrompt], speakers: Sequence[str], samples: int, seed: int
 ) -> list[UtteranceRequest]:
@@ -62,6 +78,7 @@ def speak(
     items: Sequence[UtteranceRequest],
     batch_rows: int = 64,
     progress: Callable[[int], None] | None = None,
+    encoded: Mapping[tuple[str, str], Encoded] | None = None,
 ) -> Iterator[list[Candidate]]:
     """Speak utterances batch by batch, sentences of like length together.
 
@@ -71,11 +88,12 @@ def speak(
         items: what is wanted; no utterance depends on another.
         batch_rows: utterances at a time.
         progress: called with the number of utterances that have ended since the last call.
+        encoded: what :func:`encode` gave for these utterances; by default it is called here.
 
     Yields:
         The utterances of one batch.
     """
-    encoded = encode(policy, items)
+    encoded = encode(policy, items) if encoded is None else encoded
     order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker].text))
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]
@@ -104,6 +122,12 @@ def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest]) -> None:
         raise ValueError(f"unknown voices {', '.join(unknown)}: the policy speaks as {', '.join(known)}")
 
 
+def waveforms_of(vocoder: Vocoder, candidates: Sequence[Candidate]) -> list[Float[Tensor, " time"]]:
+    """Sound of candidates that have speech tokens, as the vocoder gives it."""
+    speech = [torch.tensor(one.speech, dtype=torch.long) for one in candidates]
+    return vocoder.speak(speech, [one.speaker for one in candidates])
+
+
 def write_sound(
     module: SpeaksAndListens, batch: Sequence[Candidate], folder: Path, start: Path
 ) -> dict[str, dict[str, str]]:
@@ -122,7 +146,7 @@ def write_sound(
 
     assert module.vocoder is not None
     spoken = [candidate for candidate in batch if candidate.speech]
-    sounds = module.vocoder.speak([torch.tensor(one.speech) for one in spoken], [one.speaker for one in spoken])
+    sounds = waveforms_of(module.vocoder, spoken)
     paths = [Path(folder, f"{_UNSAFE.sub(lambda found: quote(found[0], safe=''), one.id)}.wav") for one in spoken]
     for path, sound in zip(paths, sounds, strict=True):
         write_wav(path, sound, module.vocoder.sample_rate)

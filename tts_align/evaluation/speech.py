@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from tts_align.evaluation.audio import write_pair
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.listening import listen, warn_of_failures
+from tts_align.evaluation.listening import MAX_FAILED_SHARE, Failures, speak_and_judge, warn_of_failures
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.report import JudgedUtterance, System, print_table, write_report
-from tts_align.evaluation.speaking import UtteranceRequest, speak, utterance_requests
+from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests, waveforms_of
 from tts_align.models.base.policy import CodecLM
 from tts_align.utils.distributed import gathered
 
@@ -34,6 +32,8 @@ class TestSettings:
         seed: of all utterances, the same before and after.
         batch_rows: utterances at a time; does not change them.
         audio: sentences whose sound is kept, before and after, those that changed first.
+        max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
+            failed on them; they are left out of all numbers, counted and named.
     """
 
     __test__ = False  # not a test, whatever its name
@@ -45,6 +45,7 @@ class TestSettings:
     seed: int = 1
     batch_rows: int = 128
     audio: int = 4
+    max_failed_share: float = MAX_FAILED_SHARE
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -65,15 +66,15 @@ class Evaluation:
     def __init__(self, module: SpeaksAndListens, reference: CodecLM | None, settings: TestSettings) -> None:
         self.module, self.reference, self.settings = module, reference, settings
         self.judged: dict[System, list[Candidate]] = {"base": [], "aligned": []}
+        self._failures: dict[System, Failures] = {}
 
     def loader(self, rank: int, world: int) -> DataLoader[Sequence[UtteranceRequest]]:
         """This rank's utterances in batches of sentences of like length."""
         settings = self.settings
-        prompts = read_prompts(settings.prompts)
-        if settings.sentences is not None and settings.sentences < len(prompts):
-            prompts = [prompts[i] for i in np.linspace(0, len(prompts) - 1, settings.sentences).astype(int)]
+        prompts = evenly_spread(read_prompts(settings.prompts), settings.sentences)
         items = utterance_requests(prompts, settings.speakers, settings.samples, settings.seed)
         mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
+        self._failures = {system: Failures(len(mine), settings.max_failed_share) for system in self.judged}
         batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
@@ -88,10 +89,8 @@ class Evaluation:
         self._hear("aligned", policy, batch)
 
     def _hear(self, system: System, model: CodecLM, batch: Sequence[UtteranceRequest]) -> None:
-        module = self.module
-        assert module.judge is not None
-        spoken = [one for part in speak(model, module.sampling, batch, len(batch)) for one in part]
-        self.judged[system] += [one for part in listen(module.judge, module.vocoder, spoken, 64) for one in part]
+        failures = self._failures[system]
+        self.judged[system] += speak_and_judge(model, self.module, batch, len(batch), failures=failures)
 
     def finish(self, directory: Path, first: bool = True) -> None:
         """Gather all ranks; the first writes and prints.
@@ -129,7 +128,7 @@ class Evaluation:
         pairs.sort(key=lambda pair: (_reading(pair[0]) == _reading(pair[1]), pair[0].id))
         kept = {}
         for before, aligned in pairs[: self.settings.audio]:
-            sounds = vocoder.speak([torch.tensor(one.speech) for one in (before, aligned)], [before.speaker] * 2)
+            sounds = waveforms_of(vocoder, (before, aligned))
             waveforms = {system: sound.numpy() for system, sound in zip(("base", "aligned"), sounds, strict=True)}
             for system, path in write_pair(folder, before.id, waveforms, vocoder.sample_rate).items():
                 kept[system, before.id] = str(path.relative_to(folder.parent))

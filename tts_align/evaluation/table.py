@@ -52,8 +52,8 @@ def print_table(summary: Mapping[str, Any], console: Console | None = None) -> N
     for system, names in summary["failed"].items():
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            what = "1 utterance failed and counts" if len(names) == 1 else f"{len(names)} utterances failed and count"
-            console.print(f"{system}: {what} as wrong: {shown}", style="yellow")
+            what = "1 utterance has" if len(names) == 1 else f"{len(names)} utterances have"
+            console.print(f"{system}: {what} no verdict, left out of all numbers: {shown}", style="yellow")
 
 
 def _cell(interval: Mapping[str, Any], signed: bool, row: _Row) -> str:

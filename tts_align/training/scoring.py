@@ -104,7 +104,7 @@ class Scoring:
                     f"{type(self.objective).__name__} cannot run: the recipe must set model.contrast.weights, or be "
                     "run by `tts-align fit`, which makes them"
                 )
-            self.contrast_cache = TokenCache.read(Path(weights), needed=rows)
+            self.contrast_cache = TokenCache.read(Path(weights), needed=rows, everywhere=True)
 
     def _reference_digest(self) -> str:
         if Part.REFERENCE in self.parts:

@@ -60,7 +60,9 @@ class Shards:
     def _read(self, path: Path) -> None:
         wanted = set(self.ids)
         for _, row in read_json_lines(path, cut_tail=True):
-            if row.get(KEY) == self.key and row.get("id") in wanted:
+            if row.get(KEY) != self.key or row.get("id") not in wanted:
+                continue
+            if not row.get("error") or row["id"] not in self.rows:  # what failed once may have worked since
                 self.rows[row["id"]] = row
 
     @property
@@ -87,20 +89,29 @@ class Shards:
             rank: with a barrier process 0 writes.
 
         Returns:
-            Whether the final file is complete.
+            Whether the final file is complete; without a barrier other processes may still be at work.
+
+        Raises:
+            ValueError: rows are missing although all processes have ended.
         """
         if barrier is not None:
             barrier()
         self.refresh()
-        complete = not self.missing
-        if complete and (barrier is None or rank == 0):
+        missing = self.missing
+        if not missing and (barrier is None or rank == 0):
             write_json_lines(self.out, (self.rows[name] for name in self.ids))
         if barrier is not None:
-            barrier()
+            barrier()  # before anything is raised: nobody waits for a process that has ended
         alone = self.world == 1 if barrier is None else rank == 0
-        if complete and alone and self.folder.exists():
+        if missing and alone:
+            raise ValueError(
+                f"{self.out} is not complete: {len(missing)} of {len(self.ids)} rows are missing, {missing[0]} first. "
+                f"All processes have ended, so {self.folder} must be one folder for all of them: give --out as an "
+                "absolute path on a disk they share; on a slow network disk give the same command again"
+            )
+        if not missing and alone and self.folder.exists():
             shutil.rmtree(self.folder)
-        return complete
+        return not missing
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from tiny import Memory, build, gap, make_reward, make_trainer, weights
 from torch import Tensor
 
@@ -22,8 +22,10 @@ from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives import SFT, DiffRO
 from tts_align.training.callbacks.guards import CollapseGuard, HackingGuard, histogram_entropy
+from tts_align.training.callbacks.hearings import Hearing, harm, rise
 from tts_align.training.means import StageMeans
 from tts_align.training.module import AlignModule
+from tts_align.training.run import KeepLast
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
 
@@ -85,12 +87,20 @@ class Setup:
     def __init__(self, folder: Path, policy: Path, rows: str) -> None:
         self.folder, self.policy, self.rows = folder, policy, rows
 
-    def fit(self, guard: HackingGuard, rates: Sequence[float], **options: Any) -> tuple[AlignModule, Any]:
-        judge = Scripted(rates, guard.sentences)
-        parts = {"reward": make_reward(), "judge": judge, "vocoder": Tone()}
+    def fit(
+        self,
+        guard: HackingGuard,
+        rates: Sequence[float],
+        callbacks: Sequence[Callback] = (),
+        ckpt_path: Path | None = None,
+        **options: Any,
+    ) -> tuple[AlignModule, Any]:
+        guard.judge = Scripted(rates, guard.sentences)
+        parts = {"reward": make_reward(), "vocoder": Tone()}
         module, data = build(DiffRO(), self.policy, self.rows, self.folder / "cache", parts=parts, rows_per_step=4)
-        trainer = make_trainer(self.folder, guard, **options)
-        trainer.fit(module, datamodule=data)
+        saves = any(isinstance(one, KeepLast) for one in callbacks)
+        trainer = make_trainer(self.folder, guard, *callbacks, **({"enable_checkpointing": saves} | options))
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         return module, trainer
 
 
@@ -116,7 +126,7 @@ def test_rising_errors_with_rising_reward_stop_the_training(
     watch = guard(prompts)
     _, trainer = setup.fit(watch, [0.1, 0.1, 0.105, 0.3])
     assert trainer.global_step == 3  # of four: .105 is within the margin, .3 is not
-    assert "step 3: the reward model is being fooled" in caplog.text
+    assert "step 3: hacking: the reward model is being fooled: its reward rose from -3 to -0.5" in caplog.text
     assert re.search(r"up by 0\.200 \(0\.19\d to 0\.20\d\) since step 0", caplog.text)
     logged = [metrics["guard/cer"] for _, metrics in trainer.logger.logged if "guard/cer" in metrics]
     assert logged == pytest.approx([0.1025, 0.1025, 0.1075, 0.3025])
@@ -141,13 +151,14 @@ def test_it_can_only_warn(setup: Setup, prompts: str, monkeypatch: pytest.Monkey
     assert "being fooled" in caplog.text
 
 
-def test_rising_errors_with_a_falling_reward_are_no_hacking(
+def test_rising_errors_with_a_falling_reward_are_harm_not_hacking(
     setup: Setup, prompts: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     give_rewards(monkeypatch, [-0.5, -1.0, -1.5, -2.0, -3.0])
     _, trainer = setup.fit(guard(prompts), [0.1, 0.1, 0.3, 0.5])
-    assert trainer.global_step == 4
-    assert "guards" not in {record.name.rpartition(".")[2] for record in caplog.records}
+    assert trainer.global_step == 2
+    assert "step 2: harm: the listener's error rate is up by 0.200" in caplog.text
+    assert "hacking" not in caplog.text
 
 
 def test_falling_errors_are_welcome(setup: Setup, prompts: str, monkeypatch: pytest.MonkeyPatch, caplog: Any):
@@ -184,8 +195,8 @@ def test_a_resumed_run_compares_with_the_same_start(setup: Setup, prompts: str, 
     kept = torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]["HackingGuard"]
     again = guard(prompts)
     again.load_state_dict(kept)
-    assert [one["cer"] for one in again.heard] == [one["cer"] for one in first.heard]
-    assert [one["step"] for one in again.heard] == [0, 1, 2]
+    assert again.heard == first.heard
+    assert [one.step for one in again.heard] == [0, 1, 2]
 
 
 def test_what_was_stopped_stays_stopped(setup: Setup, prompts: str, monkeypatch: pytest.MonkeyPatch):
@@ -213,22 +224,183 @@ def test_the_reward_is_the_models_own_of_what_was_spoken(setup: Setup, prompts: 
             speech_tokens = torch.tensor(one.speech)[None]
             with torch.no_grad():
                 expected.append(model.score(speech_tokens, speech_tokens >= 0, labels).reward().item())
-    assert watch.heard[-1]["reward"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert watch.heard[-1].reward == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     logged = [metrics["guard/reward"] for _, metrics in trainer.logger.logged if "guard/reward" in metrics]
-    assert logged == [one["reward"] for one in watch.heard]
+    assert logged == [one.reward for one in watch.heard]
 
 
-def test_without_a_reward_model_there_is_nothing_to_guard(setup: Setup, prompts: str, tmp_path: Path):
-    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", parts={"judge": Scripted([0.1], 6)})
-    with pytest.raises(ValueError, match="no reward to compare with"):
-        make_trainer(tmp_path, guard(prompts)).fit(module, datamodule=data)
+def test_without_a_reward_model_it_still_hears_harm(setup: Setup, prompts: str, tmp_path: Path, caplog: Any):
+    watch = guard(prompts, judge=Scripted([0.1, 0.3], 6))
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", rows_per_step=4)
+    trainer = make_trainer(tmp_path, watch)
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 1
+    assert "step 1: harm: the listener's error rate is up by 0.200" in caplog.text
+    assert watch.heard[0].reward is None
+
+
+class Deaf(Scripted):
+    """Fails from a hearing on."""
+
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
+        if self.asked // self.utterances >= len(self.rates):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().judge(samples, expected)
+
+
+@pytest.mark.parametrize("hearings", [0, 2])
+def test_a_fault_of_the_listener_is_raised_not_heard(setup: Setup, prompts: str, tmp_path: Path, hearings: int):
+    """It used to log guard/cer 1.0 at every step, without a word."""
+    watch = guard(prompts, judge=Deaf([0.1] * hearings, 6))
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", rows_per_step=4)
+    trainer = make_trainer(tmp_path, watch)
+    with pytest.raises(RuntimeError, match="on the same device") as caught:
+        trainer.fit(module, datamodule=data)
+    assert len(watch.heard) == hearings
+    refused = "the guard cannot hear the untrained policy, so training does not start"
+    assert (refused in caught.value.__notes__) == (hearings == 0)
+
+
+class HardOfHearing(Scripted):
+    """Fails on some utterances, in every hearing on the same, each for a reason of its own."""
+
+    def __init__(self, rates: Sequence[float], utterances: int, deaf_to: Sequence[str]) -> None:
+        super().__init__(rates, utterances)
+        self.deaf_to = deaf_to
+
+    def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
+        for one in expected:
+            if one.text in self.deaf_to:
+                raise RuntimeError(f"{one.text} crackles")
+        return super().judge(samples, expected)
+
+
+def test_failures_are_counted_and_no_numbers(setup: Setup, prompts: str, tmp_path: Path):
+    watch = guard(prompts, stop=False, judge=HardOfHearing([0.2], 10**6, "b"))
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", rows_per_step=4)
+    trainer: Any = make_trainer(tmp_path, watch)
+    trainer.fit(module, datamodule=data)
+    for one in watch.heard:
+        assert (one.failed, len(one.cer)) == (1, 5)
+        assert max(one.cer.values()) < 0.25 or one.silent
+    assert {metrics["guard/failed"] for _, metrics in trainer.logger.logged if "guard/failed" in metrics} == {1.0}
+
+
+def test_more_failures_than_may_be_refuse_to_start(setup: Setup, prompts: str, tmp_path: Path):
+    watch = guard(prompts, judge=HardOfHearing([0.2], 10**6, "bc"))
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", rows_per_step=4)
+    with pytest.raises(ValueError, match=r"training does not start: 2 of 6 candidates could not be judged, 1 may"):
+        make_trainer(tmp_path, watch).fit(module, datamodule=data)
+
+
+# --- who listens ---
 
 
 def test_nobody_to_listen(setup: Setup, prompts: str, tmp_path: Path):
-    parts = {"reward": make_reward()}
-    module, data = build(DiffRO(), setup.policy, setup.rows, tmp_path / "cache", parts=parts)
-    with pytest.raises(ValueError, match=r"nobody to listen: the recipe must set model\.judge"):
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"the guard has no listener: .*init_args.judge\)$"):
         make_trainer(tmp_path, guard(prompts)).fit(module, datamodule=data)
+
+
+def test_the_judge_of_the_test_listens_only_when_told_to(setup: Setup, prompts: str, tmp_path: Path):
+    tests = Scripted([0.1], 6)
+    module, data = build(SFT(), setup.policy, setup.rows, tmp_path / "cache", parts={"judge": tests})
+    with pytest.raises(ValueError, match=r"let model.judge both choose and test with use_test_judge: true"):
+        make_trainer(tmp_path, guard(prompts)).fit(module, datamodule=data)
+    alike = guard(prompts, judge=Scripted([0.1], 6))
+    with pytest.raises(ValueError, match=r"the guard's judge is the same as model\.judge, which tests"):
+        make_trainer(tmp_path, alike).fit(module, datamodule=data)
+    assert tests.asked == 0
+    make_trainer(tmp_path, guard(prompts, use_test_judge=True)).fit(module, datamodule=data)
+    assert tests.asked > 0
+
+
+def test_both_listeners_at_once_make_no_sense(prompts: str):
+    with pytest.raises(ValueError, match="use_test_judge has no effect: the guard has a judge of its own"):
+        guard(prompts, judge=Scripted([0.1], 6), use_test_judge=True)
+
+
+# --- the best weights ---
+
+
+def test_the_best_weights_come_back_before_they_are_saved(setup: Setup, prompts: str, tmp_path: Path):
+    """Heard best at step 2 of 4, harmful at 3: the run's last checkpoint and the module hold those of step 2."""
+    kept: dict[int, Any] = {}
+
+    class Notes(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            kept[trainer.global_step] = weights(pl_module)
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    watch = guard(prompts)
+    module, trainer = setup.fit(watch, [0.2, 0.2, 0.1, 0.5], callbacks=(Notes(), KeepLast(last, 1)))
+    assert trainer.global_step == 3
+    assert gap(weights(module), kept[2]) == 0
+    assert gap(kept[1], kept[2]) > 0
+    assert gap(kept[3], kept[2]) == 0  # at once
+    saved = torch.load(last, weights_only=True)
+    assert gap(saved["state_dict"], kept[2]) == 0
+    assert saved["global_step"] == 3
+    assert watch.stopped.startswith("step 3: ")
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best-2.ckpt", "last.ckpt"]
+
+
+def test_harm_from_the_start_gives_back_the_start(setup: Setup, prompts: str):
+    before = weights(build(DiffRO(), setup.policy, setup.rows, setup.folder, parts={"reward": make_reward()})[0])
+    module, _ = setup.fit(guard(prompts), [0.1, 0.5])
+    assert gap(weights(module), before) == 0
+
+
+@pytest.mark.parametrize("epochs", [1, 3], ids=["in the last epoch", "in an earlier one"])
+def test_a_stopped_run_does_not_continue_when_the_command_is_given_again(
+    epochs: int, setup: Setup, prompts: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    first, _ = setup.fit(guard(prompts), [0.2, 0.1, 0.5], callbacks=(KeepLast(last, 100),), max_epochs=epochs)
+    caplog.clear()
+    again = guard(prompts)
+    module, trainer = setup.fit(again, [0.1], callbacks=(KeepLast(last, 100),), ckpt_path=last, max_epochs=epochs)
+    assert trainer.global_step == 2
+    assert gap(weights(module), weights(first)) == 0
+    assert len(again.heard) == 3
+    assert "this run was stopped, it does not continue: step 2: " in caplog.text
+
+
+def test_the_last_step_is_heard_too_and_there_one_harmful_hearing_is_enough(setup: Setup, prompts: str, caplog: Any):
+    watch = guard(prompts, every_steps=3, patience=2)
+    _, trainer = setup.fit(watch, [0.1, 0.1, 0.5])
+    assert trainer.global_step == 4
+    assert [one.step for one in watch.heard] == [0, 3, 4]
+    assert "the policy is that of step 3 again" in caplog.text
+    watch = guard(prompts, every_steps=3)
+    setup.fit(watch, [0.1], max_steps=2)
+    assert [one.step for one in watch.heard] == [0, 2]
+
+
+def test_a_file_that_an_earlier_checkpoint_refers_to_is_kept(setup: Setup, prompts: str, tmp_path: Path):
+    """Killed between the hearing of step 2 and the next checkpoint, the run resumes where step 1 was the best."""
+    seen: list[list[str]] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(sorted(path.name for path in tmp_path.glob("checkpoints/best-*.ckpt")))
+
+    save = KeepLast(tmp_path / "checkpoints" / "last.ckpt", 2)
+    setup.fit(guard(prompts), [0.5, 0.4, 0.3, 0.2, 0.1], callbacks=(Look(), save))
+    assert seen == [["best-1.ckpt"], ["best-2.ckpt"], ["best-2.ckpt", "best-3.ckpt"], ["best-2.ckpt", "best-4.ckpt"]]
+    assert [path.name for path in tmp_path.glob("checkpoints/best-*.ckpt")] == ["best-4.ckpt"]
+
+
+def test_the_interval_resamples_sentences_not_utterances():
+    """One sentence of four got worse in all its eight voices: that may be chance, however many voices there are."""
+    names = {f"s{i}-v{voice}": f"s{i}" for i in range(4) for voice in range(8)}
+    first = Hearing(0, dict.fromkeys(names, 0.1), names)
+    now = Hearing(5, {name: 0.9 if sentence == "s0" else 0.1 for name, sentence in names.items()}, names)
+    assert rise(first, now).value == pytest.approx(0.2)
+    assert rise(first, now).low == 0
+    assert harm(first, now, 0.01, 0.05) == ""
+    apart = {name: name for name in names}
+    assert "error rate is up" in harm(Hearing(0, first.cer, apart), now, 0.01, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -349,10 +521,9 @@ def test_wrong_knobs_of_the_collapse_guard():
         CollapseGuard(saturated=0.0)
 
 
-def test_a_policy_that_has_fallen_silent_stops_the_training(prompts: str):
-    guard = HackingGuard(prompts)
-    errors = {"a": 0.1, "b": 0.1}
-    guard.heard = [{"step": 0, "cer": errors, "vectors": {}, "reward": -1.0}]
-    assert guard.reason() == ""
-    guard.heard.append({"step": 50, "cer": {"a": 1.0, "b": 1.0}, "vectors": {}, "reward": -math.inf})
-    assert "fallen silent" in guard.reason()  # and not fooled, though its errors have risen
+def test_a_policy_that_has_fallen_silent_is_harmed():
+    names = {"a": "a", "b": "b"}
+    first = Hearing(0, {"a": 0.1, "b": 0.1}, names, reward=-1.0)
+    now = Hearing(50, {"a": 1.0, "b": 1.0}, names, silent=2)
+    assert harm(first, first, 0.01, 0.05) == ""
+    assert "fallen silent" in harm(first, now, 0.01, 0.05)

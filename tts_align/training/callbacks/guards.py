@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guards of training by reward: what a reward model likes may get worse to hear, and then training stops."""
+"""Guards of a training: what a reward model likes may get worse to hear, and then training stops."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils.rnn import pad_sequence
 
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.listening import listen
-from tts_align.evaluation.metrics.functional import paired_difference
+from tts_align.evaluation.judges.base import Judge
+from tts_align.evaluation.listening import (
+    MAX_FAILED_SHARE,
+    Failures,
+    TooManyFailuresError,
+    speak_and_judge,
+)
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import speak, utterance_requests
+from tts_align.evaluation.speaking import evenly_spread, utterance_requests, waveforms_of
 from tts_align.objectives.base import Part
+from tts_align.training.callbacks.best_weights import BestWeights
+from tts_align.training.callbacks.hearings import Hearing, harm, rise, similarity
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.distributed import gathered
 
 log = logging.getLogger(__name__)
+_DEAF = "the guard cannot hear the untrained policy, so training does not start"
 
 
 @runtime_checkable
@@ -36,25 +43,33 @@ class SpeakerVectors(Protocol):
 
 
 class HackingGuard(Callback):
-    """Listens to the policy while it trains, with the recipe's judge, which must not be the reward model.
+    """Listens to the policy while it trains, and stops the training when what it hears gets worse.
 
-    Before the first step and then every so many it speaks held-out sentences, always with the same seeds, and compares
-    each utterance with its first one. It stops the training when the error rate has risen for sure while the reward
-    model likes the same utterances better ("hacking"), or when the voice has moved too far from where it was. The last
-    checkpoint is then the one of the step at which it stopped.
+    Before the first step, every so many and after the last it speaks held-out sentences, always with the same seeds,
+    and compares each utterance with its first one. Harm is a character error rate that is higher than at the start by
+    more than chance, silence, or a voice that has moved; harm while the reward model likes the utterances better is
+    hacking. Then the training stops, for good, and the policy gets back the weights it was heard best with
+    (``checkpoints/best-STEP.ckpt``): those are what ``test`` and ``export`` use.
+
+    The listener must not be the judge of ``test``: who chooses the weights may not grade them.
 
     Args:
         prompts: JSONL file of held-out sentences; demo: names an embedded one.
         every_steps: optimiser steps between two hearings.
-        sentences: how many of them are spoken, evenly spread.
+        sentences: number of sentences that are spoken, evenly spread.
         speakers: voices, as for ``test``.
-        cer_rise: rise of the mean error rate, beyond its 95 % interval, from which on it is hacking.
+        judge: listener of the guard, used for nothing else.
+        use_test_judge: listen with ``model.judge`` for want of another; what ``test`` reports is then no longer
+            independent of what was chosen.
+        cer_rise: tolerated rise of the mean character error rate; harm is a larger one whose 95 % interval, which
+            resamples sentences, lies above 0.
         speakers_encoder: tells voices apart; without one only the error rate is watched.
-        similarity_fall: largest fall of the mean similarity of the voice to its first utterances.
-        patience: so many hearings in a row must say that the reward model is being fooled.
-        stop: stop the training; otherwise only warn.
+        similarity_fall: tolerated fall of the mean similarity of the voices to their first utterances.
+        patience: harmful hearings in a row after which training stops; after the last step one is enough.
+        stop: stop the training and restore the best weights; otherwise only warn.
         seed: of the utterances.
         batch_rows: utterances at a time.
+        max_failed_share: largest share of the utterances that vocoder or judge may fail on; see ``judge``.
     """
 
     def __init__(
@@ -63,6 +78,8 @@ class HackingGuard(Callback):
         every_steps: int = 50,
         sentences: int = 64,
         speakers: Sequence[str] = (),
+        judge: Judge | None = None,
+        use_test_judge: bool = False,
         cer_rise: float = 0.01,
         speakers_encoder: SpeakerVectors | None = None,
         similarity_fall: float = 0.05,
@@ -70,6 +87,7 @@ class HackingGuard(Callback):
         stop: bool = True,
         seed: int = 7,
         batch_rows: int = 128,
+        max_failed_share: float = MAX_FAILED_SHARE,
     ) -> None:
         super().__init__()
         if min(every_steps, sentences, patience) < 1:
@@ -80,72 +98,114 @@ class HackingGuard(Callback):
             raise ValueError(f"cer_rise and similarity_fall must not be negative, got {cer_rise}, {similarity_fall}")
         if speakers_encoder is None and similarity_fall != 0.05:
             raise ValueError("similarity_fall has no effect without speakers_encoder")
+        if judge is not None and use_test_judge:
+            raise ValueError("use_test_judge has no effect: the guard has a judge of its own; leave one out")
         self.prompts, self.every_steps, self.sentences, self.speakers = prompts, every_steps, sentences, speakers
+        self.judge, self.use_test_judge, self.max_failed_share = judge, use_test_judge, max_failed_share
         self.cer_rise, self.encoder, self.similarity_fall = cer_rise, speakers_encoder, similarity_fall
         self.patience, self.stop, self.seed, self.batch_rows = patience, stop, seed, batch_rows
-        self.heard: list[dict[str, Any]] = []
-        self._reward: list[torch.Tensor] = []
-        self._checked = -1
+        self.heard: list[Hearing] = []
+        self.best = BestWeights()
+        self.stopped = ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if there is nothing left to train."""
+        if self.stopped and self.stop:
+            log.warning("this run was stopped, it does not continue: %s", self.stopped)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hear the policy before it has moved."""
-        if pl_module.judge is None:
-            raise ValueError("HackingGuard has nobody to listen: the recipe must set model.judge")
-        if Part.REWARD not in cast("Watched", pl_module).parts:
-            raise ValueError("HackingGuard has no reward to compare with: it needs an objective with a reward model")
-        if not self.heard:
-            self._hear(trainer, cast("Watched", pl_module))
-        elif self.stop and self.reason():  # what was stopped once does not go on when the command is given again
+        """Hear the policy before it has moved; a run that was stopped once stays stopped.
+
+        Raises:
+            ValueError: there is no listener, or it is the judge of ``test``, or it cannot hear.
+        """
+        module = cast("Watched", pl_module)
+        self._prepare_judge(module)
+        if self.stopped and self.stop:
             trainer.should_stop = True
+        elif not self.heard:
+            try:
+                self._hear(trainer, module)
+            except TooManyFailuresError as error:
+                raise ValueError(f"{_DEAF}: {error}") from error
+            except Exception as error:
+                error.add_note(_DEAF)
+                raise
+
+    def _prepare_judge(self, module: Watched) -> None:
+        tests = module.judge
+        if self.judge is None and (tests is None or not self.use_test_judge):
+            raise ValueError(
+                "the guard has no listener: give trainer.callbacks' HackingGuard a judge of its own (init_args.judge)"
+                + ("" if tests is None else ", or let model.judge both choose and test with use_test_judge: true")
+            )
+        if self.judge is None:
+            return
+        self.judge.to(module.device).requires_grad_(False).eval()
+        if tests is not None and self.judge.same_as(tests):
+            raise ValueError(
+                "the guard's judge is the same as model.judge, which tests: give the guard another one, or say "
+                "use_test_judge: true instead"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Hear it again every so many steps."""
+        """Hear it again every so many steps, and after the last one."""
         step = trainer.global_step
-        if step and step % self.every_steps == 0 and step != self._checked:
-            self._hear(trainer, cast("Watched", pl_module))
+        last = _is_last_step(trainer)
+        if step and (last or step % self.every_steps == 0) and step != self.heard[-1].step:
+            self._hear(trainer, cast("Watched", pl_module), last)
 
-    def _hear(self, trainer: Trainer, module: Watched) -> None:
-        self._checked = trainer.global_step
-        errors, vectors, rewards = self._listen(trainer, module)
-        reward = float(np.mean(list(rewards.values()))) if rewards else -math.inf
-        self.heard.append({"step": trainer.global_step, "cer": errors, "vectors": vectors, "reward": reward})
-        numbers = {"guard/cer": float(np.mean(list(errors.values()))), "guard/reward": reward}
-        if vectors:
-            numbers["guard/similarity"] = similarity(vectors, self.heard[0]["vectors"])
+    def _hear(self, trainer: Trainer, module: Watched, last: bool = False) -> None:
+        hearing = self._listen(trainer, module)
+        self.heard.append(hearing)
+        numbers = hearing.numbers
+        if hearing.vectors:
+            numbers["guard/similarity"] = similarity(hearing.vectors, self.heard[0].vectors)
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+            logger.log_metrics(numbers, step=hearing.step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
-        if reason := self.reason():
-            log.warning("step %d: %s", trainer.global_step, reason)
-            trainer.should_stop = trainer.should_stop or self.stop
+        if hearing.failed:
+            log.warning("step %d: the guard's listener failed on %d utterances", hearing.step, hearing.failed)
+        self._keep_if_best(trainer)
+        if not (reason := self.reason(1 if last else self.patience)):
+            return
+        log.warning("step %d: %s", hearing.step, reason)
+        if self.stop:
+            self.stopped = f"step {hearing.step}: {reason}"
+            trainer.should_stop = True
+            if path := self.best.restore(trainer):
+                log.warning("the policy is that of step %s again, the best that was heard: %s", self.best.step, path)
 
-    def _listen(
-        self, trainer: Trainer, module: Watched
-    ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float]]:
+    def _listen(self, trainer: Trainer, module: Watched) -> Hearing:
         """Error rate, voice (if there is an encoder) and reward of each utterance; the same on every rank."""
-        prompts = read_prompts(self.prompts)
-        if self.sentences < len(prompts):
-            prompts = [prompts[i] for i in np.linspace(0, len(prompts) - 1, self.sentences).astype(int)]
-        items = utterance_requests(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
-        spoken = [one for part in speak(module.policy, module.sampling, items, self.batch_rows) for one in part]
-        assert module.judge is not None
-        judged = [one for part in listen(module.judge, module.vocoder, spoken, 64) for one in part]
-        # What cannot be judged, such as silence, is as wrong as can be.
-        mine = {one.id: 1.0 if one.verdict is None else one.verdict.cer for one in judged}
-        found: tuple[dict[str, Any], ...] = (mine, self._vectors(module, spoken), self._rewards(module, spoken))
+        prompts = evenly_spread(read_prompts(self.prompts), self.sentences)
+        requests = utterance_requests(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
+        failures = Failures(len(requests), self.max_failed_share)
+        heard = speak_and_judge(module.policy, module, requests, self.batch_rows, self.judge, failures)
+        spoken = [one for one in heard if one.speech]
+        found: tuple[dict[str, Any], ...] = (
+            {one.id: one.verdict.cer for one in heard if one.verdict is not None},
+            {one.id: one.prompt.id for one in heard},
+            self._vectors(module, spoken),
+            self._rewards(module, spoken),
+            {one.id: "" for one in heard if not one.speech},
+            failures.reasons,
+        )
         pairs = zip(*gathered(found), strict=True)
         found = tuple({name: value for part in parts for name, value in part.items()} for parts in pairs)
-        errors, vectors, rewards = (dict(sorted(part.items())) for part in found)
-        return errors, vectors, rewards
+        errors, sentences, vectors, rewards, silent, failed = (dict(sorted(part.items())) for part in found)
+        reward = sum(rewards.values()) / len(rewards) if rewards else None
+        return Hearing(trainer.global_step, errors, sentences, reward, vectors, len(silent), len(failed))
 
     @torch.no_grad()
     def _rewards(self, module: Watched, spoken: Sequence[Candidate]) -> dict[str, float]:
-        """What the reward model says of the same utterances."""
+        """What the reward model says of the same utterances; nothing without one."""
+        if Part.REWARD not in module.parts:
+            return {}
         model = module.parts.reward
-        heard = [one for one in spoken if one.speech]
         found: dict[str, float] = {}
-        for start in range(0, len(heard), self.batch_rows):
-            some = heard[start : start + self.batch_rows]
+        for start in range(0, len(spoken), self.batch_rows):
+            some = spoken[start : start + self.batch_rows]
             speech = pad_sequence([torch.tensor(one.speech) for one in some], batch_first=True)
             lengths = torch.tensor([len(one.speech) for one in some])
             mask = torch.arange(speech.shape[1]) < lengths[:, None]
@@ -160,68 +220,57 @@ class HackingGuard(Callback):
         return found
 
     def _vectors(self, module: Watched, spoken: Sequence[Candidate]) -> dict[str, list[float]]:
-        if self.encoder is None:
+        if self.encoder is None or not spoken:
             return {}
         if module.vocoder is None:
             raise ValueError("speakers_encoder hears sound: the recipe must set model.vocoder")
-        heard = [one for one in spoken if one.speech]
-        sounds = module.vocoder.speak([torch.tensor(one.speech) for one in heard], [one.speaker for one in heard])
+        sounds = waveforms_of(module.vocoder, spoken)
         if module.vocoder.sample_rate != self.encoder.sample_rate:
             import torchaudio
 
             change = torchaudio.transforms.Resample(module.vocoder.sample_rate, self.encoder.sample_rate)
             sounds = [change(sound) for sound in sounds]
         vectors = self.encoder.encode(sounds)
-        return {one.id: vector for one, vector in zip(heard, vectors.tolist(), strict=True)}
+        return {one.id: vector for one, vector in zip(spoken, vectors.tolist(), strict=True)}
 
-    def reason(self) -> str:
-        """Why to stop, judged by the last hearings and the first; empty if there is no reason."""
-        first, last = self.heard[0], self.heard[-1]
-        if len(self.heard) < 2:
-            return ""
-        if last["reward"] == -math.inf:
-            return "the policy has fallen silent: not one utterance holds any speech"
-        fooled = [self._fooled(one) for one in self.heard[1:][-self.patience :]]
-        if len(fooled) == self.patience and all(fooled):
-            return fooled[-1]
-        if last["vectors"]:
-            fall = 1 - similarity(last["vectors"], first["vectors"])
-            if fall > self.similarity_fall:
-                return f"the voice has moved: its similarity to the start fell by {fall:.3f}"
-        return ""
+    def reason(self, patience: int) -> str:
+        """Why to stop, if each of the last hearings heard harm; empty if not."""
+        heard = [self._harm(one) for one in self.heard[1:][-patience:]]
+        return heard[-1] if len(heard) == patience and all(heard) else ""
 
-    def _fooled(self, one: Mapping[str, Any]) -> str:
-        """Whether the reward had risen and the judge's error rate too, by then, and how much."""
+    def _harm(self, one: Hearing) -> str:
+        return harm(self.heard[0], one, self.cer_rise, self.similarity_fall)
+
+    def _keep_if_best(self, trainer: Trainer) -> None:
+        """Save the weights if they have just been heard better than ever."""
+        if not self.stop or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         first = self.heard[0]
-        names = sorted(first["cer"].keys() & one["cer"].keys())
-        rise = paired_difference([first["cer"][name] for name in names], [one["cer"][name] for name in names], names)
-        if rise.value <= self.cer_rise or rise.low <= 0 or one["reward"] <= first["reward"]:
-            return ""
-        return (
-            f"the reward model is being fooled: its reward rises, but the judge's error rate is up by "
-            f"{rise.value:.3f} ({rise.low:.3f} to {rise.high:.3f}) since step {first['step']}"
-        )
+        well = [one for one in self.heard if one is first or not self._harm(one)]
+        if min(well, key=lambda one: (rise(first, one).value, -one.step)) is self.heard[-1]:
+            self.best.keep(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep no weights but the best."""
+        self.best.clean(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been heard so far, so that a resumed run compares with the same start."""
-        return {"heard": self.heard, "checked": self._checked}
+        heard = [one.to_state() for one in self.heard]
+        return {"heard": heard, "best": self.best.to_state(), "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.heard, self._checked = list(state_dict["heard"]), state_dict["checked"]
+        """Continue from there."""
+        self.heard = [Hearing(**one) for one in state_dict["heard"]]
+        self.best.from_state(state_dict["best"])
+        self.stopped = state_dict["stopped"]
 
 
-def similarity(vectors: Mapping[str, Sequence[float]], first: Mapping[str, Sequence[float]]) -> float:
-    """Mean cosine of the same utterances' vectors.
-
-    >>> similarity({"a": [1.0, 0.0]}, {"a": [2.0, 0.0]})
-    1.0
-    """
-    names = sorted(vectors.keys() & first.keys())
-    if not names:
-        return 0.0
-    one, other = (torch.tensor([side[name] for name in names]) for side in (vectors, first))
-    return float(torch.nn.functional.cosine_similarity(one, other).mean())
+def _is_last_step(trainer: Trainer) -> bool:
+    """Whether the training is over after the batch that has just ended."""
+    if trainer.global_step == trainer.max_steps:
+        return True
+    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class CollapseGuard(Callback):

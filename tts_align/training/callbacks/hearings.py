@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guard hears of a policy at one step, and whether it is worse than what it heard at first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tts_align.evaluation.metrics.functional import Difference, paired_difference
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What was heard of the held-out utterances at one step; the same on every rank.
+
+    Args:
+        step: optimiser steps done by then.
+        cer: character error rate of each utterance that was judged, by name; 1 for one without speech.
+        sentences: name of the sentence of each of them: utterances of one sentence are not independent.
+        reward: mean of what the reward model says of the utterances with speech; ``None`` without a reward model.
+        vectors: what tells voices apart, of each utterance with speech, by name; empty without an encoder.
+        silent: utterances without speech.
+        failed: utterances that vocoder or judge failed on; they are in none of the numbers.
+    """
+
+    step: int
+    cer: dict[str, float]
+    sentences: dict[str, str]
+    reward: float | None = None
+    vectors: dict[str, list[float]] = field(default_factory=dict)
+    silent: int = 0
+    failed: int = 0
+
+    def to_state(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return dataclasses.asdict(self)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is logged of it."""
+        found = {"guard/cer": sum(self.cer.values()) / max(len(self.cer), 1), "guard/failed": float(self.failed)}
+        return found if self.reward is None else found | {"guard/reward": self.reward}
+
+
+def rise(first: Hearing, now: Hearing) -> Difference:
+    """By how much the mean error rate is higher than at first, with a 95 % interval that resamples sentences."""
+    names = sorted(first.cer.keys() & now.cer.keys())
+    before, after = ([one.cer[name] for name in names] for one in (first, now))
+    return paired_difference(before, after, [first.sentences[name] for name in names])
+
+
+def harm(first: Hearing, now: Hearing, cer_rise: float, similarity_fall: float) -> str:
+    """What is worse than at first, for sure; empty if nothing is.
+
+    With harm to what is heard while the reward model likes it better, the reward is being hacked.
+
+    Args:
+        first: before the training.
+        now: what is compared.
+        cer_rise: rise of the mean error rate that is tolerated, however sure it is.
+        similarity_fall: tolerated fall of the mean similarity of the voices.
+    """
+    if now.silent and now.silent >= len(now.cer):
+        return "harm: the policy has fallen silent: not one utterance holds any speech"
+    worse = rise(first, now)
+    if worse.value > cer_rise and worse.low > 0:
+        up = f"error rate is up by {worse.value:.3f} ({worse.low:.3f} to {worse.high:.3f}) since step {first.step}"
+        if first.reward is None or now.reward is None:
+            return f"harm: the listener's {up}"
+        if now.reward > first.reward:
+            gain = f"its reward rose from {first.reward:.3g} to {now.reward:.3g}"
+            return f"hacking: the reward model is being fooled: {gain}, but the listener's {up}"
+        return f"harm: the listener's {up}, and the reward model does not like it better either"
+    if now.vectors and (fall := 1 - similarity(now.vectors, first.vectors)) > similarity_fall:
+        return f"harm: the voice has moved: its similarity to the start fell by {fall:.3f}"
+    return ""
+
+
+def similarity(vectors: Mapping[str, Sequence[float]], first: Mapping[str, Sequence[float]]) -> float:
+    """Mean cosine of the same utterances' vectors.
+
+    >>> similarity({"a": [1.0, 0.0]}, {"a": [2.0, 0.0]})
+    1.0
+    """
+    names = sorted(vectors.keys() & first.keys())
+    if not names:
+        return 0.0
+    one, other = (torch.tensor([side[name] for name in names]) for side in (vectors, first))
+    return float(torch.nn.functional.cosine_similarity(one, other).mean())
