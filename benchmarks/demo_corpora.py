@@ -26,7 +26,7 @@ from tts_align.evaluation.judges.symbolic import SymbolicJudge
 from tts_align.evaluation.listening import listen
 from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import System, JudgedUtterance
+from tts_align.evaluation.report import JudgedUtterance, System
 from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.models.base.generation import Sampling
 from tts_align.models.base.policy import CodecLM

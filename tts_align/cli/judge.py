@@ -28,21 +28,21 @@ def judge(
 ) -> Path:
     """Listen to every candidate, and write error rates and readings to one file.
 
-    What is finished when the process is killed is kept: the same call goes on from there. A candidate that cannot be
+    What is finished when the process is killed is kept: the same call resumes from there. A candidate that cannot be
     judged keeps its row, with the reason under ``error``, and is counted and named.
 
     Args:
-        module: its judge listens; its vocoder speaks, if the judge hears sound.
-        candidates: what ``sample`` wrote.
-        out: JSONL file of judged candidates, written when all are there.
-        batch_rows: candidates at a time; does not change the verdicts.
+        module: module whose judge listens, and whose vocoder speaks if the judge hears sound.
+        candidates: JSONL file that ``sample`` wrote.
+        out: JSONL file of judged candidates to write, whole or not at all.
+        batch_rows: candidates judged together; does not change the verdicts.
         rank: number of this process.
-        world: how many processes share the work.
-        overwrite: replace a file made from other candidates or with another judge.
+        world: number of processes that share the work.
+        overwrite: whether to replace a file that was made from other candidates or with another judge.
         barrier: waits for the other processes.
     """
     if module.judge is None:
-        raise ValueError("there is nobody to listen: the recipe must set model.judge")
+        raise ValueError("no judge configured: the recipe must set model.judge")
     rows = read_candidates(candidates)
     key = digest(
         "judge", type(module.judge).__qualname__, listener_digest(module), [(row.id, row.speech) for row in rows]

@@ -80,7 +80,7 @@ class SentencePrompt:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> SentencePrompt:
-        """Read the columns of a manifest; columns of other verbs are ignored."""
+        """Read the columns of a manifest; columns of other commands are ignored."""
         if missing := [name for name in ("id", "text") if not isinstance(row.get(name), str)]:
             raise ValueError(f"column {missing[0]!r} is missing or not text")
         known = {name.name: row[name.name] for name in fields(cls) if row.get(name.name)}

@@ -20,7 +20,7 @@ from tts_align.evaluation.audio import write_pair
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.listening import listen, warn_of_failures
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import System, JudgedUtterance, print_table, write_report
+from tts_align.evaluation.report import JudgedUtterance, System, print_table, write_report
 from tts_align.evaluation.speaking import UtteranceRequest, speak, utterance_requests
 from tts_align.models.base.policy import CodecLM
 from tts_align.objectives.tkto import TKTO, token_weights
@@ -37,13 +37,14 @@ class TestSettings:
     """What ``test`` speaks.
 
     Args:
-        prompts: JSONL file of sentences, none of which was trained on; demo: names an embedded one.
-        speakers: voices; a sentence that names its own is spoken in that one only.
+        prompts: file of sentences, none of which was trained on: JSONL, or plain text with one sentence per line; demo:
+            names an embedded one.
+        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
         samples: utterances per sentence and voice.
-        sentences: test only so many, evenly spread; for trials.
-        seed: of all utterances, the same before and after.
-        batch_rows: utterances at a time; does not change them.
-        audio: sentences whose sound is kept, before and after, those that changed first.
+        sentences: number of sentences to test, evenly spread, for trials; all by default.
+        seed: seed of all utterances, the same before and after.
+        batch_rows: utterances spoken together; does not change them.
+        audio: number of sentences whose sound is kept, before and after, those whose reading changed first.
     """
 
     __test__ = False  # not a test, whatever its name

@@ -11,14 +11,14 @@ class RewardFit:
     """Training of a new reward model, by the objective mtr on the recipe's own data; unused for a trained one.
 
     Args:
-        manifest: its training rows; those of ``data.manifest`` by default.
-        epochs: of it.
-        learning_rate: of it; that of ``model.optimizer`` by default.
-        decay_steps: optimiser steps over which its learning rate falls linearly to a twentieth; by default it stays.
-        rows_per_step: of it; that of the data by default.
-        label_smoothing: see the objective mtr.
-        mixup: see the objective mtr.
-        adversarial: see the objective mtr.
+        manifest: training rows of the reward model; those of ``data.manifest`` by default.
+        epochs: passes over its training rows.
+        learning_rate: its learning rate; that of ``model.optimizer`` by default.
+        decay_steps: optimiser steps over which its learning rate falls linearly to a twentieth; constant by default.
+        rows_per_step: rows in one of its optimiser steps; those of ``data`` by default.
+        label_smoothing: share of a target's probability that is spread over all classes, see the objective mtr.
+        mixup: alpha of the Beta distribution that mixes utterances two by two, see the objective mtr; 0 for no mixing.
+        adversarial: weight of the adversarial loss, see the objective mtr; 0 for none.
     """
 
     manifest: str | None = None

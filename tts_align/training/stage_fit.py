@@ -12,12 +12,12 @@ class StageFit:
     """Training of the earlier stages of the objective e2e, on the recipe's own data.
 
     Args:
-        losses: what stage 1 trains the tokenizer with: any of reward, flow and policy; what is left out begins in
-            stage 2.
-        epochs: of stage 1.
-        learning_rate: of stage 1; that of ``model.optimizer`` by default.
-        second_epochs: of stage 2.
-        second_learning_rate: of stage 2, likewise.
+        losses: losses that train the tokenizer in stage 1: any of reward, flow and policy; the models of the others
+            begin in stage 2.
+        epochs: passes over the rows in stage 1.
+        learning_rate: learning rate of stage 1; that of ``model.optimizer`` by default.
+        second_epochs: passes over the rows in stage 2.
+        second_learning_rate: learning rate of stage 2; that of ``model.optimizer`` by default.
     """
 
     losses: tuple[Literal["reward", "flow", "policy"], ...] = ("reward", "flow", "policy")

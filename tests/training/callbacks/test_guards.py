@@ -226,7 +226,7 @@ def test_without_a_reward_model_there_is_nothing_to_guard(setup: Setup, prompts:
 def test_nobody_to_listen(setup: Setup, prompts: str, tmp_path: Path):
     parts = {"reward": make_reward()}
     module, data = build(DiffRO(), setup.policy, setup.rows, tmp_path / "cache", parts=parts)
-    with pytest.raises(ValueError, match=r"nobody to listen: the recipe must set model\.judge"):
+    with pytest.raises(ValueError, match=r"no judge configured: the recipe must set model\.judge"):
         make_trainer(tmp_path, guard(prompts)).fit(module, datamodule=data)
 
 

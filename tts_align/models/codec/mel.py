@@ -258,8 +258,8 @@ class MelTokenizer(SpeechTokenizer):
     """Waveform -> log-mel -> speech tokens.
 
     Args:
-        directory: Holds a codec; `demo:audio/codec` names the embedded one.
-        batch_size: Utterances encoded together; does not change the result.
+        directory: directory of a codec; `demo:audio/codec` names the embedded one.
+        batch_size: utterances encoded together; does not change the result.
     """
 
     def __init__(self, directory: str = "demo:audio/codec", batch_size: int = 64) -> None:
@@ -295,9 +295,9 @@ class MelVocoder(Vocoder):
     """Speech tokens -> waveform: embed, decode to log-mel in a voice, Griffin-Lim.
 
     Args:
-        directory: Holds a codec; `demo:audio/codec` names the embedded one.
-        iterations: Rounds of Griffin-Lim: more is slower and a little cleaner.
-        batch_size: Utterances decoded together; does not change the result.
+        directory: directory of a codec; `demo:audio/codec` names the embedded one.
+        iterations: rounds of Griffin-Lim; more is slower and a little cleaner.
+        batch_size: utterances decoded together; does not change the result.
     """
 
     def __init__(self, directory: str = "demo:audio/codec", iterations: int = 8, batch_size: int = 16) -> None:

@@ -27,10 +27,10 @@ class FlowVocoder(Vocoder):
     The flow must make the mel that the tokenizer reads: a :class:`~tts_align.models.codec.mel_fsq.MelFSQ`.
 
     Args:
-        steps: of the flow's solver.
-        guidance: strength of its classifier-free guidance.
+        steps: steps of the flow's solver.
+        guidance: strength of the classifier-free guidance.
         iterations: rounds of Griffin-Lim.
-        batch_size: utterances that are made together; does not change them beyond the last bits of float32 sums.
+        batch_size: utterances made together; does not change them beyond the last bits of float32 sums.
     """
 
     def __init__(self, steps: int = 10, guidance: float = 0.7, iterations: int = 8, batch_size: int = 32) -> None:

@@ -92,7 +92,7 @@ class HackingGuard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear the policy before it has moved."""
         if pl_module.judge is None:
-            raise ValueError("HackingGuard has nobody to listen: the recipe must set model.judge")
+            raise ValueError("HackingGuard: no judge configured: the recipe must set model.judge")
         if Part.REWARD not in cast("AlignModule", pl_module).parts:
             raise ValueError("HackingGuard has no reward to compare with: it needs an objective with a reward model")
         if not self.heard:
@@ -235,7 +235,7 @@ class CollapseGuard(Callback):
     Args:
         saturated: share of saturated rewards from which on they have collapsed.
         entropy_nats: entropy of the histogram of rewards, in nats, under which they have collapsed; at most ln 5.
-        patience: so many logs in a row.
+        patience: number of logs in a row that must say so.
         stop: stop the training; otherwise only warn.
     """
 
