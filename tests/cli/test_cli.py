@@ -26,6 +26,7 @@ from tts_align.cli.recipe import expand_flags, load_recipe
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",  # one process is what a test wants
@@ -104,8 +105,9 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     with pytest.raises(SystemExit) as raised:
         run(list(args))
     assert raised.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("tts-align: error: ")
+    notes, mark, message = capsys.readouterr().err.partition("tts-align: error: ")
+    assert mark
+    assert all(line.startswith("recipe: ") for line in notes.splitlines())
     assert "Traceback" not in message
     assert message.count("\n") <= 8
     return message
@@ -484,6 +486,81 @@ def test_words(
     shown = capsys.readouterr()
     assert re.search(message, shown.out + shown.err)
     assert "Traceback" not in shown.err
+
+
+def test_a_registered_name_works_once_its_module_is_named(
+    here: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "own_sft.py").write_text(
+        "from tts_align import Objective, Outcome, Reads\n\n\n"
+        "class Mine(Objective, name='mine'):\n"
+        '    """Mine."""\n\n'
+        "    reads = Reads.LABELLED\n\n"
+        "    def forward(self, step):\n"
+        "        return Outcome(-step.mean(step.policy.sums()))\n"
+    )
+    monkeypatch.setattr(Objective, "registry", dict(Objective.registry))
+    path = recipe(objective="sft", max_steps=1)
+    assert "unknown objective 'mine'" in fails(capsys, "fit", "--config", path, "--objective", "mine")
+    flags = ["--objective", "mine", "--run.modules", "[own_sft]"]
+    cli = run(["fit", "--config", path, *flags, "--run.directory", "runs/flags"])
+    assert type(cli.model.objective).__name__ == "Mine"
+    (here / "own.yaml").write_text("objective: mine\nrun: {modules: own_sft, directory: runs/own}\n")
+    monkeypatch.delitem(sys.modules, "own_sft")
+    Objective.registry.pop("mine")
+    cli = run(["fit", "--config", path, "--config", "own.yaml"])
+    assert type(cli.model.objective).__name__ == "Mine"
+    saved = yaml.safe_load(Path("runs/own/config.yaml").read_text())
+    assert saved["objective"]["class_path"] == "own_sft.Mine"
+    assert saved["run"]["modules"] == "own_sft"
+    message = fails(capsys, "fit", "--config", path, "--run.modules=[nowhere]")
+    assert f"run.modules: no module named 'nowhere' in {here}" in message
+
+
+@pytest.mark.parametrize("command", ["fit", "sample"])
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_what_an_overlay_leaves_open_is_named(
+    command: str, version: str, here: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--prompts", "x", "--out", "y"] if command == "sample" else []
+    named = [command, "--config", "dpo", "--config", f"models/cosyvoice{version}", *given]
+    message = fails(capsys, *named)
+    assert "model.policy.init_args.directory is not given: pass --model.policy.init_args.directory" in message
+    message = fails(capsys, *named, "--model.policy.init_args.directory", "mine")
+    if command == "fit":
+        assert "data.manifest is not given: pass --data.manifest with a file of rows" in message
+    else:
+        assert "no directory mine: expected that of a CosyVoice2" in message  # which needs no rows
+
+
+def test_a_hub_identifier_says_how_to_download(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "FunAudioLLM/CosyVoice2-0.5B"
+    message = fails(
+        capsys, "fit", "--config", "dpo", "--config", "models/cosyvoice2", "--data.manifest", "rows.jsonl",
+        "--model.policy.init_args.directory", name,
+    )  # fmt: skip
+    assert f"there is no directory {name}" in message
+    assert f"hf download {name} --local-dir CosyVoice2-0.5B" in message
+    assert f"modelscope download --model {name} --local_dir CosyVoice2-0.5B" in message
+    monkeypatch.setattr(
+        sys, "argv", ["tts-align", *["prepare", "--source", "x", "--out", "y.jsonl", "--directory"], name]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"hf download {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_sentences_as_plain_lines(name: str, here: Path, recipe: Recipe) -> None:
+    (here / "p.txt").write_text("\ufeffab\n\n  cab \n", "utf-8")
+    (here / "p.jsonl").write_text('{"id": "line-1", "text": "ab"}\n{"id": "line-3", "text": "cab"}\n')
+    run(["sample", "--config", recipe(), "--prompts", name, "--out", f"{name}.out", "--samples", "2"])
+    rows = [yaml.safe_load(line) for line in Path(f"{name}.out").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("line-1-0", "ab"), ("line-1-1", "ab"), ("line-3-0", "cab"), ("line-3-1", "cab"),
+    ]  # fmt: skip
 
 
 def test_sample_is_resumable_and_needs_no_checkpoint(here: Path, recipe: Recipe) -> None:

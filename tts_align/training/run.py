@@ -80,7 +80,7 @@ class RunSettings:
     checkpoint_every: int = 100
     test_after_fit: bool = True
     threads: int | None = None
-    modules: tuple[str, ...] = ()
+    modules: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
