@@ -1,11 +1,14 @@
 """What an installation needs: metadata, versions, short imports, no leftovers."""
 
 import configparser
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -74,6 +77,49 @@ def test_version_is_in_one_place() -> None:
     assert SETUP["metadata"]["version"] == "attr: tts_align.__version__"
     assert re.fullmatch(r"\d+\.\d+\.\d+", tts_align.__version__)
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_package_is_named() -> None:
+    """``find:`` would not see the recipes, which lie beside the package."""
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tts_align").rglob("__init__.py")}
+    packages = {".".join(folder.parts) for folder in folders} | {"tts_align.recipes"}
+    assert set(SETUP["options"]["packages"].split()) == packages, "setup.cfg: [options] packages"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel of this checkout puts into ``site-packages``; built without a network, in a copy."""
+    work = tmp_path_factory.mktemp("wheel")
+    leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, work / name)
+    for name in ("tts_align", "recipes"):
+        shutil.copytree(ROOT / name, work / name, ignore=leave)
+    build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build", "--build-lib", "installed"]
+    subprocess.run(build, cwd=work, check=True, capture_output=True, env={"PATH": os.environ["PATH"]})
+    return work / "installed"
+
+
+def test_a_wheel_holds_package_recipes_and_assets(installed: Path) -> None:
+    for folder, inside, kinds in (("tts_align", ".", "*.py"), ("recipes", "recipes", "*.yaml")):
+        own = {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob(kinds)}
+        there = {path.relative_to(installed / "tts_align" / inside) for path in (installed / "tts_align").rglob(kinds)}
+        assert {path.as_posix() for path in there} == own
+    assert (installed / "tts_align/data/demo/assets/audio/base/model.safetensors").is_file()
+    assert (installed / "tts_align/py.typed").is_file()
+    assert [path.name for path in installed.iterdir()] == ["tts_align"]
+
+
+def test_an_installation_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    words = "fit --config tkto --trainer.max_steps 1 --data.max_rows 40 --model.test.sentences 2 --run.threads 1"
+    done = subprocess.run(
+        [sys.executable, "-m", "tts_align", *words.split(), "--data.validation", "null"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"recipe: tkto is the packaged {installed / 'tts_align/recipes/tkto.yaml'}\n" in done.stderr
+    assert (tmp_path / "runs/tkto/test/summary.json").is_file()
 
 
 def test_every_folder_of_the_package_is_a_package() -> None:

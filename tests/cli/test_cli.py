@@ -18,12 +18,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 from tts_align.cli import entry as cli
-from tts_align.cli.entry import VERBS, run
+from tts_align.cli.commands import COMMANDS
+from tts_align.cli.entry import run
+from tts_align.cli.errors import DEBUG, did_you_mean
 from tts_align.cli.lightning import AlignCLI
-from tts_align.cli.recipe import did_you_mean, expand_flags, load_recipe
+from tts_align.cli.recipe import expand_flags, load_recipe
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
+from tts_align.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",  # one process is what a test wants
@@ -62,7 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tts-align"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv(cli.DEBUG, raising=False)
+    monkeypatch.delenv(DEBUG, raising=False)
     return tmp_path
 
 
@@ -102,8 +105,9 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     with pytest.raises(SystemExit) as raised:
         run(list(args))
     assert raised.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("tts-align: error: ")
+    notes, mark, message = capsys.readouterr().err.partition("tts-align: error: ")
+    assert mark
+    assert all(line.startswith("recipe: ") for line in notes.splitlines())
     assert "Traceback" not in message
     assert message.count("\n") <= 8
     return message
@@ -171,7 +175,7 @@ def test_no_suggestion_for_what_is_like_nothing() -> None:
     ("flags", "message"),
     [
         ("--objective tkot", r"unknown objective 'tkot': expected one of .*; did you mean 'tkto'\?"),
-        ("--objective dpo --objective.betta 0.2", r"Option 'betta' is not accepted"),
+        ("--objective dpo --objective.betta 0.2", r"Option 'betta' is not accepted; did you mean 'beta'\?"),
         ("--objective dpo --objective.beta high", r"Expected a <class 'float'>\. Got value: high"),
         ("--objective dpo --objective.beta -1", r"beta must be above 0, got -1\.0"),
         ("--traner.max_steps 3", r"traner\.max_steps 3; did you mean 'trainer\.max_steps'\?"),
@@ -181,7 +185,11 @@ def test_no_suggestion_for_what_is_like_nothing() -> None:
         ("--model.reference Qwen2CodecLM --model.reference.directory nowhere", r"expected a model directory"),
         ("--data.manifest nowhere.jsonl", r"nowhere\.jsonl"),
         ("--data.tokens_per_step 3", r"exactly one of data\.rows_per_step and data\.tokens_per_step"),
-        ("--config nowhere.yaml", r'Parser key "config": File does not exist: .*nowhere\.yaml'),
+        ("--config nowhere.yaml", r"no recipe 'nowhere\.yaml': there is no such file"),
+        ("--config tkot", r"did you mean 'tkto'\?\n.*packaged recipes: .*dpo, .*\n.*packaged overlays: .*strategy/ddp"),
+        ("--model.policy.init_args.dirctory x", r"Option 'dirctory' is not accepted; did you mean 'directory'\?"),
+        ("--model.policy Qwen2CodeLM", r"did you mean 'Qwen2CodecLM'\?"),
+        ("--model.sampling.top 3", r"Option 'top' is not accepted; (did you mean 'top_[pk]'\?|Sampling takes )"),
         ("--trainer.strategy nonsense", r"nonsense"),
     ],
 )
@@ -193,7 +201,7 @@ def test_wrong_flags(flags: str, message: str, recipe: Recipe, capsys: pytest.Ca
     ("text", "message"),
     [
         ("traner: {max_steps: 2}", r"does not accept option 'traner\.max_steps'; did you mean 'trainer\.max_steps'\?"),
-        ("objective: {name: dpo, betta: 0.2}", r"Option 'betta' is not accepted"),
+        ("objective: {name: dpo, betta: 0.2}", r"Option 'betta' is not accepted; did you mean 'beta'\?"),
         ("objective: tkot", r"unknown objective 'tkot'"),
         ("objective: {name: dpo, beta: [1", r"(?s)config.*(parsing|expected)"),
     ],
@@ -225,7 +233,7 @@ def test_real_faults_keep_their_traceback(here: Path, recipe: Recipe) -> None:
 
 
 def test_traceback_flag(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.DEBUG, "false")  # what the flag sets is undone with it
+    monkeypatch.setenv(DEBUG, "false")  # what the flag sets is undone with it
     with pytest.raises(ValueError, match="beta must be above 0"):
         run(["fit", "--config", recipe(), "--objective", "dpo", "--objective.beta", "-1", "--traceback"])
 
@@ -376,15 +384,15 @@ def test_fast_dev_run_leaves_nothing(recipe: Recipe) -> None:
     assert not Path("runs/small/checkpoints").exists()
 
 
-@pytest.mark.parametrize("verb", ["test", "validate", "predict"])
-def test_a_missing_checkpoint_is_named(verb: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_a_missing_checkpoint_is_named(command: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(
         r"no checkpoint at runs/small/checkpoints/last\.ckpt: train first",
-        fails(capsys, verb, "--config", recipe()),
+        fails(capsys, command, "--config", recipe()),
     )
     assert re.search(
         r"no checkpoint at mine\.ckpt: check --ckpt_path",
-        fails(capsys, verb, "--config", recipe(), "--ckpt_path", "mine.ckpt"),
+        fails(capsys, command, "--config", recipe(), "--ckpt_path", "mine.ckpt"),
     )
 
 
@@ -424,28 +432,27 @@ def test_a_checkpoint_gives_weights_and_never_options(recipe: Recipe) -> None:
 # --- the program ---
 
 
-def command(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def program(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """The command as a person gives it, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "tts_align", *args]
     return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False, **kwargs)
 
 
-def test_help_lists_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["tts-align", "--help"])
     assert cli.main() is None
     shown = capsys.readouterr().out
-    for verb, line in VERBS.items():
-        assert re.search(rf"^  {verb} +{re.escape(line)}$", shown, re.MULTILINE)
-    assert {verb.split()[0] for verb in VERBS} == {*AlignCLI.subcommands(), "prepare", "label", "demo"}
+    for command, line in COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(line)}$", shown, re.MULTILINE)
+    assert {command.split()[0] for command in COMMANDS} == {
+        *AlignCLI.subcommands(),
+        "recipes",
+        "prepare",
+        "label",
+        "demo",
+    }
     assert max(map(len, shown.splitlines())) <= 120
-
-
-@pytest.mark.parametrize("verb", sorted(AlignCLI.subcommands()))
-def test_help_of_each_verb(verb: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = printed(capsys, verb, "--help")
-    assert shown.startswith(f"usage: tts-align {verb} --config RECIPE [options]\n")
-    assert shown.index("--objective") < shown.index("--run.directory") < shown.index("--trainer.max_steps")
 
 
 def test_help_of_an_objective(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,7 +463,7 @@ def test_help_of_an_objective(here: Path, capsys: pytest.CaptureFixture[str]) ->
     ("args", "status", "message"),
     [
         (["--version"], 0, r"^tts-align \d+\.\d+\.\d+\n$"),
-        (["ftt"], 2, r"unknown verb 'ftt': expected one of .*did you mean 'fit'\?"),
+        (["ftt"], 2, r"unknown command 'ftt': expected one of .*did you mean 'fit'\?"),
         (["demo"], 2, r"expected `tts-align demo build`"),
         (["demo", "build", "--help"], 0, r"--seed"),
         (["label", "--help"], 0, r"(?s)--judged.*--rule\.max_cer"),
@@ -481,6 +488,81 @@ def test_words(
     assert "Traceback" not in shown.err
 
 
+def test_a_registered_name_works_once_its_module_is_named(
+    here: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "own_sft.py").write_text(
+        "from tts_align import Objective, Outcome, Reads\n\n\n"
+        "class Mine(Objective, name='mine'):\n"
+        '    """Mine."""\n\n'
+        "    reads = Reads.LABELLED\n\n"
+        "    def forward(self, step):\n"
+        "        return Outcome(-step.mean(step.policy.sums()))\n"
+    )
+    monkeypatch.setattr(Objective, "registry", dict(Objective.registry))
+    path = recipe(objective="sft", max_steps=1)
+    assert "unknown objective 'mine'" in fails(capsys, "fit", "--config", path, "--objective", "mine")
+    flags = ["--objective", "mine", "--run.modules", "[own_sft]"]
+    cli = run(["fit", "--config", path, *flags, "--run.directory", "runs/flags"])
+    assert type(cli.model.objective).__name__ == "Mine"
+    (here / "own.yaml").write_text("objective: mine\nrun: {modules: own_sft, directory: runs/own}\n")
+    monkeypatch.delitem(sys.modules, "own_sft")
+    Objective.registry.pop("mine")
+    cli = run(["fit", "--config", path, "--config", "own.yaml"])
+    assert type(cli.model.objective).__name__ == "Mine"
+    saved = yaml.safe_load(Path("runs/own/config.yaml").read_text())
+    assert saved["objective"]["class_path"] == "own_sft.Mine"
+    assert saved["run"]["modules"] == "own_sft"
+    message = fails(capsys, "fit", "--config", path, "--run.modules=[nowhere]")
+    assert f"run.modules: no module named 'nowhere' in {here}" in message
+
+
+@pytest.mark.parametrize("command", ["fit", "sample"])
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_what_an_overlay_leaves_open_is_named(
+    command: str, version: str, here: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--prompts", "x", "--out", "y"] if command == "sample" else []
+    named = [command, "--config", "dpo", "--config", f"models/cosyvoice{version}", *given]
+    message = fails(capsys, *named)
+    assert "model.policy.init_args.directory is not given: pass --model.policy.init_args.directory" in message
+    message = fails(capsys, *named, "--model.policy.init_args.directory", "mine")
+    if command == "fit":
+        assert "data.manifest is not given: pass --data.manifest with a file of rows" in message
+    else:
+        assert "no directory mine: expected that of a CosyVoice2" in message  # which needs no rows
+
+
+def test_a_hub_identifier_says_how_to_download(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "FunAudioLLM/CosyVoice2-0.5B"
+    message = fails(
+        capsys, "fit", "--config", "dpo", "--config", "models/cosyvoice2", "--data.manifest", "rows.jsonl",
+        "--model.policy.init_args.directory", name,
+    )  # fmt: skip
+    assert f"there is no directory {name}" in message
+    assert f"hf download {name} --local-dir CosyVoice2-0.5B" in message
+    assert f"modelscope download --model {name} --local_dir CosyVoice2-0.5B" in message
+    monkeypatch.setattr(
+        sys, "argv", ["tts-align", *["prepare", "--source", "x", "--out", "y.jsonl", "--directory"], name]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"hf download {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_sentences_as_plain_lines(name: str, here: Path, recipe: Recipe) -> None:
+    (here / "p.txt").write_text("\ufeffab\n\n  cab \n", "utf-8")
+    (here / "p.jsonl").write_text('{"id": "line-1", "text": "ab"}\n{"id": "line-3", "text": "cab"}\n')
+    run(["sample", "--config", recipe(), "--prompts", name, "--out", f"{name}.out", "--samples", "2"])
+    rows = [yaml.safe_load(line) for line in Path(f"{name}.out").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("line-1-0", "ab"), ("line-1-1", "ab"), ("line-3-0", "cab"), ("line-3-1", "cab"),
+    ]  # fmt: skip
+
+
 def test_sample_is_resumable_and_needs_no_checkpoint(here: Path, recipe: Recipe) -> None:
     (here / "prompts.jsonl").write_text('{"id": "p0", "text": "ab"}\n{"id": "p1", "text": "cab"}\n')
     args = ["sample", "--config", recipe(), "--prompts", "prompts.jsonl", "--out", "said.jsonl", "--samples", "3"]
@@ -495,7 +577,7 @@ def test_the_program_in_two_processes(here: Path, recipe: Recipe) -> None:
     """Two CPU processes fit TKTO, the contrastive pair included, and learn what one process learns."""
     path = recipe(objective="tkto", max_steps=3)
     ddp = str(ROOT / "recipes" / "strategy" / "ddp.yaml")
-    done = command("fit", "--config", path, "--config", ddp, "--run.directory", "runs/two", cwd=here)
+    done = program("fit", "--config", path, "--config", ddp, "--run.directory", "runs/two", cwd=here)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("recipe:") == 1
     run(["fit", "--config", path, "--run.directory", "runs/one"])
@@ -508,9 +590,9 @@ def test_the_program_in_two_processes(here: Path, recipe: Recipe) -> None:
 
 
 def test_the_program_refuses_in_a_line(here: Path) -> None:
-    done = command("fit", "--config", "nowhere.yaml", cwd=here)
+    done = program("fit", "--config", "nowhere.yaml", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("tts-align: error: ")
+    assert done.stderr.splitlines()[1].startswith("tts-align: error: ")
 
 
 def test_tkto_fits_its_pair_first_and_goes_on_anywhere(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,17 +29,17 @@ def judge(
 ) -> Path:
     """Listen to every candidate, and write error rates and readings to one file.
 
-    What is finished when the process is killed is kept: the same call goes on from there. A candidate that cannot be
+    What is finished when the process is killed is kept: the same call resumes from there. A candidate that cannot be
     judged keeps its row, with the reason under ``error``, and is counted and named; called again, it is tried again.
 
     Args:
-        module: its judge listens; its vocoder speaks, if the judge hears sound.
-        candidates: what ``sample`` wrote.
-        out: JSONL file of judged candidates, written when all are there.
-        batch_rows: candidates at a time; does not change the verdicts.
+        module: module whose judge listens, and whose vocoder speaks if the judge hears sound.
+        candidates: JSONL file that ``sample`` wrote.
+        out: JSONL file of judged candidates to write, whole or not at all.
+        batch_rows: candidates judged together; does not change the verdicts.
         rank: number of this process.
-        world: how many processes share the work.
-        overwrite: replace a file made from other candidates or with another judge.
+        world: number of processes that share the work.
+        overwrite: whether to replace a file that was made from other candidates or with another judge.
         barrier: waits for the other processes.
         max_failed_share: largest share of each process's candidates that may go without a verdict.
 
@@ -47,7 +47,7 @@ def judge(
         ValueError: no judge is configured, more candidates failed than may, or rows of another process are missing.
     """
     if module.judge is None:
-        raise ValueError("there is nobody to listen: the recipe must set model.judge")
+        raise ValueError("no judge configured: the recipe must set model.judge")
     rows = read_candidates(candidates)
     key = digest("judge", listener_digest(module), [(row.id, row.speech) for row in rows])
     shards = Shards(out, key, [row.id for row in rows], rank, world, overwrite)

@@ -25,12 +25,13 @@ class LabelRule:
     worst first. A sentence without a marked word has no wrong reading: there ``max_cer`` alone divides good from bad.
 
     Args:
-        keep: ``best``: of each sentence and voice at most ``desirable`` and ``undesirable`` rows; ``all``: every row.
-        desirable: rows of each sentence and voice that are kept at most, with the lowest error rates.
-        undesirable: rows that are kept at most, with the highest error rates.
-        max_cer: a desirable row has no higher character error rate.
-        neither: what to do with an utterance that says neither reading, or was cut by the length limit: leave it out,
-            or count it as undesirable.
+        keep: rows to keep: best (the best ``desirable`` and the worst ``undesirable`` of each sentence and voice) or
+            all.
+        desirable: desirable rows to keep of each sentence and voice, those with the lowest error rates.
+        undesirable: undesirable rows to keep of each sentence and voice, those with the highest error rates.
+        max_cer: highest character error rate of a desirable row.
+        neither: what to do with an utterance that says neither reading, or was cut by the length limit: drop it, or
+            count it as undesirable.
     """
 
     keep: Keep = "best"
@@ -145,8 +146,8 @@ def label(judged: str | Path, out: Path, rule: LabelRule | None = None) -> Label
     """Label judged candidates by a rule, write the manifest, and print how many rows and pairs there are.
 
     Args:
-        judged: what ``judge`` wrote.
-        out: manifest, ``.jsonl`` or ``.parquet``.
+        judged: JSONL file that ``judge`` wrote.
+        out: manifest to write, .jsonl or .parquet.
         rule: which candidates become rows.
     """
     rule = rule or LabelRule()

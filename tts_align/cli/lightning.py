@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -11,35 +11,20 @@ from typing import Any, cast
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tts_align.cli.recipe import (
-    MODE,
-    PlainParser,
-    RecipeError,
-    expand_flags,
-    expand_sections,
-    objective_path,
-    root_cause,
-)
-from tts_align.cli.trainer import AlignTrainer
+from tts_align.cli.commands import DESCRIPTIONS, TRAINER_DEFAULTS, WITHOUT_OBJECTIVE
+from tts_align.cli.errors import RecipeError, root_cause
+from tts_align.cli.parser import PlainParser
+from tts_align.cli.places import check_places
+from tts_align.cli.recipe import MODE, expand, objective_path
+from tts_align.cli.trainer import AlignTrainer, make_trainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
-from tts_align.training.callbacks.progress import progress_bar
 from tts_align.training.module import AlignModule
-from tts_align.training.run import EXPORT, KeepLast, Run, RunSettings, finished, where
+from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
 from tts_align.utils.messages import first_process, quiet, say
-
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # the data module cuts the rows over ranks itself, exactly
-    "gradient_clip_val": 1.0,
-    "log_every_n_steps": 10,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-}
 
 
 def objective_class(objective: Namespace | None) -> type[Objective]:
@@ -48,36 +33,6 @@ def objective_class(objective: Namespace | None) -> type[Objective]:
         return Objective
     module, _, name = objective.class_path.rpartition(".")
     return getattr(import_module(module), name)
-
-
-DESCRIPTIONS = {
-    "fit": (
-        "Train the policy with an objective, then test it. Everything is kept in run.directory: started again on the "
-        "same recipe it continues from the last checkpoint, on another recipe it refuses. --ckpt_path continues from "
-        "another checkpoint of the same recipe; to start from another run's weights name them in model.policy."
-    ),
-    "validate": "Loss and metrics of the run's last checkpoint, or of --ckpt_path, on the held-out rows.",
-    "test": (
-        "Test the run's last checkpoint, or --ckpt_path: speak the test sentences before and after, judge them, and "
-        "write table, figures and audio to run.directory. A saved recipe will do: --config runs/NAME/config.yaml"
-    ),
-    "predict": (
-        "Score the held-out rows (data.validation) with the run's last checkpoint, or --ckpt_path. Nothing is written "
-        "but by a callback of yours (on_predict_batch_end) among trainer.callbacks."
-    ),
-    "sample": "Speak every sentence several times in every voice with model.policy; the first of sample, judge, label.",
-    "judge": "Listen to candidates with model.judge and write what was heard; the second of sample, judge, label.",
-    "export": (
-        "Write the policy with the weights of the run's last checkpoint, or of --ckpt_path, as a model directory that "
-        "its runtime loads; adapters are merged. What was written is read back and compared with the model in memory "
-        "on rows of data.manifest; the numbers are in export.json in run.directory. Needs neither GPU nor objective."
-    ),
-}
-"""What the help of each verb says first."""
-
-
-WITHOUT_OBJECTIVE = ("sample", "judge", "export")
-"""Verbs for which a recipe need not say what is optimised, nor on what."""
 
 
 class AlignParser(PlainParser, LightningArgumentParser):
@@ -99,11 +54,11 @@ class AlignCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         quiet()
-        self.verb = args[0] if args else ""
+        self.command = args[0] if args else ""
         common = {"parser_mode": MODE, "allow_abbrev": False}
         own = {
-            verb: {"usage": f"tts-align {verb} --config RECIPE [options]", "description": text, **common}
-            for verb, text in DESCRIPTIONS.items()
+            command: {"usage": f"tts-align {command} --config RECIPE [options]", "description": text, **common}
+            for command, text in DESCRIPTIONS.items()
         }
         super().__init__(
             AlignModule,
@@ -120,13 +75,13 @@ class AlignCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs and ours, with the arguments that do not come from the command line."""
-        lightning = {verb: {*given, "weights_only"} for verb, given in LightningCLI.subcommands().items()}
+        """Lightning's commands and ours, with the arguments that do not come from the command line."""
+        lightning = {command: {*given, "weights_only"} for command, given in LightningCLI.subcommands().items()}
         return {**lightning, "sample": {"model"}, "judge": {"model"}, "export": {"model", "manifest", "report"}}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put what a recipe begins with first, and the trainer's many options last."""
-        trains = self.verb not in WITHOUT_OBJECTIVE
+        trains = self.command not in WITHOUT_OBJECTIVE
         parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=trains)
         if not trains:
             parser.set_defaults({"objective": {"class_path": objective_path("sft")}})
@@ -137,8 +92,8 @@ class AlignCLI(LightningCLI):
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Build the parser of the chosen verb only, its own options before the recipe's."""
-        if subcommand != self.verb:
+        """Build the parser of the chosen command only, its own options before the recipe's."""
+        if subcommand != self.command:
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -152,7 +107,7 @@ class AlignCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line and name the run."""
-        self.config = parser.parse_args(expand_flags(expand_sections(args)))
+        self.config = parser.parse_args(expand(args))
         chosen = self.config[self.config.subcommand]
         recipes = chosen.get("config") or []
         if chosen.run.directory is None:
@@ -170,6 +125,7 @@ class AlignCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything the recipe names; what is wrong then is the recipe's fault."""
         try:
+            check_places(self.config[self.command].as_dict(), self.command)
             super().instantiate_classes()
             if self.subcommand not in WITHOUT_OBJECTIVE:
                 self.datamodule.follow(self.model.rows_wanted)
@@ -182,36 +138,7 @@ class AlignCLI(LightningCLI):
         self.run = Run(str(self.settings.directory))
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
-        return self.make_trainer(self._get(self.config_init, "trainer"), self.run)
-
-    def make_trainer(self, recipe: Namespace, run: Run) -> AlignTrainer:
-        """Build a trainer that logs and saves in a run's directory, unless the recipe says otherwise.
-
-        Args:
-            recipe: its ``trainer:``.
-            run: where it works.
-        """
-        if recipe.default_root_dir is not None:
-            raise ValueError("trainer.default_root_dir has no effect: set run.directory instead")
-        callbacks = recipe.callbacks or []
-        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-        if self.subcommand == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
-            callbacks.append(KeepLast(run.checkpoint, self.settings.checkpoint_every))
-        shows_bar = recipe.enable_progress_bar is not False and self.subcommand not in ("sample", "judge", "export")
-        if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            callbacks.append(progress_bar())
-        logger = recipe.logger
-        if logger is None or logger is True:
-            logger = self.subcommand in ("fit", "test") and TensorBoardLogger(run.directory, "", run.logs.name)
-        ours = {
-            "default_root_dir": run.directory,
-            "logger": logger,
-            "callbacks": callbacks,
-            "enable_progress_bar": shows_bar,
-        }
-        if self.subcommand == "export":  # without the devices that a training wants
-            ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
-        return AlignTrainer(**{**recipe, **ours})
+        return make_trainer(self._get(self.config_init, "trainer"), self.run, self.settings, str(self.subcommand))
 
     def saved_recipe(self) -> str:
         """The recipe of this run in full: what its directory keeps, and what can be run again."""
@@ -254,7 +181,7 @@ class AlignCLI(LightningCLI):
         self.trainer.work(model, function, datamodule)
 
     def fit_variant(self, directory: Path, changes: Mapping[str, Any]) -> Path:
-        """Fit this recipe with some keys changed, in a directory of its own; goes on where it stopped.
+        """Fit this recipe with some keys changed, in a directory of its own; resumes where it was interrupted.
 
         Args:
             directory: of the variant's run.
@@ -270,7 +197,7 @@ class AlignCLI(LightningCLI):
         seed_everything(config[f"{self.subcommand}.seed_everything"], workers=True, verbose=False)
         built = self.parser.instantiate(config)[self.subcommand]
         run = Run(directory)
-        trainer = self.make_trainer(built.trainer, run)
+        trainer = make_trainer(built.trainer, run, self.settings, "fit")
         checkpoint = run.checkpoint if run.checkpoint.exists() else None
         if checkpoint is not None and finished(trainer, *run.progress()):
             say(f"{directory} is finished: {run.progress()[1]} steps; nothing left to train")

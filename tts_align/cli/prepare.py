@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
+from tts_align.cli.places import check_no_hub
 from tts_align.cli.trainer import AlignTrainer
 from tts_align.data.cosyvoice import is_place, shard_of
 from tts_align.data.manifest import read_manifest, to_dict
@@ -39,9 +40,9 @@ class Processes:
     """Where the work is done; options of Lightning's trainer.
 
     Args:
-        accelerator: kind of device: auto, cpu, gpu, ...
-        devices: how many on each machine, or which; auto for all.
-        num_nodes: machines.
+        accelerator: kind of device, such as auto, cpu or gpu.
+        devices: number of devices on each machine, or which of them; auto for all.
+        num_nodes: number of machines.
         strategy: how Lightning starts and joins the processes.
     """
 
@@ -66,7 +67,7 @@ class Processes:
 
 
 class _Nobody(LightningModule):
-    """Takes the place of a model: this verb trains and asks none."""
+    """Takes the place of a model: this command trains and asks none."""
 
 
 def prepare(
@@ -85,26 +86,28 @@ def prepare(
 ) -> None:
     """Make a manifest of recordings and their texts: speech tokens, speech tokens of prompts, speaker vectors.
 
-    What is finished when the process is killed is kept: the same command goes on from there, with any number of
+    What is finished when the process is killed is kept: the same command resumes from there, with any number of
     processes, and the result does not depend on either. Rows that cannot be prepared are counted, named with the
     reason in <out>.refused.jsonl, and left out.
 
     Args:
-        directory: of a CosyVoice2 or Fun-CosyVoice3 model, whose speech tokenizer and speaker encoder listen.
-        source: manifest (.jsonl, .parquet), Kaldi-style folder (wav.scp, text, ...), or CosyVoice's Parquet shards:
-            one, a directory of them, or their data.list.
+        directory: directory of a CosyVoice2 or Fun-CosyVoice3 model, whose speech tokenizer and speaker encoder are
+            used.
+        source: recordings and texts: a manifest (.jsonl, .parquet), a Kaldi-style folder (wav.scp, text, ...), or
+            CosyVoice's Parquet shards: one, a directory of them, or their data.list.
         out: manifest to write, .jsonl or .parquet.
-        max_seconds: longest recording that is taken.
-        min_seconds: shortest recording that is taken.
+        max_seconds: longest recording that is taken, in seconds.
+        min_seconds: shortest recording that is taken, in seconds.
         lowest_rate: lowest sample rate of a recording that is taken, in Hz.
-        speaker_vectors: whether to make them for rows that have a recording and none yet.
+        speaker_vectors: whether to make speaker vectors for rows that have a recording and none yet.
         batch_size: recordings encoded together, if the directory has a speech tokenizer for batches.
         num_workers: threads in each process that read recordings ahead.
         on_bad_row: what a row that cannot be prepared does: drop the row and say so, or stop.
-        overwrite: replace a file made with other settings or inputs.
+        overwrite: whether to replace a file that was made with other settings or inputs.
         trainer: where the work is done.
     """
     quiet()
+    check_no_hub("directory", directory)
     target = Target(Path(out), overwrite, on_bad_row)
     recording_encoder = RecordingEncoder.of(directory, batch_size, speaker_vectors)
     limits = Limits(max_seconds, min_seconds, lowest_rate)

@@ -1,56 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a recipe is read: short names for classes, and errors of a line or two."""
+"""How a recipe is read: short names for classes, sections for one objective."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
+import importlib
 import os
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, set_loader
+from jsonargparse import set_loader
 
 from tts_align import PUBLIC
+from tts_align.cli.errors import did_you_mean, fail
+from tts_align.cli.moved import new_key, new_path, outdated
+from tts_align.cli.shelf import CONFIG_FLAGS, config_places, named_at
 from tts_align.objectives import Objective
 
 MODE = "recipe"
 """Name of the loader for ``parser_mode``."""
 OBJECTIVE_FLAGS = ("--objective", "--objective.help")
-CONFIG_FLAGS = ("--config", "-c")
+MODULES_FLAGS = ("--run.modules", "--run.modules+")
 SECTIONS = "by_objective"
 """Key of an overlay whose entries each hold for one objective only."""
 SHORT = {"cosyvoice": "CosyVoiceLM"}
 """Shorter names still, for what is typed most."""
-
-
-class RecipeError(ValueError):
-    """A recipe asks for what cannot be built."""
-
-
-def fail(message: str) -> NoReturn:
-    """End the program as a parser does after a wrong argument."""
-    sys.stderr.write(f"tts-align: error: {message}\n")
-    raise SystemExit(2)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What an optional argument's constructor said, before the parser wrapped it in what all alternatives said."""
-    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
-        error = error.__cause__
-    return error
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The nearest known word as a question, or nothing.
-
-    >>> did_you_mean("tkot", ["dpo", "tkto"])
-    "; did you mean 'tkto'?"
-    """
-    return "".join(f"; did you mean {match!r}?" for match in difflib.get_close_matches(word, known, n=1))
 
 
 def objective_path(name: str) -> str:
@@ -58,12 +32,17 @@ def objective_path(name: str) -> str:
     objective = Objective.registry.get(name)
     if objective is not None:
         return f"{objective.__module__}.{objective.__qualname__}"
-    if "." in name or name in {known.__name__ for known in Objective.registry.values()} or os.path.exists(name):
-        return name
     known = sorted(Objective.registry)
-    fail(
-        f"unknown objective {name!r}: expected one of {', '.join(known)}, or an import path{did_you_mean(name, known)}"
-    )
+    if (
+        "." not in name
+        and name not in {one.__name__ for one in Objective.registry.values()}
+        and not os.path.exists(name)
+    ):
+        fail(
+            f"unknown objective {name!r}: expected one of {', '.join(known)}, or an import path"
+            f"{did_you_mean(name, known)}; a class of yours has a name here when run.modules names its module"
+        )
+    return name
 
 
 def full_path(name: str) -> str:
@@ -108,13 +87,91 @@ def load_recipe(text: str) -> Any:
     return recipe
 
 
-def expand_sections(args: Sequence[str]) -> list[str]:
+def expand(args: Sequence[str]) -> list[str]:
+    """A command line with everything short written out: sections of overlays, names of classes.
+
+    Args:
+        args: the command line.
+    """
+    args = list(args)
+    recipes = read_recipes(args)
+    check_names(args, recipes)
+    check_order(args, recipes)
+    import_modules(args, recipes)
+    return expand_flags(expand_sections(args, recipes))
+
+
+def read_recipes(args: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """The recipes that a command line names, as they are written, by their place on it."""
+    return {at: _read(named_at(args, at)) for at in config_places(args)}
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A recipe as it is written; what cannot be read is left for the parser to complain about."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            recipe = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def check_names(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
+    """Refuse names of earlier versions, in recipes and in flags; the message holds those of today."""
+    for at, recipe in recipes.items():
+        if lines := list(outdated(recipe)):
+            fail("\n  ".join([f"{named_at(args, at)} was written by an earlier version; change in it:", *lines]))
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, _, value = arg.partition("=")
+        if flag.startswith("--") and (key := new_key(flag)):
+            fail(f"{flag} is now {key}")
+        if new := new_path(value or arg):
+            fail(f"{before if not value else flag}: {value or arg} is now {new}")
+
+
+def check_order(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
+    """Refuse an overlay that stands before its recipe, which would take back what the overlay says."""
+    chooses = [at for at, recipe in recipes.items() if _named_objective(recipe.get("objective"))]
+    early = [at for at in recipes if chooses and at < chooses[0] and recipes[at]]
+    if early:
+        order = [chooses[0], *early, *(at for at in recipes if at > chooses[0])]
+        written = " ".join(f"{CONFIG_FLAGS[0]} {named_at(args, at)}" for at in order)
+        fail(
+            f"{named_at(args, early[0])} chooses no objective, so it is an overlay, and stands before its recipe, "
+            f"which would override it: write {written}"
+        )
+
+
+def import_modules(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
+    """Import what ``run.modules`` names, so that the classes in it are known by their registered names."""
+    named: list[Any] = [(recipe.get("run") or {}).get("modules") for recipe in recipes.values()]
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, equals, value = arg.partition("=")
+        if flag in MODULES_FLAGS and equals:
+            named.append(yaml.safe_load(value))
+        elif before in MODULES_FLAGS:
+            named.append(yaml.safe_load(arg))
+    for given in named:
+        for name in [given] if isinstance(given, str) else given or []:
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name:
+                    raise
+                fail(f"run.modules: no module named {name!r} in {os.getcwd()} or among the installed packages")
+
+
+def expand_sections(args: Sequence[str], recipes: Mapping[int, dict[str, Any]] | None = None) -> list[str]:
     """Behind every overlay with a section for the chosen objective put that section, as a recipe of its own.
 
     An overlay may hold ``by_objective: {tkto: {...}, sft: {...}}``: what suits a model under one objective means
     nothing, or something else, under another.
+
+    Args:
+        args: the command line.
+        recipes: what :func:`read_recipes` gives for it.
     """
-    recipes = {at: _recipe(args[at]) for at in _config_places(args)}
+    recipes = read_recipes(args) if recipes is None else recipes
     sections = {at: recipe[SECTIONS] for at, recipe in recipes.items() if SECTIONS in recipe}
     if not sections:
         return list(args)
@@ -128,35 +185,23 @@ def expand_sections(args: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _config_places(args: Sequence[str]) -> list[int]:
-    """Where recipes are named."""
-    flagged = tuple(f"{flag}=" for flag in CONFIG_FLAGS)
-    after = [at + 1 for at, arg in enumerate(args[:-1]) if arg in CONFIG_FLAGS]
-    return sorted(after + [at for at, arg in enumerate(args) if arg.startswith(flagged)])
-
-
-def _recipe(arg: str) -> dict[str, Any]:
-    """A recipe as it is written; what cannot be read is left for the parser to complain about."""
-    try:
-        with open(arg.partition("=")[2] if arg.startswith("-") else arg, encoding="utf-8") as file:
-            recipe = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError):
-        return {}
-    return recipe if isinstance(recipe, dict) else {}
+def _named_objective(given: Any) -> str:
+    """What a recipe's ``objective`` names; empty if it only sets arguments, or is not there."""
+    if isinstance(given, dict):
+        given = given.get("name") or given.get("class_path")
+    return str(given or "")
 
 
 def _chosen_objective(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> str:
     """Import path of the objective named last, in a recipe or by a flag."""
     chosen = ""
     for at, arg in enumerate(args):
-        named: Any = recipes.get(at, {}).get("objective")
+        named = _named_objective(recipes.get(at, {}).get("objective"))
         if arg.startswith(f"{OBJECTIVE_FLAGS[0]}="):
             named = arg.partition("=")[2]
         elif at and args[at - 1] == OBJECTIVE_FLAGS[0]:
             named = arg
-        if isinstance(named, dict):
-            named = named.get("name") or named.get("class_path")
-        chosen = objective_path(str(named)) if named else chosen
+        chosen = objective_path(named) if named else chosen
     return chosen
 
 
@@ -175,36 +220,6 @@ def expand_flags(args: Sequence[str]) -> list[str]:
             expanded.append(f"{flag}={value}" if equals else value)
         previous = arg if arg.startswith("--") and not equals else ""
     return expanded
-
-
-class PlainParser(ArgumentParser):
-    """Reports a bad argument or recipe in a few lines instead of after two pages of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and exit with status 2."""
-        if not self.exit_on_error or os.environ.get("JSONARGPARSE_DEBUG", "false").lower() not in (
-            "false",
-            "no",
-            "off",
-            "0",
-        ):
-            super().error(message, ex)  # a nested parser: let the outer one try its other alternatives
-        if "Not a valid subclass of Objective. Got value: None" in message:
-            message = f"no objective chosen: pass --objective, one of {', '.join(sorted(Objective.registry))}"
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
-        if unknown:
-            message += did_you_mean(unknown[1] or unknown[2], list(_options(self)))
-        noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
-        fail("\n".join(line for line in message.splitlines() if not line.strip().startswith(noise)))
-
-
-def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Dotted names of a parser's options, and of those of its subcommands."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from (name for sub in action.choices.values() for name in _options(sub))
-        else:
-            yield action.dest
 
 
 set_loader(MODE, load_recipe, (yaml.YAMLError,))

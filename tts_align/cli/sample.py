@@ -29,20 +29,20 @@ def sample(
 ) -> Path:
     """Speak every sentence several times in every voice, and write the utterances to one file.
 
-    What is finished when the process is killed is kept: the same call goes on from there, with any number of processes.
+    What is finished when the process is killed is kept: the same call resumes from there, with any number of processes.
 
     Args:
-        module: its policy speaks, as its sampling says.
-        prompts: JSONL file of sentences.
-        out: JSONL file of candidates, written when all are there.
+        module: module whose policy speaks, as its sampling says.
+        prompts: file of sentences: JSONL, or plain text with one sentence per line.
+        out: JSONL file of candidates to write, whole or not at all.
         samples: utterances per sentence and voice.
-        speakers: voices; a sentence that names its own is spoken in that one only.
-        batch_rows: utterances at a time; does not change them.
-        seed: of all utterances.
+        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
+        batch_rows: utterances spoken together on each device; does not change them.
+        seed: seed of all utterances.
         rank: number of this process.
-        world: how many processes share the work.
-        overwrite: replace a file made with other settings.
-        audio: folder for a WAV file of each utterance, made by the module's vocoder.
+        world: number of processes that share the work.
+        overwrite: whether to replace a file that was made with other settings.
+        audio: folder for a WAV file of each utterance, made by the module's vocoder; no sound by default.
         barrier: waits for the other processes.
 
     Raises:

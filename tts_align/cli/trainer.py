@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning's trainer with verbs of its own: what needs models and devices, but no training."""
+"""Lightning's trainer with commands of its own: what needs models and devices, but no training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
+from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.training.callbacks.progress import progress_bar
 from tts_align.training.module import AlignModule
+from tts_align.training.run import KeepLast, Run, RunSettings
 from tts_align.utils.files import write_json
 from tts_align.utils.messages import first_process, say
 
@@ -78,19 +84,20 @@ class AlignTrainer(Trainer):
         audio: Path | None = None,
         ckpt_path: Path | None = None,
     ) -> None:
-        """Speak every sentence several times in every voice with the recipe's policy; goes on where it stopped.
+        """Speak every sentence several times in every voice with the recipe's policy; resumes.
 
         Args:
-            model: its policy speaks, as its sampling says.
-            prompts: JSONL file of sentences.
-            out: JSONL file of candidates, written when all are there.
+            model: module whose policy speaks, as its sampling says.
+            prompts: file of sentences: JSONL, or plain text with one sentence per line.
+            out: JSONL file of candidates to write, whole or not at all.
             samples: utterances per sentence and voice.
-            speakers: voices; a sentence that names its own is spoken in that one only.
-            batch_rows: utterances at a time on each device; does not change them.
-            seed: of all utterances.
-            overwrite: replace a file made with other settings.
-            audio: folder for a WAV file of each utterance, made by the recipe's vocoder.
-            ckpt_path: a run's checkpoint; without one the policy speaks as its directory holds it.
+            speakers: voices to speak in; a sentence that names its own is spoken in that one only.
+            batch_rows: utterances spoken together on each device; does not change them.
+            seed: seed of all utterances.
+            overwrite: whether to replace a file that was made with other settings.
+            audio: folder for a WAV file of each utterance, made by the recipe's vocoder; no sound by default.
+            ckpt_path: checkpoint to speak with; the run's last one by default if the recipe is a run's own, otherwise
+                the policy as its directory holds it.
         """
         if ckpt_path is not None:
             load_trained(model, ckpt_path)
@@ -123,14 +130,14 @@ class AlignTrainer(Trainer):
         overwrite: bool = False,
         max_failed_share: float = 0.01,
     ) -> None:
-        """Listen to every candidate with the recipe's judge, and write what was heard; goes on where it stopped.
+        """Listen to every candidate with the recipe's judge, and write what was heard; resumes.
 
         Args:
-            model: its judge listens; its vocoder speaks, if the judge hears sound.
-            candidates: what ``sample`` wrote.
-            out: JSONL file of judged candidates, written when all are there.
-            batch_rows: candidates at a time on each device; does not change the verdicts.
-            overwrite: replace a file made from other candidates or with another judge.
+            model: module whose judge listens, and whose vocoder speaks if the judge hears sound.
+            candidates: JSONL file that ``sample`` wrote.
+            out: JSONL file of judged candidates to write, whole or not at all.
+            batch_rows: candidates judged together on each device; does not change the verdicts.
+            overwrite: whether to replace a file that was made from other candidates or with another judge.
             max_failed_share: largest share of the candidates that may go without a verdict because vocoder or judge
                 failed on them.
         """
@@ -164,11 +171,11 @@ class AlignTrainer(Trainer):
         Args:
             model: its policy is written.
             to: directory to write; for vllm best the folder vllm in a directory exported before.
-            format: cosyvoice is a whole directory as the runtime loads it, with everything but llm.pt from the
-                policy's own; vllm its language model alone, as vLLM reads it. By default what the policy itself is.
-            overwrite: replace an earlier export.
-            ckpt_path: a run's checkpoint; the run's last one by default.
-            manifest: rows to compare on.
+            format: layout of the directory: cosyvoice (a whole directory as the runtime loads it, with everything but
+                llm.pt from the policy's own) or vllm (its language model alone); the policy's own by default.
+            overwrite: whether to replace an earlier export.
+            ckpt_path: checkpoint to export; the run's last one by default.
+            manifest: rows on which the models are compared.
             report: JSON file for what was found.
         """
         if not first_process():
@@ -195,3 +202,35 @@ class AlignTrainer(Trainer):
         """
         nothing = DataLoader(TensorDataset(torch.zeros(1)))
         self.predict(_Work(model, function, datamodule), dataloaders=nothing, return_predictions=False)
+
+
+def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: str) -> AlignTrainer:
+    """Build a trainer that logs and saves in a run's directory, unless the recipe says otherwise.
+
+    Args:
+        recipe: its ``trainer:``.
+        run: where it works.
+        settings: the recipe's ``run:``.
+        command: what it is built for.
+    """
+    if recipe.default_root_dir is not None:
+        raise ValueError("trainer.default_root_dir has no effect: set run.directory instead")
+    callbacks = recipe.callbacks or []
+    callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    if command == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
+        callbacks.append(KeepLast(run.checkpoint, settings.checkpoint_every))
+    shows_bar = recipe.enable_progress_bar is not False and command not in WITHOUT_OBJECTIVE
+    if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks.append(progress_bar())
+    logger = recipe.logger
+    if logger is None or logger is True:
+        logger = command in ("fit", "test") and TensorBoardLogger(run.directory, "", run.logs.name)
+    ours = {
+        "default_root_dir": run.directory,
+        "logger": logger,
+        "callbacks": callbacks,
+        "enable_progress_bar": shows_bar,
+    }
+    if command == "export":  # without the devices that a training wants
+        ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
+    return AlignTrainer(**{**recipe, **ours})

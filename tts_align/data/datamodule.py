@@ -53,20 +53,21 @@ class AlignData(LightningDataModule):
     Args:
         manifest: training rows: a .jsonl or .parquet file, a directory of Parquet shards, CosyVoice shards or their
             data.list, or a demo: name.
-        validation: rows the loss is watched on, likewise.
+        validation: held-out rows on which the loss is watched; the same kinds of file.
         rows_per_step: rows in one optimiser step; a pair is two rows.
-        tokens_per_step: instead, about so many text and speech tokens.
-        bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
-            padding; 1 turns it off.
-        seed: of shuffling, pairing and every other draw.
+        tokens_per_step: text and speech tokens in one optimiser step, about; instead of rows_per_step.
+        bucket_steps: optimiser steps within which rows are sorted by length, which saves padding; a quarter of an epoch
+            at most, 1 for no sorting.
+        seed: seed of shuffling, pairing and every other draw.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
-        paired_only: of labelled rows use only those that stand in pairs.
-        bistream_share: share of long enough rows whose text and speech are interleaved.
-        flip_labels: train on the opposite labels.
-        max_rows: use so many manifest rows, drawn by the seed; for trials.
-        tokenizer: makes speech tokens of recordings, for rows that have no speech tokens.
-        vocoder: speaks rows that have speech tokens and no recording, for objectives that want sound.
-        acoustic: mel that model.flow makes, for objectives that want sound; what model.tokenizer hears by default.
+        paired_only: whether to use only those labelled rows that stand in pairs.
+        bistream_share: share of the long enough rows whose text and speech are interleaved.
+        flip_labels: whether to train on the opposite labels.
+        max_rows: number of manifest rows to use, drawn by the seed, for trials; all by default.
+        tokenizer: tokenizer of recordings, for rows that have no speech tokens.
+        vocoder: vocoder of rows that have speech tokens and no recording, for objectives that want sound.
+        acoustic: mel frames that model.flow makes, for objectives that want sound; what model.tokenizer reads by
+            default.
         num_workers: processes that prepare batches; 0 for the training process itself.
         wants: what the objective wants of the rows. By default that of the module that is trained; only rows that are
             read without a module need it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the verbs need of a module: its policy, how it samples, and what turns speech tokens into sound and listens."""
+"""What commands need of a module: its policy, how it samples, and what turns speech tokens into sound and listens."""
 
 from __future__ import annotations
 

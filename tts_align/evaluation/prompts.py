@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class SentencePrompt:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> SentencePrompt:
-        """Read the columns of a manifest; columns of other verbs are ignored."""
+        """Read the columns of a manifest; columns of other commands are ignored."""
         if missing := [name for name in ("id", "text") if not isinstance(row.get(name), str)]:
             raise ValueError(f"column {missing[0]!r} is missing or not text")
         known = {name.name: row[name.name] for name in fields(cls) if row.get(name.name)}
@@ -101,7 +101,9 @@ def _words(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def read_prompts(path: str | Path) -> list[SentencePrompt]:
-    """Read a JSONL file of sentences.
+    """Read sentences: a JSONL file, or a plain text file (``.txt``) with one sentence per line.
+
+    A sentence of a text file is named after its line, ``line-1`` and so on; blank lines are left out.
 
     Args:
         path: the file; ``demo:symbolic/test.jsonl`` names an embedded one.
@@ -112,7 +114,8 @@ def read_prompts(path: str | Path) -> list[SentencePrompt]:
     prompts: list[SentencePrompt] = []
     lines: dict[str, int] = {}
     faults: list[str] = []
-    for number, row in read_json_lines(resolve(path)):
+    place = resolve(path)
+    for number, row in _text_lines(place) if place.suffix == ".txt" else read_json_lines(place):
         try:
             prompt = SentencePrompt.from_row(row)
         except (ValueError, TypeError) as error:
@@ -128,6 +131,17 @@ def read_prompts(path: str | Path) -> list[SentencePrompt]:
         more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
         raise ValueError("\n".join(faults[:_MAX_FAULTS] + more))
     return prompts
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (from 1) and sentence of each line that is not blank."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8 ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, {"id": f"line-{number}", "text": line.strip()}
 
 
 def write_prompts(path: Path, prompts: Iterable[SentencePrompt]) -> int:

@@ -25,13 +25,14 @@ class TestSettings:
     """What ``test`` speaks.
 
     Args:
-        prompts: JSONL file of sentences, none of which was trained on; demo: names an embedded one.
-        speakers: voices; a sentence that names its own is spoken in that one only.
+        prompts: file of sentences, none of which was trained on: JSONL, or plain text with one sentence per line; demo:
+            names an embedded one.
+        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
         samples: utterances per sentence and voice.
-        sentences: test only so many, evenly spread; for trials.
-        seed: of all utterances, the same before and after.
-        batch_rows: utterances at a time; does not change them.
-        audio: sentences whose sound is kept, before and after, those that changed first.
+        sentences: number of sentences to test, evenly spread, for trials; all by default.
+        seed: seed of all utterances, the same before and after.
+        batch_rows: utterances spoken together; does not change them.
+        audio: number of sentences whose sound is kept, before and after, those whose reading changed first.
         max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
             failed on them; they are left out of all numbers, counted and named.
     """

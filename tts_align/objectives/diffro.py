@@ -44,20 +44,23 @@ class DiffRO(Objective, name="diffro"):
     the reductions, the clipping, ``rollout`` and ``resample`` are this project's choices where the paper is silent.
 
     Args:
-        beta: weight of the KL to the reference.
-        tasks: of the reward model that are rewarded: asr or ctc, and any attributes.
-        targets: attribute -> value that is wanted of every row; by default each row's own.
-        estimator: straight_through (exactly one token at each position, the gradient of the soft sample) or soft.
-        temperature: of the sampling, τ.
-        final_temperature: of the last step, reached linearly; by default τ stays.
-        anneal_steps: optimiser steps until then.
-        reduction: mean (reward over text tokens, KL over speech tokens) or sum (both over the tokens of a row).
-        gradient_clip: largest norm of one row's reward gradient with respect to the reward model's input; 0 for any.
+        beta: weight of the KL to the reference, β.
+        tasks: reward-model tasks to optimise: ``asr`` or ``ctc`` plus any attributes.
+        targets: wanted value of each attribute, for every row; each row's own by default.
+        estimator: gradient estimator: straight_through (exactly one token at each position, the gradient of the soft
+            sample) or soft.
+        temperature: temperature τ of the Gumbel-softmax.
+        final_temperature: temperature of the last step, reached linearly; τ stays by default.
+        anneal_steps: optimiser steps until the last temperature.
+        reduction: how tokens are put together: mean (reward over text tokens, KL over speech tokens) or sum (both over
+            the tokens of a row).
+        gradient_clip: largest norm of one row's reward gradient with respect to the reward model's input; 0 for no
+            limit.
         sft_weight: weight of the cross-entropy on the stored rows that are desirable; not with free roll-outs.
-        rollout: teacher_forced (the prefixes are the stored rows) or free (in every step the policy speaks each row
-            anew from its whole distribution, and that is the prefix).
-        resample: draw a token anew at each position, as the paper does; otherwise the reward model hears the prefix
-            itself, with the gradient that this draw would have had.
+        rollout: prefixes of the sampled tokens: teacher_forced (the stored rows) or free (in every step the policy
+            speaks each row anew from its whole distribution).
+        resample: whether to draw a token anew at each position, as the paper does; otherwise the reward model reads the
+            prefix itself, with the gradient that this draw would have had.
     """
 
     needs = frozenset({Part.REFERENCE, Part.REWARD})

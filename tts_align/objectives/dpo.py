@@ -56,12 +56,12 @@ class DPO(Objective, name="dpo"):
     """Direct preference optimisation: the chosen row should gain more than the rejected one.
 
     Args:
-        beta: strength of the pull to the reference.
-        loss: sigmoid (DPO), or ipo (squared distance to a fixed margin).
+        beta: strength of the pull to the reference, β.
+        loss: loss of a pair: sigmoid (DPO), or ipo (squared distance to a fixed margin).
         label_smoothing: share of pairs taken to be labelled the wrong way round; sigmoid only.
-        average_tokens: log-ratios are means over the tokens of a row instead of sums. Implementations of IPO differ in
-            this; the papers sum.
-        sft_weight: adds so many times the mean token cross-entropy of the chosen rows.
+        average_tokens: whether log-ratios are means over the tokens of a row instead of sums. Implementations of IPO
+            differ in this; the papers sum.
+        sft_weight: weight of the mean token cross-entropy of the chosen rows.
     """
 
     needs: ClassVar[frozenset[Part]] = frozenset({Part.REFERENCE})

@@ -49,19 +49,20 @@ class E2E(Objective, name="e2e"):
     work alone. The published weights are the defaults; what stage 3 freezes is this project's choice.
 
     Args:
-        stage: 1, 2 or 3.
-        losses: what stage 1 trains the tokenizer with; the others are left out of it.
-        start: directory of the run of an earlier stage to start from; ``fit`` makes its own without.
+        stage: stage to train: 1, 2 or 3.
+        losses: losses that train the tokenizer in stage 1; the models of the others are left out of it.
+        start: directory of the run of an earlier stage to start from; without it ``fit`` makes its own.
         voices: names of speakers; each one's vector is a one at its place. Not for rows that bring speaker_vector.
-        policy_weight: of L_LM.
-        reward_weight: of L_RM.
-        flow_weight: of L_FM.
-        asr_weight: of the text in the second order's reward.
-        attribute_weight: of each attribute in it, such as the speaker.
-        attributes: those that are rewarded; they must be tasks of the reward model.
-        second_flow_weight: of the flow's loss on sampled speech tokens.
-        estimator: of the samples: straight_through (exactly one token each, the gradient of the soft sample) or soft.
-        temperature: of the sampling.
+        policy_weight: weight of the language model's loss, L_LM.
+        reward_weight: weight of the reward model's loss, L_RM.
+        flow_weight: weight of the flow's loss, L_FM.
+        asr_weight: weight of the text in the reward of stage 3.
+        attribute_weight: weight of each attribute, such as the speaker, in the reward of stage 3.
+        attributes: attributes that are rewarded in stage 3; they must be tasks of the reward model.
+        second_flow_weight: weight of the flow's loss on sampled speech tokens in stage 3.
+        estimator: gradient estimator of the samples: straight_through (exactly one token each, the gradient of the soft
+            sample) or soft.
+        temperature: temperature of the Gumbel-softmax.
         streaming_share: share of optimiser steps in which the flow does not look beyond its own chunk.
     """
 

@@ -53,10 +53,10 @@ class KTO(Objective, name="kto"):
     over all ranks and micro-batches of the step, clamped at 0, without gradient.
 
     Args:
-        beta: how quickly gains and losses saturate.
-        desirable_weight: λ_D. The paper advises λ_D n_D / (λ_U n_U) between 1 and 4/3.
-        undesirable_weight: λ_U.
-        sft_weight: adds so many times the mean token cross-entropy of the desirable rows.
+        beta: steepness β: how quickly gains and losses saturate.
+        desirable_weight: weight of desirable rows, λ_D. The paper advises λ_D n_D / (λ_U n_U) between 1 and 4/3.
+        undesirable_weight: weight of undesirable rows, λ_U.
+        sft_weight: weight of the mean token cross-entropy of the desirable rows.
     """
 
     needs: ClassVar[frozenset[Part]] = frozenset({Part.REFERENCE})

@@ -31,10 +31,10 @@ class MTR(Objective, name="mtr"):
 
     Args:
         weights: weight of each task's loss; 1 for those left out.
-        label_smoothing: share of the target's probability that is spread over all classes; not for ctc and numbers.
-        mixup: alpha of the Beta distribution that says how utterances are mixed two by two; 0 for not at all.
+        label_smoothing: share of a target's probability that is spread over all classes; not for ctc and numbers.
+        mixup: alpha of the Beta distribution that mixes utterances two by two; 0 for no mixing.
         adversarial: weight of the loss on the encoder's output moved against the model; 0 for none.
-        radius: how far it is moved.
+        radius: length of that move.
     """
 
     needs = frozenset({Part.REWARD})

@@ -84,20 +84,20 @@ class TKTO(Objective, name="tkto"):
     ``fit`` first fits the pair: KTO on the labels gives π⁺, KTO on the flipped labels π⁻.
 
     Args:
-        beta: how quickly a token's gain or loss saturates (eq. 5).
-        desirable_weight: λ_D (eq. 5).
-        undesirable_weight: λ_U (eq. 5).
-        mu: μ, the power of the contrastive ratio in the weight (eq. 2). The paper uses 1. With 0 every weight is 1 and
-            no pair is needed.
-        lower: L, where the log-ratio of the pair is clamped below (eq. 2).
-        upper: U, where it is clamped above.
-        reference_point: z₀ (eq. 4), the exact KL over the whole vocabulary: of each token itself, its mean over the
-            micro-batch at the same position, or one mean over all tokens of the micro-batch and ranks. With the last
-            two the gradient depends on how rows are cut into micro-batches.
-        weigh_end: weigh the end-of-speech token like any other; otherwise its weight is 1.
-        normalise_weights: divide the weights of a row by their mean.
-        reduction: sum over the tokens of a row, as the paper does, or mean.
-        sft_weight: adds so many times the mean token cross-entropy of the desirable rows.
+        beta: steepness β: how quickly a token's gain or loss saturates (eq. 5).
+        desirable_weight: weight of desirable rows, λ_D (eq. 5).
+        undesirable_weight: weight of undesirable rows, λ_U (eq. 5).
+        mu: power μ of the contrastive ratio in the weight (eq. 2). The paper uses 1. With 0 every weight is 1 and no
+            pair is needed.
+        lower: lower clamp L of the pair's log-ratio (eq. 2).
+        upper: upper clamp U of the pair's log-ratio (eq. 2).
+        reference_point: reference point z₀ (eq. 4), the exact KL over the whole vocabulary: of each token itself, its
+            mean over the micro-batch at the same position, or one mean over all tokens of the micro-batch and ranks.
+            With the last two the gradient depends on how rows are cut into micro-batches.
+        weigh_end: whether to weigh the end-of-speech token like any other; otherwise its weight is 1.
+        normalise_weights: whether to divide the weights of a row by their mean.
+        reduction: how the tokens of a row are put together: sum, as in the paper, or mean.
+        sft_weight: weight of the mean token cross-entropy of the desirable rows.
     """
 
     reads = Reads.LABELLED

@@ -30,14 +30,16 @@ class Contrast:
     """Where the token weights of TKTO come from. With nothing set ``fit`` fits the pair itself.
 
     Args:
-        weights: file of log-ratios made by an earlier run (``cache/contrast-*.safetensors``).
+        weights: file of log-ratios that an earlier run made (``cache/contrast-*.safetensors``).
         desirable: checkpoint of π⁺, a policy like this one fitted on the labels.
-        undesirable: checkpoint of π⁻, fitted on the flipped labels.
-        epochs: of the pair's fits; those of the trainer by default. This and what follows is unused for a given pair.
-        learning_rate: of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios stay near 0.
-        sft_weight: of the pair's fits.
-        balance: set λ_U so that λ_D n_D / (λ_U n_U) is 4/3, as KTO's authors advise: for neither fit, as in the paper,
-            for the flipped one, where the undesirable rows are the many, or for both.
+        undesirable: checkpoint of π⁻, a policy like this one fitted on the flipped labels.
+        epochs: passes over the rows in each fit of the pair; those of the trainer by default. This and what follows is
+            unused for a given pair.
+        learning_rate: learning rate of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios
+            stay near 0.
+        sft_weight: weight of the pair's cross-entropy on the rows that count as good.
+        balance: fits of the pair whose λ_U is set so that λ_D n_D / (λ_U n_U) is 4/3, as KTO's authors advise: neither,
+            as in the paper; flipped, where the undesirable rows are the many; or both.
     """
 
     weights: str | None = None

@@ -41,23 +41,24 @@ class AlignModule(LightningModule):
     """A codec language model, the other parts an objective asks for, and one shared step.
 
     Args:
-        objective: what to optimise.
-        policy: the model that is trained.
-        reference: frozen model the policy is compared with; by default the policy as its directory holds it, or its
-            base when it trains adapters.
-        contrast: π⁺ and π⁻ of token-level KTO, or weights made with them; ``fit`` makes its own pair without.
-        reward: scores speech tokens, differentiably; ``fit`` trains it first when it is new.
-        reward_fit: how ``fit`` does that.
-        flow: turns speech tokens into mel frames, for objectives that train through it.
-        tokenizer: turns sound into speech tokens, for objectives that train it.
-        stage_fit: how ``fit`` trains what comes before the objective's stage, if it has stages.
-        vocoder: turns speech tokens into sound, for ``judge`` and ``test``.
-        judge: listens, for ``judge`` and ``test``; never the one that labelled the training data.
-        sampling: how tokens are drawn in ``sample`` and ``test``.
-        test: what ``test`` speaks.
-        cache: folder for numbers of frozen models; ``cache`` in the run's directory by default.
-        optimizer: builds the optimizer from the trainable parameters.
-        lr_scheduler: builds the schedule, in optimiser steps, from the optimizer.
+        objective: objective to optimise.
+        policy: language model to train: a class and where its weights lie.
+        reference: frozen model that the policy is compared with; by default the policy as its directory holds it, or
+            its base when it trains adapters.
+        contrast: π⁺ and π⁻ of token-level KTO, or the token weights made with them; without it ``fit`` fits its own
+            pair.
+        reward: model that scores speech tokens, differentiably; a new one is trained by ``fit`` first.
+        reward_fit: training of a new reward model by ``fit``.
+        flow: model that turns speech tokens into mel frames, for objectives that train through it.
+        tokenizer: model that turns sound into speech tokens, for objectives that train it.
+        stage_fit: training by ``fit`` of the stages before the objective's, if it has stages.
+        vocoder: model that turns speech tokens into sound, for ``judge`` and ``test``.
+        judge: listener of ``judge`` and ``test``; never the one that labelled the training data.
+        sampling: how speech tokens are drawn in ``sample`` and ``test``.
+        test: sentences of ``test``, and how many of them; without it nothing is tested.
+        cache: folder for numbers of frozen models; ``cache`` in the run's folder by default.
+        optimizer: optimiser class and its arguments.
+        lr_scheduler: learning-rate schedule, in optimiser steps; constant by default.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of a run: its recipe, its checkpoints, its logs, and how it goes on after a pause."""
+"""The directory of a run: its recipe, its checkpoints, its logs, and how it resumes."""
 
 from __future__ import annotations
 
@@ -65,12 +65,14 @@ class RunSettings:
     """Where a run lives and how it goes on.
 
     Args:
-        directory: holds the saved recipe, checkpoints, logs and test results; ``runs/<name of the first recipe>`` by
-            default.
-        overwrite: remove what an earlier run left in the directory and start anew.
-        checkpoint_every: optimiser steps between two checkpoints; an interrupted run continues from the last one.
-        test_after_fit: test as soon as the training ends.
-        threads: CPU threads for each process; PyTorch decides by default.
+        directory: folder of the run: saved recipe, checkpoints, logs and test results; ``runs/<name of the first
+            recipe>`` by default.
+        overwrite: whether to remove what an earlier run left in the folder and start anew.
+        checkpoint_every: optimiser steps between two checkpoints; an interrupted run resumes from the last one.
+        test_after_fit: whether to test as soon as the training ends.
+        threads: CPU threads of each process; PyTorch decides by default.
+        modules: names of your own modules, imported before the recipe is read, so that their objectives are known by
+            the names they register; in the working folder or installed.
     """
 
     directory: str | None = None
@@ -78,6 +80,7 @@ class RunSettings:
     checkpoint_every: int = 100
     test_after_fit: bool = True
     threads: int | None = None
+    modules: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -12,14 +12,14 @@ class RewardFit:
     """Training of a new reward model, by the objective mtr on the recipe's own data; unused for a trained one.
 
     Args:
-        manifest: its training rows; those of ``data.manifest`` by default.
-        epochs: of it.
-        learning_rate: of it; that of ``model.optimizer`` by default.
-        decay_steps: optimiser steps over which its learning rate falls linearly to a twentieth; by default it stays.
-        rows_per_step: of it; that of the data by default.
-        label_smoothing: see the objective mtr.
-        mixup: see the objective mtr.
-        adversarial: see the objective mtr.
+        manifest: training rows of the reward model; those of ``data.manifest`` by default.
+        epochs: passes over its training rows.
+        learning_rate: its learning rate; that of ``model.optimizer`` by default.
+        decay_steps: optimiser steps over which its learning rate falls linearly to a twentieth; constant by default.
+        rows_per_step: rows in one of its optimiser steps; those of ``data`` by default.
+        label_smoothing: share of a target's probability that is spread over all classes, see the objective mtr.
+        mixup: alpha of the Beta distribution that mixes utterances two by two, see the objective mtr; 0 for no mixing.
+        adversarial: weight of the adversarial loss, see the objective mtr; 0 for none.
     """
 
     manifest: str | None = None
@@ -44,12 +44,12 @@ class StageFit:
     """Training of the earlier stages of the objective e2e, on the recipe's own data.
 
     Args:
-        losses: what stage 1 trains the tokenizer with: any of reward, flow and policy; what is left out begins in
-            stage 2.
-        epochs: of stage 1.
-        learning_rate: of stage 1; that of ``model.optimizer`` by default.
-        second_epochs: of stage 2.
-        second_learning_rate: of stage 2, likewise.
+        losses: losses that train the tokenizer in stage 1: any of reward, flow and policy; the models of the others
+            begin in stage 2.
+        epochs: passes over the rows in stage 1.
+        learning_rate: learning rate of stage 1; that of ``model.optimizer`` by default.
+        second_epochs: passes over the rows in stage 2.
+        second_learning_rate: learning rate of stage 2; that of ``model.optimizer`` by default.
     """
 
     losses: tuple[Literal["reward", "flow", "policy"], ...] = ("reward", "flow", "policy")

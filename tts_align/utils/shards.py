@@ -21,7 +21,7 @@ def digest(*settings: object) -> str:
 
 
 class Shards:
-    """The rows of a verb on their way to one file.
+    """The rows of a command on their way to one file.
 
     Args:
         out: the final file. Shards lie in a directory beside it until it is complete.

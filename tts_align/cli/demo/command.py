@@ -39,11 +39,11 @@ def build_demo(
     about twenty minutes of one core; killed and started again it continues. It ships only what passes its gates.
 
     Args:
-        directory: where the finished artefacts go.
-        seed: of everything.
-        corpus: which of the two.
-        work: where work in progress lies.
-        threads: of PyTorch. These models are small: two threads are slower than one when anything else runs.
+        directory: folder for the finished artefacts; the package's own by default.
+        seed: seed of everything random.
+        corpus: experiment to build: audio, symbolic or both.
+        work: folder for work in progress.
+        threads: threads of PyTorch; these models are small: two threads are slower than one when anything else runs.
     """
     torch.set_num_threads(threads)
     if corpus != "symbolic":

@@ -204,8 +204,8 @@ class CTCJudge(Judge):
     verdict is neither.
 
     Args:
-        directory: Holds a recogniser; `demo:audio/judge` tests, `demo:audio/labeller` labels training data.
-        batch_size: Utterances heard together; changes nothing but the last bits of sums.
+        directory: directory of a recogniser; `demo:audio/judge` tests, `demo:audio/labeller` labels training data.
+        batch_size: utterances judged together; does not change the result.
     """
 
     def __init__(self, directory: str = "demo:audio/judge", batch_size: int = 64) -> None:

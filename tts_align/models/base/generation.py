@@ -92,14 +92,14 @@ class Sampling:
     """How speech tokens are drawn.
 
     Args:
-        temperature: divides the logits; 0 takes the most probable token.
-        top_p: nucleus: most probable tokens are kept until their share exceeds this.
-        top_k: at most so many tokens are kept; 0 for no limit.
-        repetition_window: repetition-aware sampling looks back so many tokens; 0 turns it off.
-        repetition_share: a token that fills at least this share of the window is drawn again from the whole
-            distribution, itself excluded.
-        min_ratio: no end-of-speech before so many speech tokens per text token.
-        max_ratio: the utterance is cut after so many speech tokens per text token.
+        temperature: divisor of the logits; 0 takes the most probable token.
+        top_p: share of the nucleus: the most probable tokens are kept until their share exceeds this.
+        top_k: number of most probable tokens that are kept; 0 for no limit.
+        repetition_window: speech tokens that repetition-aware sampling looks back over; 0 turns it off.
+        repetition_share: share of the window from which on a token is drawn again from the whole distribution, itself
+            excluded.
+        min_ratio: fewest speech tokens per text token: no end-of-speech comes earlier.
+        max_ratio: most speech tokens per text token: the utterance is cut there.
     """
 
     temperature: float = 1.0

@@ -174,8 +174,8 @@ class MelTokenizer(SpeechTokenizer):
     """Waveform -> log-mel -> speech tokens.
 
     Args:
-        directory: Holds a codec; `demo:audio/codec` names the embedded one.
-        batch_size: Utterances encoded together; changes nothing but the last bits of sums.
+        directory: directory of a codec; `demo:audio/codec` names the embedded one.
+        batch_size: utterances encoded together; does not change the result.
     """
 
     def __init__(self, directory: str = "demo:audio/codec", batch_size: int = 64) -> None:

@@ -21,8 +21,8 @@ class MelVocoder(Vocoder):
     """Speech tokens -> waveform: embed, decode to log-mel in a voice, Griffin-Lim.
 
     Args:
-        directory: Holds a codec; `demo:audio/codec` names the embedded one.
-        iterations: Rounds of Griffin-Lim: more is slower and a little cleaner.
+        directory: directory of a codec; `demo:audio/codec` names the embedded one.
+        iterations: rounds of Griffin-Lim; more is slower and a little cleaner.
         batch_size: Utterances decoded together; changes nothing but the last bits of sums.
     """
 

@@ -77,7 +77,7 @@ class CosyVoiceTokenizer(SpeechTokenizer):
     them, the file without ``batch`` also one for the rest; the CosyVoice runtime uses the latter for its prompts.
 
     Args:
-        directory: of the model.
+        directory: directory of the model.
         batch_size: utterances encoded together, if the directory has the file for that; 1 uses the file for single
             ones if it is there.
     """

@@ -36,13 +36,13 @@ class CosyVoiceLM(Qwen2CodecLM):
     length holds back version 3's own end-of-speech (the published code holds back another id, to no effect).
 
     Args:
-        directory: as downloaded, with cosyvoice2.yaml or cosyvoice3.yaml in it.
+        directory: model directory as downloaded, with cosyvoice2.yaml or cosyvoice3.yaml in it.
         weights: file of the language model in the directory, such as llm.pt or llm.rl.pt, or a path of another.
         voices: JSONL file of voices to speak in: speaker, audio, text (its transcript), instruct, mode.
-        dtype: of the weights; adapters stay float32.
-        lora: train adapters instead of all weights; the frozen base is then the reference.
-        packed: score several rows in one sequence instead of padding them.
-        bistream: blocks of text and speech tokens, for rows that interleave them.
+        dtype: number format of the weights; adapters stay float32.
+        lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
+        packed: whether to score several rows in one sequence instead of padding them.
+        bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
     def __init__(

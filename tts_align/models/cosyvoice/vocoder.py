@@ -35,10 +35,10 @@ class CosyVoiceVocoder(Vocoder):
     the last bits of float32 sums. The weights are read when something is first spoken.
 
     Args:
-        directory: as downloaded; that of the policy by default.
-        voices: JSONL file of voices; that of the policy by default.
-        steps: of the flow's solver.
-        guidance: strength of its classifier-free guidance.
+        directory: model directory as downloaded; that of the policy by default.
+        voices: JSONL file of voices to speak in; that of the policy by default.
+        steps: steps of the flow's solver.
+        guidance: strength of the classifier-free guidance.
         batch_size: utterances that the flow makes together; does not change them.
     """
 

@@ -173,7 +173,7 @@ class DiTFlow(TokenFlow):
     """Speech tokens -> mel by a diffusion transformer that sees each token repeated for its frames.
 
     Args:
-        sizes: of the model; the published ones by default.
+        sizes: sizes of the model; the published ones by default.
     """
 
     def __init__(self, sizes: DiTFlowSizes | None = None) -> None:

@@ -29,8 +29,8 @@ class FlowVocoder(Vocoder):
     The flow must make the mel that the tokenizer reads: a :class:`~tts_align.models.codec.mel_fsq.MelFSQ`.
 
     Args:
-        steps: of the flow's solver.
-        guidance: strength of its classifier-free guidance.
+        steps: steps of the flow's solver.
+        guidance: strength of the classifier-free guidance.
         iterations: rounds of Griffin-Lim.
         batch_size: utterances made together. It changes the mel by the last bits of float32 sums only; Griffin-Lim
             makes more of them, where next to nothing sounds.

@@ -81,9 +81,9 @@ class LoRA:
     """Low-rank adapters (arXiv 2106.09685) on the backbone; everything else is frozen.
 
     Args:
-        rank: of the update.
-        alpha: the update is scaled by alpha / rank.
-        dropout: before the update, in training only.
+        rank: rank of the update.
+        alpha: scale of the update, which is multiplied by alpha / rank.
+        dropout: dropout before the update, in training only.
         targets: names of the linear layers that get an adapter.
     """
 
@@ -97,13 +97,14 @@ class Qwen2CodecLM(CodecLM):
     """A codec language model on a Qwen2 backbone.
 
     Args:
-        directory: holds ``config.json``, ``model.safetensors`` and ``tokenizer.json``; ``demo:audio/base`` and
-            ``demo:symbolic/base`` name the embedded ones. Without it a model of random weights is made from ``sizes``.
+        directory: model directory with ``config.json``, ``model.safetensors`` and ``tokenizer.json``;
+            ``demo:audio/base`` and ``demo:symbolic/base`` name the embedded ones. Without it a model of random weights
+            is made from ``sizes``.
         sizes: sizes of a new model; not together with ``directory``.
         tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
-        lora: train adapters instead of all weights; the frozen base is then the reference.
-        packed: score several rows in one sequence instead of padding them.
-        bistream: blocks of text and speech tokens, for rows that interleave them.
+        lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
+        packed: whether to score several rows in one sequence instead of padding them.
+        bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
     def __init__(

@@ -49,13 +49,13 @@ class Attribute:
     """A property of a whole utterance that the reward model predicts.
 
     Args:
-        name: under which labels, scores and losses are found.
-        kind: ``classes`` (one of several: emotion, gender, speaker), ``events`` (each there or not: audio events),
-            ``mos`` (a score of 1 to 5, in 5 bins) or ``regression`` (a number: age; it has no log-probability, so it
-            is learnt but cannot be a reward).
+        name: name of the attribute, of its column in the manifest, its scores and its losses.
+        kind: kind of the attribute: ``classes`` (one of several: emotion, gender, speaker), ``events`` (each there or
+            not: audio events), ``mos`` (a score of 1 to 5, in 5 bins) or ``regression`` (a number: age; it has no
+            log-probability, so it is learnt but cannot be a reward).
         classes: names of the classes or events.
-        centre: of a regression's values; what is predicted is (value - centre) / spread.
-        spread: of a regression's values.
+        centre: centre of a regression's values; what is predicted is (value - centre) / spread.
+        spread: spread of a regression's values.
     """
 
     name: str
@@ -184,16 +184,16 @@ class RewardSizes:
     """Sizes and tasks of a reward model; what ``config.json`` in its directory holds.
 
     Args:
-        codebook_size: speech tokens of the tokenizer.
-        characters: those that texts are made of, each once; see :func:`collect_characters`.
+        codebook_size: number of speech tokens of the tokenizer.
+        characters: characters that texts are made of, each once; see :func:`collect_characters`.
         attributes: utterance-level tasks.
-        width: of the vectors; even, and a multiple of ``heads``.
-        layers: blocks of the encoder.
+        width: width of the vectors; even, and a multiple of ``heads``.
+        layers: number of blocks of the encoder.
         heads: attention heads.
         feed_forward: width inside the feed-forward layers.
-        decoder_layers: blocks of the text decoder, the task ``asr``; 0 for none.
+        decoder_layers: number of blocks of the text decoder, the task ``asr``; 0 for none.
         ctc: whether there is the task ``ctc``.
-        dropout: in the model's own training only.
+        dropout: dropout in the model's own training.
     """
 
     codebook_size: int

@@ -29,8 +29,8 @@ class RewardModel(RewardHead):
     """Multi-task reward model over speech tokens.
 
     Args:
-        directory: holds ``config.json`` and ``model.safetensors``. Without it a model of random weights is made from
-            ``sizes``.
+        directory: model directory with ``config.json`` and ``model.safetensors``. Without it a model of random weights
+            is made from ``sizes``.
         sizes: sizes and tasks of a new model; not together with ``directory``.
     """
 

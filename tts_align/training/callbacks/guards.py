@@ -279,7 +279,7 @@ class CollapseGuard(Callback):
     Args:
         saturated: share of saturated rewards from which on they have collapsed.
         entropy_nats: entropy of the histogram of rewards, in nats, under which they have collapsed; at most ln 5.
-        patience: so many logs in a row.
+        patience: number of logs in a row that must say so.
         stop: stop the training; otherwise only warn.
     """
 

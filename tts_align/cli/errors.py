@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user can mend is said in a few lines; only real faults keep their traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+DEBUG = "JSONARGPARSE_DEBUG"
+"""Environment variable that shows where an error came from; the flag --traceback sets it."""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Environment variables in which launchers number their processes."""
+
+
+class RecipeError(ValueError):
+    """A recipe asks for what cannot be built."""
+
+
+def fail(message: str) -> NoReturn:
+    """End the program as a parser does after a wrong argument."""
+    sys.stderr.write(f"tts-align: error: {message}\n")
+    raise SystemExit(2)
+
+
+def note(message: str) -> None:
+    """Tell a person something while standard output belongs to results; once for all processes of a launcher."""
+    if all(os.environ.get(name, "0") == "0" for name in RANKS):
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The nearest known word as a question, or nothing.
+
+    >>> did_you_mean("tkot", ["dpo", "tkto"])
+    "; did you mean 'tkto'?"
+    """
+    return "".join(f"; did you mean {match!r}?" for match in difflib.get_close_matches(word, known, n=1))
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What an optional argument's constructor said, before the parser wrapped it in what all alternatives said."""
+    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
+        error = error.__cause__
+    return error
+
+
+def debugging() -> bool:
+    """Whether ``--traceback`` was given."""
+    return os.environ.get(DEBUG, "false").lower() not in ("false", "no", "off", "0", "")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Report what a user can mend in a few lines; with ``--traceback``, and for real faults, leave it as it is."""
+    try:
+        yield
+    except Exception as error:
+        if debugging():
+            raise
+        if isinstance(error, FileNotFoundError):
+            fail(str(error))
+        cause = root_cause(error)
+        if isinstance(error, ValueError) and _is_ours(cause):
+            fail(str(cause))
+        if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong recipe
+            fail(str(error))
+        raise
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error, not a library inside it."""
+    trace, module = error.__traceback__, ""
+    while trace is not None:
+        module, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return module.split(".")[0] == "tts_align"
