@@ -24,10 +24,13 @@ MOVED = {
     "models.reward": "models.reward.model",
     "models.reward_sizes": "models.reward.config",
     "models.s3": "models.cosyvoice.s3.tokenizer",
-    "reward_fit": "training.reward_fit",
-    "stage_fit": "training.stage_fit",
+    "reward_fit": "training.settings",
+    "stage_fit": "training.settings",
 }
 """Modules of classes that a recipe may name, before version 0.2 and now; the classes keep their names."""
+
+APART = {"models.mel.MelVocoder": "models.codec.vocoder"}
+"""Classes that have left the rest of their module."""
 
 RENAMED = {("sizes", "codes"): ("sizes", "codebook_size")}
 """Last two parts of a dotted key, before version 0.2 and now."""
@@ -40,7 +43,8 @@ def new_path(path: str) -> str | None:
     'tts_align.models.policy.qwen2.Qwen2CodecLM'
     """
     module, _, name = path.rpartition(".")
-    new = MOVED.get(module.removeprefix("tts_align."))
+    old = module.removeprefix("tts_align.")
+    new = APART.get(f"{old}.{name}", MOVED.get(old))
     return f"tts_align.{new}.{name}" if new and module.startswith("tts_align.") and name[:1].isupper() else None
 
 

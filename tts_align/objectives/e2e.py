@@ -60,8 +60,7 @@ class E2E(Objective, name="e2e"):
         attribute_weight: weight of each attribute, such as the speaker, in the reward of stage 3.
         attributes: attributes that are rewarded in stage 3; they must be tasks of the reward model.
         second_flow_weight: weight of the flow's loss on sampled speech tokens in stage 3.
-        estimator: gradient estimator of the samples: straight_through (exactly one token each, the gradient of the soft
-            sample) or soft.
+        estimator: gradient estimator of the samples: straight_through (one token, the soft sample's gradient) or soft.
         temperature: temperature of the Gumbel-softmax.
         streaming_share: share of optimiser steps in which the flow does not look beyond its own chunk.
     """
