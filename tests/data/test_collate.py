@@ -138,6 +138,6 @@ def _epoch(examples: Examples, policy: Letters, epoch: int) -> list[Any]:
 
 
 def test_keys_and_seeds_are_those_of_earlier_versions():
-    """Caches, token weights and the draws of a row hang on them; written down with version 0.1.0 before its renamings."""
+    """Caches, token weights and the draws of a row hang on them; written down before fields were renamed."""
     assert Layout("cosyvoice2", 6).key(TokenRow((1,), (2,))) == "a24ff672a5062dde4dc8a55bbc645081"
     assert row_seed("ab", 1) == 13673978051307
