@@ -21,6 +21,7 @@ from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.objectives.base import Part
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.distributed import gathered
+from tts_align.utils.sharded import whole
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ class HackingGuard(Callback):
         if self.sentences < len(prompts):
             prompts = [prompts[i] for i in np.linspace(0, len(prompts) - 1, self.sentences).astype(int)]
         items = utterance_requests(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
-        spoken = [one for part in speak(module.policy, module.sampling, items, self.batch_rows) for one in part]
+        with whole(module.policy):
+            spoken = [one for part in speak(module.policy, module.sampling, items, self.batch_rows) for one in part]
         assert module.judge is not None
         judged = [one for part in listen(module.judge, module.vocoder, spoken, 64) for one in part]
         # What cannot be judged, such as silence, is as wrong as can be.
