@@ -76,7 +76,7 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def plain(model: Model) -> Model:
-    """A frozen model of its own with the weights of a sharded one; a model that is whole anyway is given back itself.
+    """A model of its own with the weights of a sharded one; a model that is whole anyway is given back itself.
 
     All processes must call it.
     """
@@ -126,4 +126,4 @@ def _units(model: nn.Module) -> list[FSDPModule]:
 
 
 def _without_memory(value: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
+    return nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
