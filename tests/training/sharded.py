@@ -30,6 +30,7 @@ from tiny_sound import VOICES, build_e2e
 from tts_align.data.datamodule import AlignData
 from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.models.base.generation import Sampling
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import DPO, E2E, KTO, MTR, SFT, TKTO, DiffRO
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.gradients import average_gradients
@@ -47,6 +48,12 @@ def momentum(parameters: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr, momentum=0.5)
 
 
+class Undivided(Qwen2CodecLM):
+    """A policy that does not say what its blocks are."""
+
+    blocks = ()
+
+
 class Silent(Judge):
     """Hears the length of what is said, and finds nothing wrong."""
 
@@ -60,6 +67,12 @@ def plain_case(objective: Any, folder: Path, out: Path, **options: Any) -> Built
     return build(
         objective(), folder / "policy", str(folder / "rows.jsonl"), out / "cache", optimizer=momentum, **options
     )
+
+
+def undivided(folder: Path, out: Path) -> Built:
+    module, data = plain_case(KTO, folder, out)
+    module.policy.__class__ = Undivided
+    return module, data
 
 
 def rewarded(objective: Any, folder: Path, out: Path) -> Built:
@@ -111,6 +124,7 @@ CASES = {
     "dpo, packed": Case(partial(plain_case, DPO, packed=True), four=False),
     "dpo, adapters": Case(partial(plain_case, DPO, lora=LORA), sharded=False),
     "kto": Case(partial(plain_case, KTO)),
+    "kto, undivided": Case(undivided, four=False),
     "tkto": Case(partial(plain_case, TKTO)),
     "diffro": Case(partial(rewarded, DiffRO), callbacks=guard),
     "diffro, free": Case(partial(rewarded, partial(DiffRO, rollout="free"))),
@@ -136,18 +150,26 @@ class Watch(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def train(name: str, folder: Path, out: Path, world: int, checkpoint: Path | None = None) -> None:
-    """Train a case, from a checkpoint if there is one; leaves ``result.pt``, and a checkpoint of the middle."""
+def train(name: str, folder: Path, out: Path, world: int = 0, checkpoint: Path | None = None) -> None:
+    """Train a case, from a checkpoint if there is one; leaves ``result.pt``, and a checkpoint of the middle.
+
+    Args:
+        name: of the case.
+        folder: what is given.
+        out: what is made.
+        world: processes that share the policy; 0 for a plain training in this one.
+        checkpoint: where to begin.
+    """
     case, out = CASES[name], out / name
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     module, data = case.build(folder, out)
     watch = Watch(out / "half.ckpt")
-    options = {"gradient_clip_val": 0.3, "max_epochs": -1, "max_steps": STEPS, "devices": world, **case.trainer}
-    strategy = ShardedStrategy() if world > 1 else "auto"
+    options = {"gradient_clip_val": 0.3, "max_epochs": -1, "max_steps": STEPS, "devices": world or 1, **case.trainer}
+    strategy = ShardedStrategy() if world else "auto"
     trainer = make_trainer(out, watch, *case.callbacks(folder), strategy=strategy, **options)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    assert watch.sharded is (case.sharded and world > 1), name
+    assert watch.sharded is (case.sharded and world > 0), name
     assert not is_sharded(module)
     if trainer.is_global_zero:
         result = {"weights": weights(module), "logged": [one for _, one in trainer.logger.logged]}
@@ -240,10 +262,10 @@ def main(folder: Path, actions: Sequence[str]) -> None:
             missing_gradients(folder, folder)
             refusals(folder, folder / "refusals")
         elif verb == "resume":  # what so many processes saved
-            for name in [name for name, case in CASES.items() if case.four or world == 2]:
-                train(
-                    name, folder, folder / f"resumed{world}", world, folder / f"processes{rest[0]}" / name / "half.ckpt"
-                )
+            many, *names = rest
+            made = folder / (f"resumed{world}" if world > 1 else "resumed1/sharded")
+            for name in names or [name for name, case in CASES.items() if case.four]:
+                train(name, folder, made, world, folder / f"processes{many}" / name / "half.ckpt")
         else:
             from tts_align.cli.entry import run
 

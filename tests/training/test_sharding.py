@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*",
 OVERLAY = ["--config", str(RECIPES / "strategy/fsdp.yaml"), "--trainer.devices", "2"]
 SPEAKS = {
     "model__judge": {"class_path": "sharded.Silent"},
-    "model__sampling": {"max_ratio": 4},
+    "model__sampling": {"max_ratio": 12},
     "model__test": {"prompts": "prompts.jsonl", "samples": 1},
     "run__test_after_fit": True,
 }
@@ -52,17 +52,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         verbs.append(["fit", "--config", recipe, *OVERLAY, "--run.directory", str(folder / name / "two")])
     config = ["--config", str(folder / "pair/two/config.yaml")]
     verbs.append(["sample", *config, "--prompts", "prompts.jsonl", "--out", "two.jsonl"])
-    verbs.append(["validate", *config, "--data.validation", few])
+    verbs.append(["validate", "--config", str(folder / "stages/two/config.yaml"), "--data.validation", sounds])
     processes(2, folder, "train", *(" ".join(verb) for verb in verbs))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in CASES:
-            train(name, folder, folder / "processes1", 1)
-            train(name, folder, folder / "resumed1", 1, folder / "processes2" / name / "half.ckpt")
+            train(name, folder, folder / "processes1")
+            train(name, folder, folder / "resumed1", checkpoint=folder / "processes2" / name / "half.ckpt")
         for name, recipe in (("pair", tkto), ("stages", e2e)):
             run(["fit", "--config", recipe, "--run.directory", str(folder / name / "one")])
         run(["sample", "--config", "pair/one/config.yaml", "--prompts", "prompts.jsonl", "--out", "one.jsonl"])
     processes(4, folder, "resume 2")
+    processes(1, folder, "resume 2 sft")
     return folder
 
 
@@ -75,6 +76,7 @@ def losses(logged: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 RUNS = [("processes2", name) for name in CASES] + [("resumed1", name) for name in CASES]
+RUNS += [("resumed1/sharded", "sft")]  # the strategy in a single process
 RUNS += [("resumed4", name) for name, case in CASES.items() if case.four]
 
 
@@ -180,8 +182,8 @@ def test_weights_stay_in_float32():
 
 
 def test_a_time_limit_must_be_above_nothing():
-    with pytest.raises(ValueError, match="timeout_minutes must be above 0, got 0"):
-        ShardedStrategy(timeout_minutes=0)
+    with pytest.raises(ValueError, match="timeout_minutes must be above 0"):
+        ShardedStrategy(timeout_minutes=0.0)
 
 
 def test_a_model_that_is_whole_is_its_own_copy():
