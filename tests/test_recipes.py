@@ -2,13 +2,18 @@
 """Every recipe runs as it stands, only shorter, on the embedded audio experiment."""
 
 import json
+import shlex
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from places import RECIPES
+from sharded import processes
+from tiny import checkpoint_weights, gap
 
 from tts_align.cli.entry import run
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Objective
 
 SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "1500"]
@@ -87,6 +92,32 @@ def test_a_reward_model_is_trained_tested_and_kept(tmp_path: Path, capsys: pytes
     assert f"reward model: {place / 'model'}" in capsys.readouterr().out
     assert set(json.loads((place / "test/reward.json").read_text())) == {"cer", "speaker_accuracy"}
     assert (place / "model/model.safetensors").is_file()
+
+
+OVERLAYS = sorted(path for kind in ("strategy", "precision") for path in (RECIPES / kind).glob("*.yaml"))
+TOGETHER = ([path] for path in OVERLAYS), [[RECIPES / "strategy/fsdp.yaml", RECIPES / "precision/bf16.yaml"]]
+
+
+def test_every_overlay_trains_and_tests_on_two_processes(tmp_path: Path):
+    """Those of strategy and precision, and sharding in bfloat16; all in one pair of processes, one after the other."""
+    overlays = {"-".join(path.stem for path in paths): paths for paths in chain(*TOGETHER)}
+    assert set(overlays) >= {"ddp", "fsdp", "bf16", "fsdp-bf16"}
+    plain = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.01", "--model.lr_scheduler", "null"]
+    ours = [*SHORT, *TESTED, *plain, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    verbs = []
+    for name, paths in overlays.items():
+        named = [word for path in (RECIPES / "dpo.yaml", *paths) for word in ("--config", str(path))]
+        verbs.append(shlex.join(["fit", *named, *ours, "--run.directory", str(tmp_path / name)]))
+    processes(2, tmp_path, *verbs)
+    trained = {name: checkpoint_weights(tmp_path / name) for name in overlays}
+    for name in overlays:
+        summary = json.loads((tmp_path / name / "test/summary.json").read_text())
+        assert summary["base"]["accuracy"]["n"] == summary["aligned"]["accuracy"]["n"] == 6, name
+        assert all(value.dtype == torch.float32 for value in trained[name].values()), name
+    start = Qwen2CodecLM("demo:audio/base").state_dict()
+    moved = gap({f"policy.{key}": value for key, value in start.items()}, trained["ddp"])
+    assert gap(trained["ddp"], trained["fsdp"]) < 1e-5 < 0.01 * moved
+    assert gap(trained["bf16"], trained["fsdp-bf16"]) < 0.05 * moved
 
 
 def test_every_objective_has_a_recipe_and_a_test():

@@ -48,6 +48,7 @@ PUBLIC = {
     "Sampling": "tts_align.models.base.generation",
     "Scored": "tts_align.batch",
     "RewardModel": "tts_align.models.reward.model",
+    "ShardedStrategy": "tts_align.training.sharding",
     "SpeechTokenizer": "tts_align.models.base.tokenizer",
     "Step": "tts_align.objectives.base",
     "SymbolicJudge": "tts_align.evaluation.judges.symbolic",

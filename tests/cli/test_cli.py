@@ -260,7 +260,7 @@ def test_another_objective_drops_the_knobs_of_the_first(recipe: Recipe, capsys: 
     ("overlay", "key", "expected"),
     [
         ("strategy/ddp.yaml", ("trainer", "strategy"), "ddp"),
-        ("strategy/fsdp.yaml", ("trainer", "strategy", "class_path"), "lightning.pytorch.strategies.FSDPStrategy"),
+        ("strategy/fsdp.yaml", ("trainer", "strategy", "class_path"), "tts_align.training.sharding.ShardedStrategy"),
         ("precision/bf16.yaml", ("trainer", "precision"), "bf16-mixed"),
         ("lora.yaml", ("model", "policy", "init_args", "lora", "rank"), 16),
     ],

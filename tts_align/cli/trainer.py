@@ -38,6 +38,9 @@ class _Work(LightningModule):
         super().__init__()
         self.module, self.function, self.datamodule = module, function, datamodule
 
+    def configure_model(self) -> None:
+        """Leave the module whole in every process, whatever the strategy."""
+
     def predict_step(self, batch: Any, *_: Any) -> Any:
         """Do this process's share."""
         trainer = self.trainer

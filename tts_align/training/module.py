@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -34,10 +34,11 @@ from tts_align.training.parts import check_settings, make_parts
 from tts_align.training.scoring import Scoring
 from tts_align.training.seeds import seed_generators, seed_of
 from tts_align.training.settings import RewardFit, StageFit
+from tts_align.training.sharding import ShardedModule
 from tts_align.training.testing import Testing
 
 
-class AlignModule(LightningModule):
+class AlignModule(ShardedModule):
     """A codec language model, the other parts an objective asks for, and one shared step.
 
     Args:

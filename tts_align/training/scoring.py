@@ -17,6 +17,7 @@ from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
 from tts_align.objectives.base import Objective, Part, Parts, Step
 from tts_align.training.cache import TOLERANCE, TOLERANCE_HALF, TokenCache
+from tts_align.utils.sharded import whole
 
 
 class Scoring:
@@ -74,10 +75,9 @@ class Scoring:
         """Mean log-ratio of speech under another sentence's text, over the whole optimiser step and all ranks."""
         if batch.first or self._mismatched is None:
             ratios = []
-            for rows in batch.mismatched:
-                with self._without_dropout():
-                    policy = self.policy(rows)
-                ratios.append(policy.sums() - self.reference(rows).sums())
+            with self._without_dropout(), whole(self.policy):  # ranks may have unequal numbers of such rows
+                for rows in batch.mismatched:
+                    ratios.append(self.policy(rows).sums() - self.reference(rows).sums())
             found = torch.cat(ratios) if ratios else torch.zeros(0, device=batch.rows.mask.device)
             self._mismatched = across_ranks(Mean.of(found))
         return self._mismatched

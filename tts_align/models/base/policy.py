@@ -15,6 +15,7 @@ from tts_align.batch import Batch, Rows, Scored
 from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling, Spoken
 from tts_align.models.base.layout import Layout
 from tts_align.models.base.rollouts import roll_out
+from tts_align.utils.sharded import whole
 
 _PLAIN = Context()
 
@@ -34,6 +35,11 @@ class CodecLM(nn.Module, ABC):
     def table(self) -> nn.Embedding:
         """Vectors of all speech tokens: a row for each, special tokens behind them."""
         raise NotImplementedError(f"{type(self).__name__} does not say where the vectors of its speech tokens are")
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Layers that each run once in a forward, one after the other; sharded training gathers one at a time."""
+        return ()
 
     @abstractmethod
     def forward(self, rows: Rows, logits: bool = False) -> Scored:
@@ -71,7 +77,8 @@ class CodecLM(nn.Module, ABC):
 
     def roll_out(self, batch: Batch) -> Batch:
         """The texts of a batch with utterances, spoken anew; see :mod:`tts_align.models.base.rollouts`."""
-        return roll_out(batch, self)
+        with whole(self):  # the utterances of processes are not equally long
+            return roll_out(batch, self)
 
     @abstractmethod
     def rebuild(self) -> CodecLM:

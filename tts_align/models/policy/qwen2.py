@@ -165,6 +165,11 @@ class Qwen2CodecLM(CodecLM):
         """Vectors of all speech tokens, and of the special tokens behind them."""
         return self.speech_embedding
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Layers of the backbone."""
+        return tuple(self.backbone.layers)
+
     def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
         """Input vectors: every id from the table it belongs to."""
         is_text, is_speech = table == TEXT, table == SPEECH

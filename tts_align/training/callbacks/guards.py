@@ -27,6 +27,7 @@ from tts_align.training.callbacks.best_weights import BestWeights
 from tts_align.training.callbacks.hearings import Hearing, harm, rise, similarity
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.distributed import gathered
+from tts_align.utils.sharded import whole
 
 log = logging.getLogger(__name__)
 _DEAF = "the guard cannot hear the untrained policy, so training does not start"
@@ -181,7 +182,8 @@ class HackingGuard(Callback):
         prompts = evenly_spread(read_prompts(self.prompts), self.sentences)
         requests = utterance_requests(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
         failures = Failures(len(requests), self.max_failed_share)
-        heard = speak_and_judge(module.policy, module, requests, self.batch_rows, self.judge, failures)
+        with whole(module.policy):
+            heard = speak_and_judge(module.policy, module, requests, self.batch_rows, self.judge, failures)
         spoken = [one for one in heard if one.speech]
         found: tuple[dict[str, Any], ...] = (
             {one.id: one.verdict.cer for one in heard if one.verdict is not None},

@@ -15,6 +15,7 @@ from tts_align.models.base.tokenizer import Tokenised
 from tts_align.objectives.base import Part
 from tts_align.training.callbacks.watched import Watched
 from tts_align.training.means import log_numbers
+from tts_align.utils.sharded import plain
 from tts_align.utils.weights import PARTS, write_weights
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,11 @@ class KeepParts(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         module, folder = cast("Watched", pl_module), Path(trainer.default_root_dir, PARTS)
-        with module.objective.merged(module.policy, module.parts):
+        policy = plain(module.policy)
+        with module.objective.merged(policy, module.parts):
             if trainer.is_global_zero:
-                module.policy.save(folder / "policy")
+                policy.save(folder / "policy")
                 if Part.REWARD in module.parts:
                     module.parts.reward.save(folder / "reward")
-                write_weights(folder, {"policy": module.policy, **module.parts})
+                write_weights(folder, {"policy": policy, **module.parts})
         trainer.strategy.barrier()
