@@ -167,6 +167,11 @@ def _without_numbers() -> Iterator[None]:
 
 class _Computing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():  # there operations arrive whole that are otherwise made of others
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         return compute(func, args, kwargs or {})
 
 
