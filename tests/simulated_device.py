@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -165,6 +167,11 @@ def _without_numbers() -> Iterator[None]:
 
 class _Computing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():  # there operations arrive whole that are otherwise made of others
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         return compute(func, args, kwargs or {})
 
 
@@ -191,7 +198,7 @@ class _Naming(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.device:
+        if func in (torch.device, torch.get_device_module, torch._C._nn._parse_to):
             return func(*args, **kwargs)
         if args and isinstance(args[0], OnDevice):
             if func in _ANSWERS:
@@ -223,3 +230,42 @@ def simulated_device() -> Iterator[torch.device]:
         patch.setattr(torch, "Generator", _generator)
         with _Naming(), _Computing():
             yield DEVICE
+
+
+class SimulatedAccelerator(Accelerator):
+    """To Lightning: one device, which is :data:`DEVICE`."""
+
+    def setup_device(self, device: torch.device) -> None:
+        assert device == DEVICE
+
+    def teardown(self) -> None:
+        pass
+
+    @staticmethod
+    def parse_devices(devices: Any) -> int:
+        return 1
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> list[torch.device]:
+        return [DEVICE]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def name() -> str:
+        return "simulated"
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        return {}
+
+
+AcceleratorRegistry.register("simulated", SimulatedAccelerator)
+StrategyRegistry.register("simulated", SingleDeviceStrategy, device=DEVICE)
+ON_SIMULATED_DEVICE = ("--trainer.accelerator", "simulated", "--trainer.strategy", "simulated")
+"""Arguments of a command that runs within :func:`simulated_device`."""

@@ -18,12 +18,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from tts_align.models.base.precision import coarser, full_precision
 
 _running: ContextVar[frozenset[int]] = ContextVar("running", default=frozenset())
 """Modules one of whose methods runs: what it calls of itself, or of its base class, is at home already."""
@@ -54,14 +56,9 @@ class OwnsItsDevice(nn.Module):
 
         def at_least_float32(tensor: Tensor) -> Tensor:
             changed = fn(tensor)
-            return tensor.to(changed.device) if _coarser(changed, tensor) else changed
+            return tensor.to(changed.device) if coarser(changed, tensor) else changed
 
         return super()._apply(at_least_float32, recurse)
-
-
-def _coarser(changed: Tensor, tensor: Tensor) -> bool:
-    both_float = changed.is_floating_point() and tensor.is_floating_point()
-    return both_float and changed.element_size() < 4 <= tensor.element_size()
 
 
 def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,27 +77,6 @@ def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
 
     run._runs_on_own_device = True  # type: ignore[attr-defined]
     return run
-
-
-@contextmanager
-def full_precision(device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within the block nothing is cast to half precision, nor made in it.
-
-    A trainer of ``bf16-mixed`` casts inside matrix products and convolutions, one of ``bf16-true`` makes new tensors
-    bfloat16: a waveform would be rough, a speech token another one, and some transforms do not exist at all.
-
-    Args:
-        device: where is computed besides the CPU.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with ExitStack() as stack:
-            for kind in {"cpu", torch.device(device).type}:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager

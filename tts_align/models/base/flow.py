@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tts_align.models.base.flow_records import FlowDraws, FlowLoss, FlowPrompt, FlowRates, MelFrames
+from tts_align.models.base.precision import Float32Buffers
 
 
-class FlowHead(nn.Module, ABC):
+class FlowHead(Float32Buffers, ABC):
     """Turns speech tokens, hard or soft, into mel frames by flow matching."""
 
     codebook_size: int

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from tts_align.batch import Batch, Rows, Scored
 from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling, Spoken
 from tts_align.models.base.layout import Layout
+from tts_align.models.base.precision import Float32Buffers
 from tts_align.models.base.rollouts import roll_out
 from tts_align.utils.sharded import whole
 
 _PLAIN = Context()
 
 
-class CodecLM(nn.Module, ABC):
+class CodecLM(Float32Buffers, ABC):
     """A language model over speech tokens, given text.
 
     A final class is built from a directory and can be built again from it: the reference is never a copy of the policy.

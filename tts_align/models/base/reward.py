@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tts_align.models.base.precision import Float32Buffers
 from tts_align.models.base.reward_records import Regularisers, RewardLabels, RewardScores, TaskLoss
 
 
-class RewardHead(nn.Module, ABC):
+class RewardHead(Float32Buffers, ABC):
     """Scores speech tokens, hard or soft, so that gradients reach the soft ones."""
 
     codebook_size: int

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.models.base.device import full_precision
+from tts_align.models.base.precision import full_precision
 from tts_align.models.cosyvoice.directory import ModelDirectory, load_plain
 from tts_align.models.cosyvoice.features import acoustic_mel
 from tts_align.models.cosyvoice.frontend import MAX_SECONDS, SAMPLE_RATE, CosyVoiceTokenizer, SpeakerEncoder

@@ -160,6 +160,10 @@ class Qwen2CodecLM(CodecLM):
             if ".lora_" in name:  # in the base's type small steps would be lost
                 parameter.data = parameter.data.float()
 
+    def stays_float32(self, parameter: str) -> bool:
+        """Adapters do, whatever the base is brought to."""
+        return ".lora_" in parameter
+
     @property
     def table(self) -> nn.Embedding:
         """Vectors of all speech tokens, and of the special tokens behind them."""

@@ -25,8 +25,10 @@ def visible(mask: Bool[Tensor, "r s"]) -> Bool[Tensor, "r s"]:
 def sinusoids(length: int, like: Float[Tensor, "r _ h"]) -> Float[Tensor, "length h"]:
     """Sines and cosines of the position at wavelengths from 2 pi to 20000 pi (arXiv 1706.03762)."""
     half = like.shape[-1] // 2
-    rates = torch.exp(torch.arange(half, device=like.device) * (-math.log(1e4) / max(half - 1, 1)))
-    angles = torch.arange(length, device=like.device)[:, None] * rates
+    # In float32 whatever the default type is: in bfloat16 a quarter of 512 positions would be another's.
+    frequency = torch.arange(half, device=like.device, dtype=torch.float32)
+    rates = torch.exp(frequency * (-math.log(1e4) / max(half - 1, 1)))
+    angles = torch.arange(length, device=like.device, dtype=torch.float32)[:, None] * rates  # :: (length, h / 2)
     return torch.cat([angles.sin(), angles.cos()], -1).to(like.dtype)
 
 

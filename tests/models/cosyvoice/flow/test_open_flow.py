@@ -17,6 +17,8 @@ from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
 from tts_align.data.sound import AcousticMel
+from tts_align.models.cosyvoice.directory import ModelDirectory
+from tts_align.models.cosyvoice.flow.model import load_flow
 from tts_align.models.cosyvoice.flow.open_flow import open_flow
 from tts_align.models.cosyvoice.lm import CosyVoiceLM
 from tts_align.models.cosyvoice.s3.files import S3Sizes
@@ -91,9 +93,12 @@ def test_three_stages(family: str, tmp_path: Path, manifest: str):
 
 
 def test_the_flow_is_that_of_the_directory(tmp_path: Path):
+    """To be trained; what is loaded without a directory speaks, as vocoder and policy do."""
     directory = make_directory(tmp_path / "model", "cosyvoice3", codebook_size=CODES)
     flow = open_flow(str(directory))
     state = torch.load(directory / "flow.pt", weights_only=True)
+    assert flow.training
+    assert not load_flow("cosyvoice3", state, ModelDirectory.find(directory).config).training
     assert all(torch.equal(value, state[name]) for name, value in flow.state_dict().items())
     assert all(value.requires_grad for value in flow.parameters())
     assert (flow.codebook_size, flow.speaker_channels) == (CODES, 192)

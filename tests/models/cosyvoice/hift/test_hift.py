@@ -465,3 +465,13 @@ def test_a_residual_block_slowly():
             hidden = out
         expected = expected + hidden
     torch.testing.assert_close(block(x), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_folded_predictor_is_as_precise_as_before():
+    """Gain times direction, rounded to float32, lost a factor of five."""
+    hift = small("cosyvoice3", seed=3)
+    mel = mels(40)
+    expected = hift.f0(mel)
+    assert torch.equal(hift.fold().f0(mel), expected)
+    assert hift.f0_predictor.classifier.weight.dtype == torch.float64
+    assert hift(mel).dtype == torch.float32

@@ -249,7 +249,7 @@ class UNetFlow(TokenFlow):
 
 
 def load_flow(family: Family, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> TokenFlow:
-    """A flow with published weights, in float32.
+    """A flow with published weights, in float32 and in evaluation mode, as ``load_hift`` and ``load_lm`` give theirs.
 
     Args:
         family: ``cosyvoice2`` for the U-Net, ``cosyvoice3`` for the diffusion transformer.
@@ -270,7 +270,7 @@ def load_flow(family: Family, state: Mapping[str, Tensor], config: Mapping[str, 
         raise ValueError(f"these are not the weights of a {family} flow; {'; '.join(faults)}")
     # Copied, so that training does not write into what was read.
     flow.load_state_dict({key: value.to(torch.float32, copy=True) for key, value in state.items()}, assign=True)
-    return flow
+    return flow.eval()
 
 
 def _empty_dit(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> DiTFlow:

@@ -88,7 +88,12 @@ class HiFT(nn.Module):
                 self.resblocks.append(ResidualBlock(width, block, dilations, s.causal))
 
     def fold(self) -> HiFT:
-        """Compute every weight from its gain and direction once, for inference; ``state_dict`` changes its names."""
+        """Compute every weight from its gain and direction once, for inference; ``state_dict`` changes its names.
+
+        Those of a predictor that computes in double precision are folded, and kept, in it.
+        """
+        if self.sizes.causal:
+            self.f0_predictor.double()
         fold_norms(self)
         return self
 
