@@ -29,6 +29,7 @@ from tts_align.cli.recipe import (
 from tts_align.cli.trainer import AlignTrainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
+from tts_align.training.callbacks.movement import Movement
 from tts_align.training.callbacks.progress import progress_bar
 from tts_align.training.module import AlignModule
 from tts_align.training.run import EXPORT, KeepLast, Run, RunSettings, finished, where
@@ -212,7 +213,7 @@ class AlignCLI(LightningCLI):
         callbacks = recipe.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         if self.subcommand == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
-            callbacks.append(KeepLast(run.checkpoint, self.settings.checkpoint_every))
+            callbacks += [KeepLast(run.checkpoint, self.settings.checkpoint_every), Movement()]
         shows_bar = recipe.enable_progress_bar is not False and self.subcommand not in ("sample", "judge", "export")
         if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_bar())

@@ -23,6 +23,7 @@ from tts_align.data.plan import Plan
 from tts_align.data.select import LabelledUtterance, select, usable
 from tts_align.data.sound import AcousticMel, FeatureExtractor, RecordingFeatures
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
+from tts_align.data.unlabelled import Unlabelled, settle_unlabelled
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
@@ -50,6 +51,8 @@ class AlignData(LightningDataModule):
         seed: of shuffling, pairing and every other draw.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: of labelled rows use only those that stand in pairs.
+        unlabelled: what rows without a label are where others have one and good speech is read: a fault that stops,
+            desirable, or left out.
         bistream_share: share of long enough rows whose text and speech are interleaved.
         flip_labels: train on the opposite labels.
         max_rows: use so many manifest rows, drawn by the seed; for trials.
@@ -73,6 +76,7 @@ class AlignData(LightningDataModule):
         seed: int = 0,
         on_bad_row: Literal["stop", "drop"] = "stop",
         paired_only: bool = False,
+        unlabelled: Unlabelled = "stop",
         bistream_share: float = 0.0,
         flip_labels: bool = False,
         max_rows: int | None = None,
@@ -101,6 +105,7 @@ class AlignData(LightningDataModule):
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
         self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
+        self.unlabelled = unlabelled
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.wants_sound, self.vocoder, self.acoustic = wants_sound, vocoder, acoustic
         self._hearer: TokenizerHead | None = None
@@ -138,6 +143,7 @@ class AlignData(LightningDataModule):
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
             rows = tuple(rows[i] for i in np.sort(kept))
         try:
+            rows = settle_unlabelled(rows, self.reads, self.unlabelled, self.paired_only)
             items = select(rows, self.reads, self.paired_only, self.flip_labels, self.seed)
             recordings: tuple[RecordingFeatures, ...] = ()
             if self.wants_sound:
