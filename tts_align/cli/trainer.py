@@ -73,7 +73,7 @@ class AlignTrainer(Trainer):
         samples: int = 5,
         speakers: Sequence[str] = (),
         batch_rows: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         overwrite: bool = False,
         audio: Path | None = None,
         ckpt_path: Path | None = None,
@@ -87,7 +87,7 @@ class AlignTrainer(Trainer):
             samples: utterances per sentence and voice.
             speakers: voices; a sentence that names its own is spoken in that one only.
             batch_rows: utterances at a time on each device; does not change them.
-            seed: of all utterances.
+            seed: of all utterances; that of the run (seed_everything) by default.
             overwrite: replace a file made with other settings.
             audio: folder for a WAV file of each utterance, made by the recipe's vocoder.
             ckpt_path: a run's checkpoint; without one the policy speaks as its directory holds it.

@@ -28,6 +28,7 @@ from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
+from tts_align.utils.seeds import part_seed, run_seed
 
 
 class AlignData(LightningDataModule):
@@ -48,7 +49,7 @@ class AlignData(LightningDataModule):
         tokens_per_step: instead, about so many text and speech tokens.
         bucket_steps: rows are sorted by length within so many steps, at most a quarter of an epoch, which saves
             padding; 1 turns it off.
-        seed: of shuffling, pairing and every other draw.
+        seed: of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: of labelled rows use only those that stand in pairs.
         unlabelled: what rows without a label are where others have one and good speech is read: a fault that stops,
@@ -73,7 +74,7 @@ class AlignData(LightningDataModule):
         rows_per_step: int | None = None,
         tokens_per_step: int | None = None,
         bucket_steps: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
         on_bad_row: Literal["stop", "drop"] = "stop",
         paired_only: bool = False,
         unlabelled: Unlabelled = "stop",
@@ -103,7 +104,7 @@ class AlignData(LightningDataModule):
         self.manifest, self.validation = manifest, validation
         self.reads, self.wants_mismatched, self.wants_utterances = reads, wants_mismatched, wants_utterances
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
-        self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
+        self.own_seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
         self.unlabelled = unlabelled
         self.tokenizer, self.num_workers = tokenizer, num_workers
@@ -111,6 +112,11 @@ class AlignData(LightningDataModule):
         self._hearer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
         self._restored: dict[str, Any] = {}
+
+    @property
+    def seed(self) -> int:
+        """Seed of every draw of rows."""
+        return part_seed(self.own_seed)
 
     def setup(self, stage: str) -> None:
         """Read the manifests for the policy being trained."""
@@ -153,7 +159,7 @@ class AlignData(LightningDataModule):
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        examples = replace(examples, recordings=recordings)
+        examples = replace(examples, recordings=recordings, noise_seed=run_seed())
         plan = Plan(
             tokens=examples.tokens(policy.layout),
             rows_per_item=examples.items.shape[1],

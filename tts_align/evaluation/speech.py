@@ -27,6 +27,7 @@ from tts_align.objectives.tkto import TKTO, token_weights
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks import figures
 from tts_align.training.contrast import WEIGHTS, deciding_token, separation
+from tts_align.utils.seeds import part_seed
 
 if TYPE_CHECKING:
     from tts_align.training.module import AlignModule
@@ -41,7 +42,7 @@ class TestSettings:
         speakers: voices; a sentence that names its own is spoken in that one only.
         samples: utterances per sentence and voice.
         sentences: test only so many, evenly spread; for trials.
-        seed: of all utterances, the same before and after.
+        seed: of all utterances, the same before and after; by default 1 plus that of the run (seed_everything).
         batch_rows: utterances at a time; does not change them.
         audio: sentences whose sound is kept, before and after, those that changed first.
         max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
@@ -54,7 +55,7 @@ class TestSettings:
     speakers: tuple[str, ...] = ()
     samples: int = 1
     sentences: int | None = None
-    seed: int = 1
+    seed: int | None = None
     batch_rows: int = 128
     audio: int = 4
     max_failed_share: float = MAX_FAILED_SHARE
@@ -84,7 +85,7 @@ class Evaluation:
         """This rank's utterances in batches of sentences of like length."""
         settings = self.settings
         prompts = evenly_spread(read_prompts(settings.prompts), settings.sentences)
-        items = utterance_requests(prompts, settings.speakers, settings.samples, settings.seed)
+        items = utterance_requests(prompts, settings.speakers, settings.samples, part_seed(settings.seed, 1))
         mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
         self._failures = {system: Failures(len(mine), settings.max_failed_share) for system in self.judged}
         batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]

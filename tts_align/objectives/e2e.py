@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tts_align.batch import Batch, Mean, Reads, Utterances
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
 from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
+from tts_align.utils.seeds import run_seed
 from tts_align.utils.weights import PARTS, loaded, read_weights, speaker_vectors_of
 
 if TYPE_CHECKING:
@@ -284,10 +285,10 @@ class E2E(Objective, name="e2e"):
     def _draws(self, step: Step) -> FlowDraws:
         """What is random for the flow; whether it streams is the same for all of an optimiser step."""
         flow, sound = cast("FlowHead", step.parts[Part.FLOW]), step.recordings
-        coin = torch.rand((), generator=torch.Generator().manual_seed(step.number))
+        coin = _coin(step.number)
         frames = [count * flow.frames_per_token for count in sound.token_counts]
         return flow.draw(
-            frames, _generators(step.utterances, NOISE, sound.mel.device), None, bool(coin < self.streaming_share)
+            frames, _generators(step.utterances, NOISE, sound.mel.device), None, coin < self.streaming_share
         )
 
     def _flow_loss(
@@ -320,6 +321,12 @@ class E2E(Objective, name="e2e"):
         metrics = {f"second_{rows.name}": Mean(-rows.total.detach().sum(), rows.count.sum()) for rows in scores.tasks}
         loss = self.second_flow_weight * error - step.mean(rewards, step.batch.totals.rows)
         return loss, {"second_fm": mean, **metrics}
+
+
+def _coin(number: int) -> float:
+    """What is drawn for a whole optimiser step, on every rank, from 0 to 1."""
+    seed = (number + 0x9E3779B1 * run_seed()) % 2**32  # PyTorch's CPU generator looks at no more bits
+    return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
 
 
 def _bridge(channels: int, width: int) -> nn.Linear:

@@ -131,7 +131,7 @@ class AlignModule(LightningModule):
             )
         self.reference_cache: TokenCache | None = None
         self.contrast_cache: TokenCache | None = None
-        self._mismatched: Mean | None = None
+        self._mismatched: dict[bool, Mean] = {}  # of a training step, and of a validation step that falls into it
         self._sums: dict[str, dict[str, Mean]] = {"train": {}, "val": {}}
         self._logged = 0
         self.evaluation: Evaluation | RewardEvaluation | None = None
@@ -196,15 +196,16 @@ class AlignModule(LightningModule):
     @torch.no_grad()
     def score_mismatched(self, batch: Batch) -> Mean:
         """Mean log-ratio of speech under another sentence's text, over the whole optimiser step and all ranks."""
-        if batch.first or self._mismatched is None:
+        training = self.policy.training
+        if batch.first or training not in self._mismatched:
             ratios = []
             for rows in batch.mismatched:
                 with self._without_dropout():
                     policy = self.policy(rows)
                 ratios.append(policy.sums() - self.score_reference(rows).sums())
             found = torch.cat(ratios) if ratios else torch.zeros(0, device=self.device)
-            self._mismatched = across_ranks(Mean.of(found))
-        return self._mismatched
+            self._mismatched[training] = across_ranks(Mean.of(found))
+        return self._mismatched[training]
 
     def _cached(self, cache: TokenCache, rows: Rows) -> Float[Tensor, "r t"]:
         return cache.gather(rows.keys, rows.mask.shape[1]).to(rows.mask.device, non_blocking=True)
