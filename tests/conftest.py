@@ -7,6 +7,12 @@ import pytest
 from tiny import save_policy, save_rows
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ran before must not move what is drawn: Lightning keeps its seed in the environment."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny policy; see ``tiny.py``."""

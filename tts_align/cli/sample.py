@@ -10,6 +10,7 @@ from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import check_speakers, encode, speak, utterance_requests, write_sound
 from tts_align.utils.progress import bar
+from tts_align.utils.seeds import part_seed
 from tts_align.utils.shards import Shards, digest
 
 
@@ -20,7 +21,7 @@ def sample(
     samples: int = 5,
     speakers: Sequence[str] = (),
     batch_rows: int = 64,
-    seed: int = 0,
+    seed: int | None = None,
     rank: int = 0,
     world: int = 1,
     overwrite: bool = False,
@@ -38,7 +39,7 @@ def sample(
         samples: utterances per sentence and voice.
         speakers: voices to speak in; a sentence that names its own is spoken in that one only.
         batch_rows: utterances spoken together on each device; does not change them.
-        seed: seed of all utterances.
+        seed: seed of all utterances; that of the run (seed_everything) by default.
         rank: number of this process.
         world: number of processes that share the work.
         overwrite: whether to replace a file that was made with other settings.
@@ -52,6 +53,7 @@ def sample(
         raise ValueError(f"samples and batch_rows must be at least 1, got {samples} and {batch_rows}")
     if audio is not None and module.vocoder is None:
         raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
+    seed = part_seed(seed)
     sentences = read_prompts(prompts)
     items = utterance_requests(sentences, speakers, samples, seed)
     check_speakers(module.policy, items)

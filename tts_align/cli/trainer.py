@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.training.callbacks.movement import Movement
 from tts_align.training.callbacks.progress import progress_bar
 from tts_align.training.module import AlignModule
 from tts_align.training.run import KeepLast, Run, RunSettings
@@ -82,7 +83,7 @@ class AlignTrainer(Trainer):
         samples: int = 5,
         speakers: Sequence[str] = (),
         batch_rows: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         overwrite: bool = False,
         audio: Path | None = None,
         ckpt_path: Path | None = None,
@@ -96,7 +97,7 @@ class AlignTrainer(Trainer):
             samples: utterances per sentence and voice.
             speakers: voices to speak in; a sentence that names its own is spoken in that one only.
             batch_rows: utterances spoken together on each device; does not change them.
-            seed: seed of all utterances.
+            seed: seed of all utterances; that of the run (seed_everything) by default.
             overwrite: whether to replace a file that was made with other settings.
             audio: folder for a WAV file of each utterance, made by the recipe's vocoder; no sound by default.
             ckpt_path: checkpoint to speak with; the run's last one by default if the recipe is a run's own, otherwise
@@ -221,7 +222,7 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
     callbacks = recipe.callbacks or []
     callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
     if command == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
-        callbacks.append(KeepLast(run.checkpoint, settings.checkpoint_every))
+        callbacks += [KeepLast(run.checkpoint, settings.checkpoint_every), Movement()]
     shows_bar = recipe.enable_progress_bar is not False and command not in WITHOUT_OBJECTIVE
     if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(progress_bar())

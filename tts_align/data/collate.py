@@ -38,6 +38,7 @@ class Examples:
         mismatched: for each row its text with the speech of another sentence; empty if not wanted.
         utterances: whether batches bring the rows as speech tokens and words, too.
         recordings: the rows as sound; empty if not wanted.
+        noise_seed: of the run, which moves what objectives draw for a row.
     """
 
     rows: tuple[TokenRow, ...]
@@ -47,6 +48,7 @@ class Examples:
     mismatched: tuple[TokenRow, ...] = ()
     utterances: bool = False
     recordings: tuple[RecordingFeatures, ...] = ()
+    noise_seed: int = 0
 
     @classmethod
     def of(
@@ -119,9 +121,10 @@ def _attributes(source: LabelledUtterance) -> dict[str, str | float]:
     return {"speaker": source.row.speaker, **known} if source.row.speaker else known
 
 
-def row_seed(key: str, epoch: int) -> int:
-    """Seed of what is drawn for a row in an epoch, however the rows are cut into batches."""
-    return int.from_bytes(hashlib.blake2b(f"{key} {epoch}".encode(), digest_size=6).digest(), "big")
+def row_seed(key: str, epoch: int, seed: int = 0) -> int:
+    """Seed of what is drawn for a row in an epoch of a run, however the rows are cut into batches."""
+    name = f"{key} {epoch} {seed}" if seed else f"{key} {epoch}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
 
 
 def as_utterances(
@@ -196,7 +199,8 @@ class MicroBatches(Dataset[Batch]):
         # Rows that are still to be tokenised may be alike but for their sound.
         names = [examples.sources[i].row.id if examples.recordings else "" for i in micro.rows]
         keys = [self.layout.key(examples.rows[i]) for i in micro.rows]
-        seeds = [row_seed(f"{key}{name}", micro.epoch) for key, name in zip(keys, names, strict=True)]
+        both = zip(keys, names, strict=True)
+        seeds = [row_seed(f"{key}{name}", micro.epoch, examples.noise_seed) for key, name in both]
         return as_utterances(
             [examples.sources[i] for i in micro.rows], [examples.rows[i] for i in micro.rows], seeds, self.layout
         )

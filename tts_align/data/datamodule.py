@@ -23,10 +23,12 @@ from tts_align.data.plan import Plan
 from tts_align.data.select import LabelledUtterance, select, usable
 from tts_align.data.sound import AcousticMel, FeatureExtractor, RecordingFeatures
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
+from tts_align.data.unlabelled import Unlabelled, settle_unlabelled
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
+from tts_align.utils.seeds import part_seed, run_seed
 
 
 @runtime_checkable
@@ -58,9 +60,11 @@ class AlignData(LightningDataModule):
         tokens_per_step: text and speech tokens in one optimiser step, about; instead of rows_per_step.
         bucket_steps: optimiser steps within which rows are sorted by length, which saves padding; a quarter of an epoch
             at most, 1 for no sorting.
-        seed: seed of shuffling, pairing and every other draw.
+        seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: whether to use only those labelled rows that stand in pairs.
+        unlabelled: what rows without a label are where others have one and good speech is read: a fault that stops,
+            desirable, or left out.
         bistream_share: share of the long enough rows whose text and speech are interleaved.
         flip_labels: whether to train on the opposite labels.
         max_rows: number of manifest rows to use, drawn by the seed, for trials; all by default.
@@ -80,9 +84,10 @@ class AlignData(LightningDataModule):
         rows_per_step: int | None = None,
         tokens_per_step: int | None = None,
         bucket_steps: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
         on_bad_row: Literal["stop", "drop"] = "stop",
         paired_only: bool = False,
+        unlabelled: Unlabelled = "stop",
         bistream_share: float = 0.0,
         flip_labels: bool = False,
         max_rows: int | None = None,
@@ -104,8 +109,9 @@ class AlignData(LightningDataModule):
             raise ValueError("; ".join(faults))
         self.manifest, self.validation = manifest, validation
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
-        self.seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
+        self.own_seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
+        self.unlabelled = unlabelled
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.vocoder, self.acoustic = vocoder, acoustic
         self._wants: RowsWanted | None = None
@@ -142,6 +148,11 @@ class AlignData(LightningDataModule):
         if wants.sound and self.tokenizer is not None:
             raise ValueError("data.tokenizer has no effect: model.tokenizer makes the speech tokens; leave it out")
         self._wants = wants
+
+    @property
+    def seed(self) -> int:
+        """Seed of every draw of rows."""
+        return part_seed(self.own_seed)
 
     def setup(self, stage: str) -> None:
         """Read the manifests for the policy being trained."""
@@ -185,6 +196,7 @@ class AlignData(LightningDataModule):
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
             rows = tuple(rows[i] for i in np.sort(kept))
         try:
+            rows = settle_unlabelled(rows, self.wants.reads, self.unlabelled, self.paired_only)
             items = select(rows, self.wants.reads, self.paired_only, self.flip_labels, self.seed)
             recordings: tuple[RecordingFeatures, ...] = ()
             if self.wants.sound:
@@ -194,7 +206,7 @@ class AlignData(LightningDataModule):
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        examples = replace(examples, recordings=recordings)
+        examples = replace(examples, recordings=recordings, noise_seed=run_seed())
         plan = Plan(
             tokens=examples.tokens(policy.layout),
             rows_per_item=examples.items.shape[1],

@@ -18,6 +18,7 @@ from tts_align.evaluation.report import JudgedUtterance, System, print_table, wr
 from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests, waveforms_of
 from tts_align.models.base.policy import CodecLM
 from tts_align.utils.distributed import gathered
+from tts_align.utils.seeds import part_seed
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TestSettings:
         speakers: voices to speak in; a sentence that names its own is spoken in that one only.
         samples: utterances per sentence and voice.
         sentences: number of sentences to test, evenly spread, for trials; all by default.
-        seed: seed of all utterances, the same before and after.
+        seed: seed of all utterances, the same before and after; by default 1 plus that of the run (seed_everything).
         batch_rows: utterances spoken together; does not change them.
         audio: number of sentences whose sound is kept, before and after, those whose reading changed first.
         max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
@@ -43,7 +44,7 @@ class TestSettings:
     speakers: tuple[str, ...] = ()
     samples: int = 1
     sentences: int | None = None
-    seed: int = 1
+    seed: int | None = None
     batch_rows: int = 128
     audio: int = 4
     max_failed_share: float = MAX_FAILED_SHARE
@@ -73,7 +74,7 @@ class Evaluation:
         """This rank's utterances in batches of sentences of like length."""
         settings = self.settings
         prompts = evenly_spread(read_prompts(settings.prompts), settings.sentences)
-        items = utterance_requests(prompts, settings.speakers, settings.samples, settings.seed)
+        items = utterance_requests(prompts, settings.speakers, settings.samples, part_seed(settings.seed, 1))
         mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
         self._failures = {system: Failures(len(mine), settings.max_failed_share) for system in self.judged}
         batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]

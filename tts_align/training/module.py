@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from tts_align.training.seeds import seed_generators, seed_of
 from tts_align.training.settings import RewardFit, StageFit
 from tts_align.training.sharding import ShardedModule
 from tts_align.training.testing import Testing
+from tts_align.utils.seeds import run_seed
 
 
 class AlignModule(ShardedModule):
@@ -170,9 +170,7 @@ class AlignModule(ShardedModule):
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
         """One micro-batch; what is random in it depends on its number alone, so a resumed run repeats nothing."""
         number = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        seed_generators(
-            seed_of(int(os.environ.get("PL_GLOBAL_SEED", 0)), number, self.trainer.global_rank), self.device
-        )
+        seed_generators(seed_of(run_seed(), number, self.trainer.global_rank), self.device)
         return self.step(batch, "train")
 
     def on_train_batch_end(self, *_: Any) -> None:

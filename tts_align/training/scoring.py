@@ -33,7 +33,7 @@ class Scoring:
         self.objective, self.policy, self.parts = objective, policy, parts
         self.reference_cache: TokenCache | None = None
         self.contrast_cache: TokenCache | None = None
-        self._mismatched: Mean | None = None
+        self._mismatched: dict[bool, Mean] = {}  # of a training step, and of a validation step that falls into it
 
     def step(self, batch: Batch, number: int) -> Step:
         """Score a micro-batch of the optimiser step of this number."""
@@ -73,14 +73,15 @@ class Scoring:
     @torch.no_grad()
     def mismatched(self, batch: Batch) -> Mean:
         """Mean log-ratio of speech under another sentence's text, over the whole optimiser step and all ranks."""
-        if batch.first or self._mismatched is None:
+        training = self.policy.training
+        if batch.first or training not in self._mismatched:
             ratios = []
             with self._without_dropout(), whole(self.policy):  # ranks may have unequal numbers of such rows
                 for rows in batch.mismatched:
                     ratios.append(self.policy(rows).sums() - self.reference(rows).sums())
             found = torch.cat(ratios) if ratios else torch.zeros(0, device=batch.rows.mask.device)
-            self._mismatched = across_ranks(Mean.of(found))
-        return self._mismatched
+            self._mismatched[training] = across_ranks(Mean.of(found))
+        return self._mismatched[training]
 
     # ------------------------------------------------------------------ numbers of frozen models
 

@@ -21,12 +21,13 @@ from tts_align.evaluation.listening import (
     speak_and_judge,
 )
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import evenly_spread, utterance_requests, waveforms_of
+from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests, waveforms_of
 from tts_align.objectives.base import Part
 from tts_align.training.callbacks.best_weights import BestWeights
 from tts_align.training.callbacks.hearings import Hearing, harm, rise, similarity
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.distributed import gathered
+from tts_align.utils.seeds import part_seed
 from tts_align.utils.sharded import whole
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class HackingGuard(Callback):
         similarity_fall: tolerated fall of the mean similarity of the voices to their first utterances.
         patience: harmful hearings in a row after which training stops; after the last step one is enough.
         stop: stop the training and restore the best weights; otherwise only warn.
-        seed: of the utterances.
+        seed: of the utterances; by default 7 plus that of the run (seed_everything).
         batch_rows: utterances at a time.
         max_failed_share: largest share of the utterances that vocoder or judge may fail on; see ``judge``.
     """
@@ -86,7 +87,7 @@ class HackingGuard(Callback):
         similarity_fall: float = 0.05,
         patience: int = 1,
         stop: bool = True,
-        seed: int = 7,
+        seed: int | None = None,
         batch_rows: int = 128,
         max_failed_share: float = MAX_FAILED_SHARE,
     ) -> None:
@@ -177,10 +178,14 @@ class HackingGuard(Callback):
             if path := self.best.restore(trainer):
                 log.warning("the policy is that of step %s again, the best that was heard: %s", self.best.step, path)
 
+    def requests(self) -> list[UtteranceRequest]:
+        """What is spoken at every hearing."""
+        prompts = evenly_spread(read_prompts(self.prompts), self.sentences)
+        return utterance_requests(prompts, self.speakers, 1, part_seed(self.seed, 7))
+
     def _listen(self, trainer: Trainer, module: Watched) -> Hearing:
         """Error rate, voice (if there is an encoder) and reward of each utterance; the same on every rank."""
-        prompts = evenly_spread(read_prompts(self.prompts), self.sentences)
-        requests = utterance_requests(prompts, self.speakers, 1, self.seed)[trainer.global_rank :: trainer.world_size]
+        requests = self.requests()[trainer.global_rank :: trainer.world_size]
         failures = Failures(len(requests), self.max_failed_share)
         with whole(module.policy):
             heard = speak_and_judge(module.policy, module, requests, self.batch_rows, self.judge, failures)
