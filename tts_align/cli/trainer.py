@@ -12,11 +12,12 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
-from tts_align.training.callbacks.progress import progress_bar
+from tts_align.training.callbacks.logs import TrainingLog
+from tts_align.training.callbacks.progress import StepBar
 from tts_align.training.module import AlignModule
 from tts_align.training.run import KeepLast, Run, RunSettings
 from tts_align.utils.files import write_json
@@ -203,16 +204,26 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
         callbacks.append(KeepLast(run.checkpoint, settings.checkpoint_every))
     shows_bar = recipe.enable_progress_bar is not False and command not in WITHOUT_OBJECTIVE
     if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        callbacks.append(progress_bar())
-    logger = recipe.logger
-    if logger is None or logger is True:
-        logger = command in ("fit", "test") and TensorBoardLogger(run.directory, "", run.logs.name)
-    ours = {
+        callbacks.append(StepBar())
+    loggers = _loggers(recipe.logger, run) if command in ("fit", "test") else False
+    if loggers:
+        callbacks.append(TrainingLog())
+    ours: dict[str, Any] = {
         "default_root_dir": run.directory,
-        "logger": logger,
+        "logger": loggers,
         "callbacks": callbacks,
         "enable_progress_bar": shows_bar,
     }
     if command == "export":  # without the devices that a training wants
         ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
     return AlignTrainer(**{**recipe, **ours})
+
+
+def _loggers(given: Any, run: Run) -> list[Logger] | bool:
+    """TensorBoard's logger, which the figures of a test are drawn from, and beside it those of the recipe."""
+    if given is False:
+        return False
+    more = [] if given is None or given is True else list(given) if isinstance(given, Sequence) else [given]
+    if any(isinstance(one, TensorBoardLogger) for one in more):
+        return more
+    return [TensorBoardLogger(run.directory, "", run.logs.name), *more]

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from tts_align.batch import Rows
 from tts_align.models.base.layout import Layout, TokenRow, collate
 from tts_align.utils.files import written_atomically
+from tts_align.utils.progress import bar
 
 TARGET_RULE = "speech, fill and end-of-speech tokens"
 """What the numbers stand for; a change of rule makes another file."""
@@ -152,10 +152,10 @@ class TokenCache:
         order = sorted(missing, key=lambda key: (layout.input_count(missing[key]), key))
         mine = {key: missing[key] for key in order[rank::world]}
         computed: dict[str, Numbers] = {}
-        with tqdm(total=len(mine), desc=what, unit="row", disable=rank != 0, mininterval=1.0, leave=False) as bar:
+        with bar(len(mine), 0, what, rank, unit="row", leave=False) as shown:
             for keys, numbers in scored(mine, score, layout, device, packed):
                 computed.update(zip(keys, numbers, strict=True))
-                bar.update(len(keys))
+                shown.advance(len(keys))
         for part in _from_all_ranks(computed, world):
             self.numbers.update(part)
         if rank == 0:

@@ -19,6 +19,8 @@ from tts_align.utils.files import written_atomically
 
 RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
 EXPORT = "export.json"
+SUMMARY, REWARD_NUMBERS = "summary.json", "reward.json"
+"""What a test writes about a policy, and about a reward model."""
 ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast", "reward", "model", "stage1", "stage2", "parts")
 """What a run leaves in its directory, and ``run.overwrite`` removes."""
 
