@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.objectives import Part
 from tts_align.training.callbacks.logs import TrainingLog
 from tts_align.training.callbacks.progress import StepBar
 from tts_align.training.module import AlignModule
@@ -82,7 +83,7 @@ class AlignTrainer(Trainer):
         batch_rows: int = 64,
         seed: int = 0,
         overwrite: bool = False,
-        audio: Path | None = None,
+        audio: bool = False,
         ckpt_path: Path | None = None,
     ) -> None:
         """Speak every sentence several times in every voice with the recipe's policy; resumes.
@@ -96,16 +97,16 @@ class AlignTrainer(Trainer):
             batch_rows: utterances spoken together on each device; does not change them.
             seed: seed of all utterances.
             overwrite: whether to replace a file that was made with other settings.
-            audio: folder for a WAV file of each utterance, made by the recipe's vocoder; no sound by default.
+            audio: whether to write a WAV file of each utterance, made by the recipe's vocoder, in a folder beside
+                ``out`` that has its name: drawn.jsonl and drawn.audio.
             ckpt_path: checkpoint to speak with; the run's last one by default if the recipe is a run's own, otherwise
                 the policy as its directory holds it.
         """
-        if ckpt_path is not None:
-            load_trained(model, ckpt_path)
-        from tts_align.cli.sample import sample
+        from tts_align.cli.sample import recordings_of, sample
 
-        self.work(
+        self._work_trained(
             model,
+            ckpt_path,
             partial(
                 sample,
                 prompts=prompts,
@@ -119,11 +120,17 @@ class AlignTrainer(Trainer):
             ),
         )
         say(f"candidates:   {out}")
-        if audio is not None:
-            say(f"audio:        {audio}")
+        if audio:
+            say(f"audio:        {recordings_of(out)}")
 
     def judge(
-        self, model: AlignModule, candidates: Path, out: Path, batch_rows: int = 64, overwrite: bool = False
+        self,
+        model: AlignModule,
+        candidates: Path,
+        out: Path,
+        batch_rows: int = 64,
+        overwrite: bool = False,
+        ckpt_path: Path | None = None,
     ) -> None:
         """Listen to every candidate with the recipe's judge, and write what was heard; resumes.
 
@@ -133,10 +140,12 @@ class AlignTrainer(Trainer):
             out: JSONL file of judged candidates to write, whole or not at all.
             batch_rows: candidates judged together on each device; does not change the verdicts.
             overwrite: whether to replace a file that was made from other candidates or with another judge.
+            ckpt_path: checkpoint of the models that the vocoder is made of.
         """
         from tts_align.cli.judge import judge
 
-        self.work(model, partial(judge, candidates=candidates, out=out, batch_rows=batch_rows, overwrite=overwrite))
+        work = partial(judge, candidates=candidates, out=out, batch_rows=batch_rows, overwrite=overwrite)
+        self._work_trained(model, ckpt_path, work)
         say(f"judged:       {out}")
 
     def export(
@@ -172,6 +181,15 @@ class AlignTrainer(Trainer):
         say("\n".join(found.lines()))
         if report is not None:
             write_json(report, {**vars(found), "checkpoint": None if ckpt_path is None else str(ckpt_path)})
+
+    def _work_trained(self, model: AlignModule, checkpoint: Path | None, function: Callable[..., object]) -> None:
+        """The same as :meth:`work` with the weights of a checkpoint, each model on its own, as in a test."""
+        if checkpoint is None:
+            self.work(model, function)
+            return
+        load_trained(model, checkpoint)
+        with model.objective.merged(model.policy, {Part(name): part for name, part in model.parts.items()}):
+            self.work(model, function)
 
     def work(
         self, model: LightningModule, function: Callable[..., object], datamodule: LightningDataModule | None = None

@@ -185,10 +185,17 @@ def differences(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     >>> list(differences({"a": {"b": 1, "c": 2}, "run": {"threads": 1}}, {"a": {"b": 3, "c": 2}}))
     [('a.b', 1, 3)]
     """
+    for key, *values in changed(old, new):
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in IRRELEVANT):
+            yield key, *values
+
+
+def changed(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The same for every key, whether or not it changes what is learned."""
     before, after = dict(_flat(old)), dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
         values = before.get(key, "(nothing)"), after.get(key, "(nothing)")
-        if values[0] != values[1] and not any(fnmatch.fnmatchcase(key, pattern) for pattern in IRRELEVANT):
+        if values[0] != values[1]:
             yield key, *values
 
 

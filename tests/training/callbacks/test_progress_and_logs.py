@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_progress import on_a_terminal
+from terminal import on_a_terminal
 from tiny import Memory, build, make_trainer
 from torch import nn
 
