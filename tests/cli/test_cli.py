@@ -552,6 +552,11 @@ def test_a_hub_identifier_says_how_to_download(
     assert f"hf download {name}" in capsys.readouterr().err
 
 
+def test_audio_is_yes_or_no(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "sample", "--config", recipe(), "--prompts", "p", "--out", "o.jsonl", "--audio", "wav")
+    assert "--audio true writes recordings beside --out" in message
+
+
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
 def test_sentences_as_plain_lines(name: str, here: Path, recipe: Recipe) -> None:
     (here / "p.txt").write_text("\ufeffab\n\n  cab \n", "utf-8")

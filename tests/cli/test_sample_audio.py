@@ -80,9 +80,9 @@ def parts(place: Path, family: str) -> Parts:
 
 
 def speak(module: Parts, place: Path, out: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    """Rows by name, with their sound; the folder of the sounds is always the same."""
+    """Rows by name, with their sound."""
     sentences = place / "sentences.jsonl"
-    sample(module, sentences, out, 1, VOICES, audio=out.with_name("sounds"), **options)
+    sample(module, sentences, out, 1, VOICES, audio=True, **options)
     return heard(out) if out.exists() else {}
 
 
@@ -148,8 +148,8 @@ def test_with_labels_it_is_a_manifest(place: Path, tmp_path: Path):
 
 def test_names_of_files_stay_in_the_folder(place: Path, tmp_path: Path):
     rows = speak(parts(place, "cosyvoice2"), place, tmp_path / "out.jsonl")
-    assert rows["c/d-known-0"]["audio"] == "sounds/c%2Fd-known-0.wav"  # from where the file is
-    assert {path.parent for path in (tmp_path / "sounds").rglob("*.wav")} == {tmp_path / "sounds"}
+    assert rows["c/d-known-0"]["audio"] == "out.audio/c%2Fd-known-0.wav"  # from where the file is
+    assert {path.parent for path in tmp_path.rglob("*.wav")} == {tmp_path / "out.audio"}
 
 
 def test_what_was_made_with_another_vocoder_is_not_mixed(place: Path, tmp_path: Path):
@@ -174,12 +174,12 @@ def test_a_voice_that_is_missing_is_told_before_anything_is_spoken(
     module = parts(place, "cosyvoice2")
     monkeypatch.setattr(module.policy, "generate", None)
     with pytest.raises(ValueError, match=message):
-        sample(module, place / "sentences.jsonl", tmp_path / "out.jsonl", 1, speakers, audio=tmp_path / "sounds")
+        sample(module, place / "sentences.jsonl", tmp_path / "out.jsonl", 1, speakers, audio=True)
 
 
 def test_sound_needs_a_vocoder(tmp_path: Path):
     with pytest.raises(ValueError, match=r"the recipe must set model\.vocoder, or leave out --audio"):
-        sample(Module(vocoder=None), make_prompts(tmp_path), tmp_path / "out.jsonl", audio=tmp_path / "sounds")
+        sample(Module(vocoder=None), make_prompts(tmp_path), tmp_path / "out.jsonl", audio=True)
 
 
 class Quiet(Talker):
@@ -205,8 +205,8 @@ class Counting(Vocoder):
 
 
 def test_empty_utterances_get_no_file(tmp_path: Path):
-    vocoder, folder = Counting(), tmp_path / "sounds"
-    out = sample(Module(Quiet(), vocoder=vocoder), make_prompts(tmp_path), tmp_path / "out.jsonl", 4, audio=folder)
+    vocoder, folder = Counting(), tmp_path / "out.audio"
+    out = sample(Module(Quiet(), vocoder=vocoder), make_prompts(tmp_path), tmp_path / "out.jsonl", 4, audio=True)
     rows = heard(out)
     assert {bool(row["speech"]) for row in rows.values()} == {True, False}
     assert {name for name, row in rows.items() if "audio" in row} == {
@@ -217,12 +217,37 @@ def test_empty_utterances_get_no_file(tmp_path: Path):
 
 
 def test_a_killed_run_goes_on_and_keeps_its_sounds(tmp_path: Path):
-    folder, prompts, first, second = tmp_path / "sounds", make_prompts(tmp_path), Counting(), Counting()
+    folder, prompts, first, second = tmp_path / "out.audio", make_prompts(tmp_path), Counting(), Counting()
     with pytest.raises(KeyboardInterrupt):
-        sample(Module(Talker(2), vocoder=first), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=folder)
-    sample(Module(vocoder=second), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=folder)
+        sample(Module(Talker(2), vocoder=first), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=True)
+    sample(Module(vocoder=second), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=True)
     assert (first.spoken, second.spoken) == (10, 2)
     assert len(heard(tmp_path / "out.jsonl")) == len(list(folder.iterdir())) == 12
+
+
+def test_recordings_belong_to_their_file_of_candidates(tmp_path: Path):
+    """Two commands of the README in one folder: neither takes the other's recordings."""
+    prompts = make_prompts(tmp_path)
+    waves = {}
+    for name, seed in (("drawn", 0), ("spoken", 1)):
+        out = sample(Module(vocoder=Counting()), prompts, tmp_path / f"{name}.jsonl", 2, seed=seed, audio=True)
+        waves[name] = {key: row["wave"] for key, row in heard(out).items() if row["speech"]}
+    assert waves["drawn"].keys() == waves["spoken"].keys()
+    for name, before in waves.items():
+        for key, row in heard(tmp_path / f"{name}.jsonl").items():
+            np.testing.assert_array_equal(row["wave"], before[key])
+
+
+@pytest.mark.parametrize("audio", [True, False])
+def test_recordings_of_earlier_candidates_do_not_stay(audio: bool, tmp_path: Path):
+    prompts, out = make_prompts(tmp_path), tmp_path / "out.jsonl"
+    sample(Module(vocoder=Counting()), prompts, out, 3, audio=True)
+    before = {path.name for path in (tmp_path / "out.audio").iterdir()}
+    sample(Module(vocoder=Counting()), prompts, out, 2, audio=audio, overwrite=True)
+    named = {Path(row["audio"]).name for _, row in read_json_lines(out) if "audio" in row}
+    there = {path.name for path in (tmp_path / "out.audio").glob("*")}
+    assert there == named < before
+    assert bool(named) is audio
 
 
 def test_another_voice_of_the_same_name_is_spoken_anew(place: Path, tmp_path: Path):

@@ -95,7 +95,7 @@ _TRAINER = "cli/trainer.py", "AlignTrainer"
 _LIGHTNINGS = ("fit", "validate", "test", "predict")
 OWN: dict[str, tuple[Source, ...]] = {
     "sample": (Source(*_TRAINER, "sample", hidden=("model",)),),
-    "judge": (Source(*_TRAINER, "judge", hidden=("model",)),),
+    "judge": (Source(*_TRAINER, "judge", hidden=("model", "ckpt_path")),),
     "export": (Source(*_TRAINER, "export", hidden=("model", "manifest", "report")),),
     "prepare": (
         Source("cli/prepare.py", "prepare", hidden=("trainer",)),

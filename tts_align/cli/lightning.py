@@ -19,6 +19,7 @@ from tts_align.cli.errors import RecipeError, root_cause
 from tts_align.cli.parser import PlainParser
 from tts_align.cli.places import check_places
 from tts_align.cli.recipe import MODE, expand, objective_path
+from tts_align.cli.restore import checkpoint_of, own_checkpoint, restore_contrast, show_test, stored_test
 from tts_align.cli.trainer import AlignTrainer, make_trainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
@@ -77,7 +78,12 @@ class AlignCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's commands and ours, with the arguments that do not come from the command line."""
         lightning = {command: {*given, "weights_only"} for command, given in LightningCLI.subcommands().items()}
-        return {**lightning, "sample": {"model"}, "judge": {"model"}, "export": {"model", "manifest", "report"}}
+        return {
+            **lightning,
+            "sample": {"model"},
+            "judge": {"model", "ckpt_path"},
+            "export": {"model", "manifest", "report"},
+        }
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put what a recipe begins with first, and the trainer's many options last."""
@@ -150,6 +156,7 @@ class AlignCLI(LightningCLI):
 
     def fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from where an earlier call stopped; then test."""
+        stored = None if ckpt_path else self._stored_test()
         ckpt_path = ckpt_path or self._begin()
         try:
             for part, prepare in self._stages().items():
@@ -165,7 +172,10 @@ class AlignCLI(LightningCLI):
 
         keep_reward(self)
         held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
-        if self.settings.test_after_fit and (model.test_settings is not None or held_out):
+        if stored is not None and self.settings.test_after_fit:
+            if first_process():
+                show_test(stored)
+        elif self.settings.test_after_fit and (model.test_settings is not None or held_out):
             self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
         where(self.run, say)
 
@@ -228,31 +238,39 @@ class AlignCLI(LightningCLI):
             say(f"continuing {self.run.directory} from step {step}")
         return str(self.run.checkpoint)
 
+    def _stored_test(self) -> Mapping[str, Any] | None:
+        """Results of the test of a run with nothing left to train, if it was tested as the recipe says."""
+        run, trainer = self.run, self._get(self.config_init, "trainer")
+        if self.settings.overwrite or trainer.fast_dev_run or not run.begun or not run.checkpoint.is_file():
+            return None
+        return stored_test(run, self.saved_recipe()) if finished(self.trainer, *run.progress()) else None
+
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Validate the run's last checkpoint, or another."""
         from tts_align.training.stages import restore_reward
 
-        ckpt_path = self._trained(ckpt_path)
+        checkpoint = self._trained(ckpt_path)
         restore_reward(self)
+        restore_contrast(self)
         self._prepare_stages()
-        self.trainer.validate(ckpt_path=ckpt_path, weights_only=True, **kwargs)
+        self.trainer.validate(ckpt_path=checkpoint, weights_only=True, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Test the run's last checkpoint, or another."""
-        ckpt_path = self._trained(ckpt_path)
+        checkpoint = self._trained(ckpt_path)
         self._prepare_stages()
-        self.trainer.test(ckpt_path=ckpt_path, weights_only=True, **kwargs)
+        self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Score the held-out rows with the run's last checkpoint, or another."""
-        ckpt_path = self._trained(ckpt_path)
+        checkpoint = self._trained(ckpt_path)
         if datamodule.validation is None:
             raise ValueError("nothing to predict: the recipe must set data.validation")
         self._prepare_stages()
         datamodule.trainer = self.trainer
         datamodule.prepare(model.policy, model.rows_wanted, model.trained_tokenizer)
-        self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=ckpt_path, weights_only=True, **kwargs)
+        self.trainer.predict(model, datamodule.val_dataloader(), ckpt_path=checkpoint, weights_only=True, **kwargs)
 
     def _prepare_stages(self) -> None:
         """The parts that are frozen in the run's stage are not in its checkpoint."""
@@ -260,26 +278,31 @@ class AlignCLI(LightningCLI):
 
         prepare_stages(self)
 
-    def sample(self, datamodule: AlignData, **kwargs: Any) -> None:
-        """Speak with the recipe's policy."""
-        self.trainer.sample(**kwargs)
+    def sample(self, datamodule: AlignData, ckpt_path: Path | None = None, **kwargs: Any) -> None:
+        """Speak with what the run has trained if the recipe is a run's own, with the recipe's policy otherwise."""
+        self.trainer.sample(ckpt_path=self._own_checkpoint(ckpt_path), **kwargs)
 
     def judge(self, datamodule: AlignData, **kwargs: Any) -> None:
-        """Listen with the recipe's judge."""
-        self.trainer.judge(**kwargs)
+        """Listen with the recipe's judge; a vocoder made of models that the run has trained speaks with these."""
+        vocal = {Part.FLOW, Part.TOKENIZER} & set(map(Part, self.model.parts))
+        self.trainer.judge(ckpt_path=self._own_checkpoint(None) if vocal else None, **kwargs)
+
+    def _own_checkpoint(self, given: Path | None) -> Path | None:
+        """The checkpoint to speak with; the stages of the run that made it are there, too."""
+        chosen = self.config[self.command]
+        found = own_checkpoint(self.run, given, chosen.get("config") or [], chosen.model.policy.as_dict())
+        if found is not None:
+            self._prepare_stages()
+        return found
 
     def export(self, datamodule: AlignData, ckpt_path: Path | None = None, **kwargs: Any) -> None:
         """Write the run's last checkpoint, or another, as a model directory."""
-        checkpoint = Path(self._trained(None if ckpt_path is None else str(ckpt_path)))
+        checkpoint = self._trained(ckpt_path)
         report = self.run.directory / EXPORT
         self.trainer.export(ckpt_path=checkpoint, manifest=datamodule.manifest, report=report, **kwargs)
 
-    def _trained(self, given: str | None) -> str:
-        """The checkpoint to look at."""
-        path = Path(given) if given else self.run.checkpoint
-        if not path.exists():
-            raise FileNotFoundError(
-                f"no checkpoint at {path}: "
-                + ("check --ckpt_path" if given else "train first with `tts-align fit`, or pass --ckpt_path")
-            )
-        return str(path)
+    def _trained(self, given: str | Path | None) -> Path:
+        """The checkpoint to look at, after a line that says which."""
+        path = checkpoint_of(self.run, given)
+        say(f"checkpoint:   {path}")
+        return path

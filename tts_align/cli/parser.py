@@ -58,6 +58,8 @@ def explained(message: str, options: list[str]) -> str:
     """
     if "Not a valid subclass of Objective. Got value: None" in message:
         return f"no objective chosen: pass --objective, one of {', '.join(sorted(Objective.registry))}"
+    if message.startswith('Parser key "audio":'):
+        message += "\n  --audio true writes recordings beside --out, in a folder of its name"
     if unknown := _UNKNOWN.search(message):
         message += did_you_mean(unknown[1] or unknown[2], options)
     lines, owner = [], ""

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
@@ -25,7 +26,7 @@ def sample(
     rank: int = 0,
     world: int = 1,
     overwrite: bool = False,
-    audio: Path | None = None,
+    audio: bool = False,
     barrier: Callable[[], None] | None = None,
 ) -> Path:
     """Speak every sentence several times in every voice, and write the utterances to one file.
@@ -43,7 +44,8 @@ def sample(
         rank: number of this process.
         world: number of processes that share the work.
         overwrite: whether to replace a file that was made with other settings.
-        audio: folder for a WAV file of each utterance, made by the module's vocoder; no sound by default.
+        audio: whether to write a WAV file of each utterance, made by the module's vocoder, in a folder beside ``out``
+            that has its name: drawn.jsonl and drawn.audio.
         barrier: waits for the other processes.
 
     Raises:
@@ -51,25 +53,52 @@ def sample(
     """
     if samples < 1 or batch_rows < 1:
         raise ValueError(f"samples and batch_rows must be at least 1, got {samples} and {batch_rows}")
-    if audio is not None and module.vocoder is None:
+    vocoder = module.vocoder if audio else None
+    if audio and vocoder is None:
         raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
     seed = part_seed(seed)
     sentences = read_prompts(prompts)
     items = utterance_requests(sentences, speakers, samples, seed)
     check_speakers(module.policy, items)
-    if audio is not None and module.vocoder is not None:
-        module.vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
-    sound = () if audio is None or module.vocoder is None else (str(audio), module.vocoder.digest())
+    if vocoder is not None:
+        vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
+    sound = () if vocoder is None else ("audio", vocoder.digest())
     # What is read, not only what is written in the file: a voice of the same name may be another one now.
     read = encode(module.policy, items)
     key = digest("sample", module.policy.digest(), module.sampling, sentences, read, samples, seed, *sound)
     shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)
+    recordings = recordings_of(out)
     missing = set(shards.missing)
     mine = [item for item in items[rank::world] if item.id in missing]
     share = len(items[rank::world])
     with bar(share, share - len(mine), "sample", rank) as shown:
         for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance, read):
-            files = {} if audio is None else write_sound(module, batch, audio, Path(out).parent)
+            files = {} if vocoder is None else write_sound(module, batch, recordings, recordings.parent)
             shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
-    shards.merge(barrier, rank)
+    if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
+        remove_stale(recordings, shards.rows.values())
     return Path(out)
+
+
+def recordings_of(out: Path) -> Path:
+    """Folder of the recordings that belong to a file of candidates.
+
+    >>> recordings_of(Path("work/drawn.jsonl")).as_posix()
+    'work/drawn.audio'
+    """
+    return Path(out).with_suffix(".audio")
+
+
+def remove_stale(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Remove recordings of earlier candidates: all that no row of the finished file names.
+
+    Args:
+        folder: of the recordings.
+        rows: of the candidates.
+    """
+    named = {Path(row["audio"]).name for row in rows if "audio" in row}
+    for path in folder.glob("*.wav"):
+        if path.name not in named:
+            path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -12,12 +12,13 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.training.callbacks.logs import TrainingLog
 from tts_align.training.callbacks.movement import Movement
-from tts_align.training.callbacks.progress import progress_bar
+from tts_align.training.callbacks.progress import StepBar
 from tts_align.training.module import AlignModule
 from tts_align.training.run import KeepLast, Run, RunSettings
 from tts_align.utils.files import write_json
@@ -85,7 +86,7 @@ class AlignTrainer(Trainer):
         batch_rows: int = 64,
         seed: int | None = None,
         overwrite: bool = False,
-        audio: Path | None = None,
+        audio: bool = False,
         ckpt_path: Path | None = None,
     ) -> None:
         """Speak every sentence several times in every voice with the recipe's policy; resumes.
@@ -99,16 +100,16 @@ class AlignTrainer(Trainer):
             batch_rows: utterances spoken together on each device; does not change them.
             seed: seed of all utterances; that of the run (seed_everything) by default.
             overwrite: whether to replace a file that was made with other settings.
-            audio: folder for a WAV file of each utterance, made by the recipe's vocoder; no sound by default.
+            audio: whether to write a WAV file of each utterance, made by the recipe's vocoder, in a folder beside
+                ``out`` that has its name: drawn.jsonl and drawn.audio.
             ckpt_path: checkpoint to speak with; the run's last one by default if the recipe is a run's own, otherwise
                 the policy as its directory holds it.
         """
-        if ckpt_path is not None:
-            load_trained(model, ckpt_path)
-        from tts_align.cli.sample import sample
+        from tts_align.cli.sample import recordings_of, sample
 
-        self.work(
+        self._work_trained(
             model,
+            ckpt_path,
             partial(
                 sample,
                 prompts=prompts,
@@ -122,8 +123,8 @@ class AlignTrainer(Trainer):
             ),
         )
         say(f"candidates:   {out}")
-        if audio is not None:
-            say(f"audio:        {audio}")
+        if audio:
+            say(f"audio:        {recordings_of(out)}")
 
     def judge(
         self,
@@ -133,6 +134,7 @@ class AlignTrainer(Trainer):
         batch_rows: int = 64,
         overwrite: bool = False,
         max_failed_share: float = 0.01,
+        ckpt_path: Path | None = None,
     ) -> None:
         """Listen to every candidate with the recipe's judge, and write what was heard; resumes.
 
@@ -144,20 +146,19 @@ class AlignTrainer(Trainer):
             overwrite: whether to replace a file that was made from other candidates or with another judge.
             max_failed_share: largest share of the candidates that may go without a verdict because vocoder or judge
                 failed on them.
+            ckpt_path: checkpoint of the models that the vocoder is made of.
         """
         from tts_align.cli.judge import judge
 
-        self.work(
-            model,
-            partial(
-                judge,
-                candidates=candidates,
-                out=out,
-                batch_rows=batch_rows,
-                overwrite=overwrite,
-                max_failed_share=max_failed_share,
-            ),
+        work = partial(
+            judge,
+            candidates=candidates,
+            out=out,
+            batch_rows=batch_rows,
+            overwrite=overwrite,
+            max_failed_share=max_failed_share,
         )
+        self._work_trained(model, ckpt_path, work)
         say(f"judged:       {out}")
 
     def export(
@@ -194,6 +195,15 @@ class AlignTrainer(Trainer):
         if report is not None:
             write_json(report, {**vars(found), "checkpoint": None if ckpt_path is None else str(ckpt_path)})
 
+    def _work_trained(self, model: AlignModule, checkpoint: Path | None, function: Callable[..., object]) -> None:
+        """The same as :meth:`work` with the weights of a checkpoint, each model on its own, as in a test."""
+        if checkpoint is None:
+            self.work(model, function)
+            return
+        load_trained(model, checkpoint)
+        with model.objective.merged(model.policy, model.parts):
+            self.work(model, function)
+
     def work(
         self, model: LightningModule, function: Callable[..., object], datamodule: LightningDataModule | None = None
     ) -> None:
@@ -225,16 +235,26 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
         callbacks += [KeepLast(run.checkpoint, settings.checkpoint_every), Movement()]
     shows_bar = recipe.enable_progress_bar is not False and command not in WITHOUT_OBJECTIVE
     if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        callbacks.append(progress_bar())
-    logger = recipe.logger
-    if logger is None or logger is True:
-        logger = command in ("fit", "test") and TensorBoardLogger(run.directory, "", run.logs.name)
-    ours = {
+        callbacks.append(StepBar())
+    loggers = _loggers(recipe.logger, run) if command in ("fit", "test") else False
+    if loggers:
+        callbacks.append(TrainingLog())
+    ours: dict[str, Any] = {
         "default_root_dir": run.directory,
-        "logger": logger,
+        "logger": loggers,
         "callbacks": callbacks,
         "enable_progress_bar": shows_bar,
     }
     if command == "export":  # without the devices that a training wants
         ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
     return AlignTrainer(**{**recipe, **ours})
+
+
+def _loggers(given: Any, run: Run) -> list[Logger] | bool:
+    """TensorBoard's logger, which the figures of a test are drawn from, and beside it those of the recipe."""
+    if given is False:
+        return False
+    more = [] if given is None or given is True else list(given) if isinstance(given, Sequence) else [given]
+    if any(isinstance(one, TensorBoardLogger) for one in more):
+        return more
+    return [TensorBoardLogger(run.directory, "", run.logs.name), *more]

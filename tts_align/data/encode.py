@@ -11,6 +11,7 @@ from torch import Tensor
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound
 from tts_align.models.base.tokenizer import SpeechTokenizer
 from tts_align.utils.audio import AudioError, load_audio
+from tts_align.utils.progress import Bar
 
 
 def missing_codes(rows: Sequence[Row]) -> list[str]:
@@ -36,12 +37,10 @@ def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_si
         what = "has audio only: name a speech tokenizer (data.tokenizer), or add speech tokens with `tts-align prepare`"
         lacking = [row for row in manifest.rows if missing_codes([row])]
         raise ManifestError(manifest.path, [Fault(f"row {row.id!r}", what) for row in lacking])
-    from rich.progress import track
-
     tokenizer.eval()
     speech_tokens: dict[str, tuple[int, ...]] = {}
     faults: list[Fault] = []
-    for start in track(range(0, len(todo), batch_size), description="encoding recordings"):
+    for start in Bar(range(0, len(todo), batch_size), desc="encode recordings", unit="batch"):
         sounds = _load(manifest, todo[start : start + batch_size], tokenizer, faults)
         spoken = tokenizer.encode(list(sounds.values())) if sounds else []
         speech_tokens |= {name: tuple(map(int, speech.tolist())) for name, speech in zip(sounds, spoken, strict=True)}

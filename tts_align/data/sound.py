@@ -17,6 +17,7 @@ from tts_align.data.select import Item, LabelledUtterance
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.audio import AudioError, load_audio
+from tts_align.utils.progress import Bar
 
 PLACEHOLDER = 0
 """Stands for every token until the tokenizer has made it."""
@@ -126,13 +127,11 @@ class FeatureExtractor:
         self, keys: Sequence[tuple[Sound, str]], manifest: Manifest, faults: list[Fault]
     ) -> Iterator[tuple[tuple[Sound, str], tuple[Tensor, Tensor | None]]]:
         """Each recording at the tokenizer's rate, and at the flow model's where that is another."""
-        from rich.progress import track
-
         spoken = [key for key in keys if not key[0].audio]
         if spoken and self.vocoder is None:
             what = "has speech tokens of another tokenizer only: give data.vocoder, which speaks them, or recordings"
             raise ManifestError(manifest.path, [Fault(f"{len(spoken)} utterances", what)])
-        for key in track([key for key in keys if key[0].audio], description="hearing recordings", transient=True):
+        for key in Bar([key for key in keys if key[0].audio], desc="read recordings", leave=False):
             try:
                 path = manifest.find(key[0].audio)
                 longest = self.tokenizer.max_seconds
@@ -140,7 +139,7 @@ class FeatureExtractor:
             except AudioError as error:
                 faults.append(Fault(error.name, error.what))
         starts = range(0, len(spoken), self.batch_size)
-        for start in track(starts, description="speaking speech tokens", transient=True):
+        for start in Bar(starts, desc="speak speech tokens", unit="batch", leave=False):
             part = spoken[start : start + self.batch_size]
             yield from zip(part, self._speak(part), strict=True)
 

@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tts_align.utils.progress import above_bars
+
 
 class _Row(NamedTuple):
     """How a number is shown, and whether more of it is better."""
@@ -48,7 +50,8 @@ def print_table(summary: Mapping[str, Any], console: Console | None = None) -> N
     for name, row in _ROWS.items():
         place = summary if name in summary[systems[0]] else summary["further"]
         table.add_row(row.title, *[_cell(place[system][name], system == "difference", row) for system in systems])
-    console.print(table)
+    with above_bars():
+        console.print(table)
     for system, names in summary["failed"].items():
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

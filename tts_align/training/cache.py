@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from tts_align.batch import Rows
 from tts_align.models.base.layout import Layout, TokenRow, collate
@@ -201,10 +200,10 @@ class TokenCache:
             kept[:] = len(computed), time.monotonic()
 
         try:
-            with tqdm(total=total, desc=what, unit="row", disable=rank != 0, mininterval=1.0, leave=False) as bar:
+            with bar(total, 0, what, rank, unit="row", leave=False) as shown:
                 for batch in batches:
                     computed.update(zip(batch, _score_batch(batch, score, layout, device, packed), strict=True))
-                    bar.update(len(batch))
+                    shown.advance(len(batch))
                     if time.monotonic() - kept[1] >= KEPT_EVERY_SECONDS:
                         keep()
         except BaseException:

@@ -19,6 +19,8 @@ from tts_align.utils.files import written_atomically
 
 RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
 EXPORT = "export.json"
+SUMMARY, REWARD_NUMBERS = "summary.json", "reward.json"
+"""What a test writes about a policy, and about a reward model."""
 ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast", "reward", "model", "stage1", "stage2", "parts")
 """What a run leaves in its directory, and ``run.overwrite`` removes."""
 
@@ -183,10 +185,17 @@ def differences(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     >>> list(differences({"a": {"b": 1, "c": 2}, "run": {"threads": 1}}, {"a": {"b": 3, "c": 2}}))
     [('a.b', 1, 3)]
     """
+    for key, *values in changed(old, new):
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in IRRELEVANT):
+            yield key, *values
+
+
+def changed(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The same for every key, whether or not it changes what is learned."""
     before, after = dict(_flat(old)), dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
         values = before.get(key, "(nothing)"), after.get(key, "(nothing)")
-        if values[0] != values[1] and not any(fnmatch.fnmatchcase(key, pattern) for pattern in IRRELEVANT):
+        if values[0] != values[1]:
             yield key, *values
 
 

@@ -8,6 +8,8 @@ import warnings
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from tts_align.utils.progress import above_bars
+
 TALKERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
@@ -44,8 +46,18 @@ def first_process() -> bool:
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Print once, however many processes there are."""
-    print(text, flush=True)
+    """Print once, however many processes there are, on lines of its own."""
+    with above_bars():
+        print(text, flush=True)
+
+
+class _AboveBars(logging.StreamHandler):
+    """Messages on lines of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        with above_bars(self.stream):
+            super().emit(record)
 
 
 def quiet() -> None:
@@ -56,7 +68,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     ours = logging.getLogger("tts_align")
     if not ours.handlers:
-        ours.addHandler(logging.StreamHandler())
+        ours.addHandler(_AboveBars())
     ours.setLevel(logging.INFO if first_process() else logging.WARNING)
 
 
