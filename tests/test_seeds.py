@@ -24,9 +24,8 @@ from tts_align.evaluation.speaking import utterance_requests
 from tts_align.evaluation.speech import Evaluation, TestSettings
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import MTR
-from tts_align.objectives.e2e import _coin
 from tts_align.training.callbacks.guards import HackingGuard
-from tts_align.utils.seeds import part_seed, run_seed
+from tts_align.utils.seeds import drawn_for_step, part_seed, run_seed
 
 SEEDS = (0, 0, 1, 2)
 
@@ -116,7 +115,7 @@ def test_what_an_objective_draws_for_a_row(data: Any):
 
 
 def test_whether_a_step_of_e2e_streams():
-    check(lambda: _coin(7), lambda: float(torch.rand((), generator=torch.Generator().manual_seed(7))))
+    check(lambda: drawn_for_step(7), lambda: float(torch.rand((), generator=torch.Generator().manual_seed(7))))
 
 
 def drawn(requests: Any) -> list[int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -15,11 +15,8 @@ from tts_align.evaluation.table import print_table
 from tts_align.objectives import Part
 from tts_align.training.contrast import SIDES, Contrast
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run, changed
-from tts_align.training.stages import prepare_contrast
+from tts_align.training.stages import Fitting, prepare_contrast
 from tts_align.utils.messages import say
-
-if TYPE_CHECKING:
-    from tts_align.cli.lightning import AlignCLI
 
 TESTED_WITH = ("model.test", "model.vocoder", "model.judge", "model.sampling", "data.validation")
 """Keys of a recipe that change what a test says of a finished training."""
@@ -67,7 +64,7 @@ def own_checkpoint(run: Run, given: str | Path | None, recipes: Sequence[Any], p
     return run.checkpoint
 
 
-def restore_contrast(cli: AlignCLI) -> None:
+def restore_contrast(cli: Fitting) -> None:
     """Give a module whose objective needs them the token weights of the run's own pair, or of the recipe's.
 
     Raises:

@@ -18,7 +18,7 @@ from tts_align.batch import Batch, Mean, Reads, Utterances
 from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
 from tts_align.objectives.base import Objective, Outcome, Part, Parts, Step, check_not_negative, check_positive
 from tts_align.objectives.mtr import TEXT_TASKS, attribute_share
-from tts_align.utils.seeds import run_seed
+from tts_align.utils.seeds import drawn_for_step
 from tts_align.utils.weights import PARTS, loaded, read_weights, speaker_vectors_of
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class E2E(Objective, name="e2e"):
     def _draws(self, step: Step) -> FlowDraws:
         """What is random for the flow; whether it streams is the same for all of an optimiser step."""
         flow, sound = step.parts.flow, step.recordings
-        coin = _coin(step.number)
+        coin = drawn_for_step(step.number)
         frames = [count * flow.frames_per_token for count in sound.token_counts]
         return flow.draw(
             frames, _generators(step.utterances, NOISE, sound.mel.device), None, coin < self.streaming_share
@@ -331,18 +331,11 @@ class E2E(Objective, name="e2e"):
         return loss, {"second_fm": mean, **metrics}
 
 
-_READERS = ("reward", "flow")
-"""Models besides the policy that read the tokenizer's vectors."""
+_READERS = ("reward", "flow")  # besides the policy they read the tokenizer's vectors
 
 
 def _reader(name: str, parts: Parts) -> RewardHead | FlowHead:
     return parts.reward if name == Part.REWARD else parts.flow
-
-
-def _coin(number: int) -> float:
-    """What is drawn for a whole optimiser step, on every rank, from 0 to 1."""
-    seed = (number + 0x9E3779B1 * run_seed()) % 2**32  # PyTorch's CPU generator looks at no more bits
-    return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
 
 
 def _bridge(channels: int, width: int) -> nn.Linear:

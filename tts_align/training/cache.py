@@ -33,6 +33,7 @@ from tts_align.batch import Rows
 from tts_align.models.base.layout import Layout, TokenRow, collate
 from tts_align.utils.distributed import gathered
 from tts_align.utils.files import written_atomically
+from tts_align.utils.progress import bar
 
 TARGET_RULE = "speech, fill and end-of-speech tokens"
 """What the numbers stand for; a change of rule makes another file."""

@@ -22,3 +22,15 @@ def part_seed(own: int | None, first: int = 0) -> int:
         first: seed of the part where the run's is 0, so that parts that draw alike do not draw the same.
     """
     return first + run_seed() if own is None else own
+
+
+def drawn_for_step(number: int) -> float:
+    """What is drawn for a whole optimiser step, on every process alike, from 0 to 1.
+
+    Args:
+        number: of the step.
+    """
+    import torch
+
+    seed = (number + 0x9E3779B1 * run_seed()) % 2**32  # PyTorch's CPU generator looks at no more bits
+    return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
