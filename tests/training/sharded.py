@@ -257,10 +257,9 @@ def main(folder: Path, actions: Sequence[str]) -> None:
         if verb == "train":
             for name in CASES:
                 train(name, folder, folder / f"processes{world}", world)
-            unequal_forwards(folder, folder / "unequal")
-            plain_copies(folder, folder / "copies")
-            missing_gradients(folder, folder)
-            refusals(folder, folder / "refusals")
+        elif verb == "check":
+            for check in (unequal_forwards, plain_copies, missing_gradients, refusals):
+                check(folder, folder / check.__name__)
         elif verb == "resume":  # what so many processes saved
             many, *names = rest
             made = folder / (f"resumed{world}" if world > 1 else "resumed1/sharded")

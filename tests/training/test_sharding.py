@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ["--config", str(folder / "pair/two/config.yaml")]
     verbs.append(["sample", *config, "--prompts", "prompts.jsonl", "--out", "two.jsonl"])
     verbs.append(["validate", "--config", str(folder / "stages/two/config.yaml"), "--data.validation", sounds])
-    processes(2, folder, "train", *(" ".join(verb) for verb in verbs))
+    processes(2, folder, "train", "check", *(" ".join(verb) for verb in verbs))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in CASES:
