@@ -3,7 +3,8 @@
 
     python sharded.py FOLDER ACTION...
 
-``train`` trains every case; ``resume`` continues what ``train`` saved in the middle; ``fit RECIPE`` is the command.
+``train`` trains every case; ``resume N [CASE...]`` continues what N processes saved in the middle; ``check`` is about
+what needs no comparison with one process; anything else is a verb of the command.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def train(name: str, folder: Path, out: Path, world: int = 0, checkpoint: Path |
 def unequal_forwards(folder: Path, out: Path) -> None:
     """Ranks make unequal numbers of forward passes between a forward and its backward; gradients stay the same."""
     gradients = []
-    for extra in (0, 1 + dist.get_rank()):
+    for extra in (0, 1 + int(os.environ["RANK"])):
         module, data = plain_case(SFT, folder, out / str(extra))
         trainer = make_trainer(out, strategy=ShardedStrategy(), devices=2, max_steps=1)
         told: list[Any] = []
