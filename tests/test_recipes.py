@@ -3,7 +3,6 @@
 
 import json
 import shlex
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -94,15 +93,15 @@ def test_a_reward_model_is_trained_tested_and_kept(tmp_path: Path, capsys: pytes
     assert (place / "model/model.safetensors").is_file()
 
 
-OVERLAYS = sorted(path for kind in ("strategy", "precision") for path in (RECIPES / kind).glob("*.yaml"))
-TOGETHER = ([path] for path in OVERLAYS), [[RECIPES / "strategy/fsdp.yaml", RECIPES / "precision/bf16.yaml"]]
+OVERLAYS = [[path] for kind in ("strategy", "precision") for path in sorted((RECIPES / kind).glob("*.yaml"))]
+OVERLAYS += [[RECIPES / "strategy/fsdp.yaml", RECIPES / "precision/bf16.yaml"]]
 
 
 def test_every_overlay_trains_and_tests_on_two_processes(tmp_path: Path):
     """Those of strategy and precision, and sharding in bfloat16; all in one pair of processes, one after the other."""
-    overlays = {"-".join(path.stem for path in paths): paths for paths in chain(*TOGETHER)}
+    overlays = {"-".join(path.stem for path in paths): paths for paths in OVERLAYS}
     assert set(overlays) >= {"ddp", "fsdp", "bf16", "fsdp-bf16"}
-    plain = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.01", "--model.lr_scheduler", "null"]
+    plain = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.lr_scheduler", "null"]
     ours = [*SHORT, *TESTED, *plain, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     verbs = []
     for name, paths in overlays.items():
@@ -116,7 +115,7 @@ def test_every_overlay_trains_and_tests_on_two_processes(tmp_path: Path):
         assert all(value.dtype == torch.float32 for value in trained[name].values()), name
     start = Qwen2CodecLM("demo:audio/base").state_dict()
     moved = gap({f"policy.{key}": value for key, value in start.items()}, trained["ddp"])
-    assert gap(trained["ddp"], trained["fsdp"]) < 1e-5 < 0.01 * moved
+    assert gap(trained["ddp"], trained["fsdp"]) < 1e-6 < 0.001 * moved
     assert gap(trained["bf16"], trained["fsdp-bf16"]) < 0.05 * moved
 
 

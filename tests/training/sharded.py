@@ -3,7 +3,8 @@
 
     python sharded.py FOLDER ACTION...
 
-``train`` trains every case; ``resume`` continues what ``train`` saved in the middle; ``fit RECIPE`` is the command.
+``train`` trains every case; ``resume N [CASE...]`` continues what N processes saved in the middle; ``check`` is about
+what needs no comparison with one process; anything else is a verb of the command.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from places import ROOT
 from tiny import LORA, build, make_reward, make_trainer, weights
 from tiny_sound import VOICES, build_e2e
@@ -63,10 +65,11 @@ class Silent(Judge):
         return [Verdict("", Reading.UNMARKED, 0.0, 0.0) for _ in samples]
 
 
-def plain_case(objective: Any, folder: Path, out: Path, **options: Any) -> Built:
-    return build(
-        objective(), folder / "policy", str(folder / "rows.jsonl"), out / "cache", optimizer=momentum, **options
-    )
+def plain_case(objective: Any, folder: Path, out: Path, validation: str | None = None, **options: Any) -> Built:
+    rows = str(folder / "rows.jsonl")
+    held_out = None if validation is None else str(folder / validation)
+    cache = out / "cache"
+    return build(objective(), folder / "policy", rows, cache, optimizer=momentum, validation=held_out, **options)
 
 
 def undivided(folder: Path, out: Path) -> Built:
@@ -84,7 +87,7 @@ def rewarded(objective: Any, folder: Path, out: Path) -> Built:
 
 def end_to_end(stage: Any, folder: Path, out: Path) -> Built:
     manifest, objective = str(folder / "sounds.jsonl"), E2E(stage=stage, voices=VOICES)
-    return build_e2e(objective, folder / "policy", manifest, optimizer=momentum)
+    return build_e2e(objective, folder / "policy", manifest, optimizer=momentum, validation=manifest)
 
 
 def guard(folder: Path) -> list[Callback]:
@@ -112,7 +115,7 @@ class Case:
 
 
 CASES = {
-    "sft": Case(partial(plain_case, SFT)),
+    "sft": Case(partial(plain_case, SFT, validation="held_out.jsonl")),
     "dpo": Case(partial(plain_case, DPO)),
     "dpo, unclipped": Case(partial(plain_case, DPO), four=False, trainer={"gradient_clip_val": None}),
     "dpo, clipped by value": Case(
@@ -123,7 +126,7 @@ CASES = {
     ),
     "dpo, packed": Case(partial(plain_case, DPO, packed=True), four=False),
     "dpo, adapters": Case(partial(plain_case, DPO, lora=LORA), sharded=False),
-    "kto": Case(partial(plain_case, KTO)),
+    "kto": Case(partial(plain_case, KTO, validation="held_out.jsonl")),
     "kto, undivided": Case(undivided, four=False),
     "tkto": Case(partial(plain_case, TKTO)),
     "diffro": Case(partial(rewarded, DiffRO), callbacks=guard),
@@ -179,7 +182,7 @@ def train(name: str, folder: Path, out: Path, world: int = 0, checkpoint: Path |
 def unequal_forwards(folder: Path, out: Path) -> None:
     """Ranks make unequal numbers of forward passes between a forward and its backward; gradients stay the same."""
     gradients = []
-    for extra in (0, 1 + dist.get_rank()):
+    for extra in (0, 1 + int(os.environ["RANK"])):
         module, data = plain_case(SFT, folder, out / str(extra))
         trainer = make_trainer(out, strategy=ShardedStrategy(), devices=2, max_steps=1)
         told: list[Any] = []
@@ -228,6 +231,13 @@ def refusals(folder: Path, out: Path) -> None:
             trainer = make_trainer(out, strategy=ShardedStrategy(), devices=2, max_steps=1)
             with pytest.raises(ValueError, match=f"model.optimizer cannot be {knob}"):
                 trainer.fit(module, datamodule=data)
+    foreign = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
+    halved = {"strategy": ShardedStrategy(), "precision": "bf16-true"}
+    for options, reason in ((foreign, "must not be ModelParallelStrategy"), (halved, "must be 32-true or bf16-mixed")):
+        module, data = plain_case(SFT, folder, out)
+        trainer = make_trainer(out, devices=2, max_steps=1, **options)
+        with pytest.raises(ValueError, match=reason):
+            trainer.fit(module, datamodule=data)
 
 
 def plain_copies(folder: Path, out: Path) -> None:
@@ -257,10 +267,9 @@ def main(folder: Path, actions: Sequence[str]) -> None:
         if verb == "train":
             for name in CASES:
                 train(name, folder, folder / f"processes{world}", world)
-            unequal_forwards(folder, folder / "unequal")
-            plain_copies(folder, folder / "copies")
-            missing_gradients(folder, folder)
-            refusals(folder, folder / "refusals")
+        elif verb == "check":
+            for check in (unequal_forwards, plain_copies, missing_gradients, refusals):
+                check(folder, folder / check.__name__)
         elif verb == "resume":  # what so many processes saved
             many, *names = rest
             made = folder / (f"resumed{world}" if world > 1 else "resumed1/sharded")

@@ -23,7 +23,7 @@ from tts_align.evaluation.prompts import SentencePrompt, write_prompts
 from tts_align.training.sharding import ShardedStrategy, check_precision, check_strategy
 from tts_align.utils.sharded import is_sharded, plain, share_of, whole
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:Found keys that are not in")
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 OVERLAY = ["--config", str(RECIPES / "strategy/fsdp.yaml"), "--trainer.devices", "2"]
 SPEAKS = {
     "model__judge": {"class_path": "sharded.Silent"},
@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     save_policy(folder / "policy")
     save_rows(folder)
+    save_rows(folder, make_rows(sentences=4, seed=4), "held_out.jsonl")
     save_recordings(folder, spoken_rows(sentences=8))
     write_prompts(folder / "prompts.jsonl", [SentencePrompt(f"s{number}", "abcdefgh"[number]) for number in range(8)])
     (folder / "pair").mkdir()
@@ -53,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ["--config", str(folder / "pair/two/config.yaml")]
     verbs.append(["sample", *config, "--prompts", "prompts.jsonl", "--out", "two.jsonl"])
     verbs.append(["validate", "--config", str(folder / "stages/two/config.yaml"), "--data.validation", sounds])
-    processes(2, folder, "train", *(" ".join(verb) for verb in verbs))
+    processes(2, folder, "train", "check", *(" ".join(verb) for verb in verbs))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in CASES:
@@ -75,8 +76,13 @@ def losses(logged: list[dict[str, float]]) -> list[dict[str, float]]:
     return [one for one in logged if "train/loss" in one]
 
 
+def held_out(logged: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [one for one in logged if "val/loss" in one]
+
+
 RUNS = [("processes2", name) for name in CASES] + [("resumed1", name) for name in CASES]
 RUNS += [("resumed1/sharded", "sft")]  # the strategy in a single process
+VALIDATED = {"sft", "kto", "e2e stage 1", "e2e stage 2", "e2e stage 3"}
 RUNS += [("resumed4", name) for name, case in CASES.items() if case.four]
 
 
@@ -89,6 +95,10 @@ def test_loss_gradient_and_weights_are_those_of_one_process(how: str, name: str,
     there, here = losses(one["logged"])[-steps:], losses(other["logged"])
     assert len(there) == len(here) == steps
     for expected, found in zip(there, here, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    here = held_out(other["logged"])
+    assert bool(here) is (name in VALIDATED)
+    for expected, found in zip(held_out(one["logged"])[-len(here) :], here, strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     start = torch.load(folder / "processes2" / name / "half.ckpt", weights_only=True)["state_dict"]
     assert gap({key: start[key] for key in one["weights"]}, one["weights"]) > 1e-4, "nothing was learnt after the half"

@@ -113,18 +113,22 @@ class ShardedStrategy(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole weights of the module; empty but in the first process."""
         assert self.lightning_module is not None
-        state = {}
-        for name, value in self.lightning_module.state_dict().items():  # one at a time: a GPU need not hold them all
-            one = whole_tensor(value)
-            if self.is_global_zero:
-                state[name] = one.cpu() if is_share(value) else one
-        return state
+        state = {name: self._on_first(value) for name, value in self.lightning_module.state_dict().items()}
+        return state if self.is_global_zero else {}
+
+    def _on_first(self, value: Any) -> Any:
+        """A whole tensor in the memory of the first process's CPU, so that no GPU has to hold all of them."""
+        one = whole_tensor(value)
+        if not is_share(value):
+            return one
+        return one.cpu() if self.is_global_zero else None
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """State of an optimiser as one process has it."""
+        """State of an optimiser as one process has it; of use in the first process only."""
         saved = getattr(optimizer, "optimizer", optimizer).state_dict()
         state = {
-            number: {name: whole_tensor(value) for name, value in one.items()} for number, one in saved["state"].items()
+            number: {name: self._on_first(value) for name, value in one.items()}
+            for number, one in saved["state"].items()
         }
         return {**saved, "state": state}
 
@@ -207,8 +211,8 @@ def check_strategy(strategy: Strategy) -> None:
 
 def check_precision(plugin: Precision) -> None:
     """Raise ``ValueError`` for a precision in which sharded weights would not be float32, or losses scaled."""
-    mixed = isinstance(plugin, MixedPrecision) and plugin.scaler is None
-    if not mixed and plugin.precision != "32-true":
+    autocast = isinstance(plugin, MixedPrecision) and plugin.scaler is None
+    if not autocast and plugin.precision != "32-true":
         raise ValueError(
             f"sharded training keeps its weights in float32: trainer.precision must be 32-true or bf16-mixed, got "
             f"{plugin.precision}"
