@@ -207,6 +207,8 @@ class _Naming(TorchFunctionMode):
                 raise TypeError(f"can't convert {DEVICE} device type tensor to numpy: use Tensor.cpu() first")
             if func is Tensor.__reduce_ex__:
                 return args[0].detach().values.__reduce_ex__(*args[1:])
+        if func is Tensor.detach and isinstance(args[0], OnDevice) and torch.is_inference_mode_enabled():
+            return OnDevice(args[0].values.detach())  # a wrapper made outside cannot be detached inside
         if func is Tensor.cuda:
             return args[0].to(_SHELL)
         if str(kwargs.get("device")) == "meta":  # models without numbers

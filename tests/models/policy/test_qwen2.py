@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -473,3 +474,10 @@ def test_a_recording_that_is_continued_is_no_repetition() -> None:
     (spoken,) = model.generate([Prompt((1,), seed=5, speech=(3,) * 10)], window)
     assert spoken.speech[0] == 3
     assert 3 not in spoken.speech[1:]  # now it has been drawn
+
+
+def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tiny_policy: Path):
+    tokenizer = str(tiny_policy / "tokenizer.json")
+    Qwen2CodecLM(sizes=SIZES, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"ids up to 8, the text embedding 8 rows: check model\.policy\.tokenizer"):
+        Qwen2CodecLM(sizes=dataclasses.replace(SIZES, text_vocabulary=8), tokenizer=tokenizer)

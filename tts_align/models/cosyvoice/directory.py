@@ -268,7 +268,22 @@ def backbone_sizes(directory: str | Path) -> BackboneSizes:
         config: Any = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    kind = config.get("model_type", "qwen2") if isinstance(config, dict) else type(config).__name__
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected the config of a qwen2 model, got {type(config).__name__}")
+    return read_backbone_sizes(config, str(path))
+
+
+def read_backbone_sizes(config: Mapping[str, Any], path: str = "config") -> BackboneSizes:
+    """Sizes in what a ``config.json`` holds.
+
+    Args:
+        config: its content.
+        path: what errors call it.
+
+    Raises:
+        ValueError: it lacks something, or is that of another kind of model.
+    """
+    kind = config.get("model_type", "qwen2")
     if kind != "qwen2":
         raise ValueError(f"{path}: expected the config of a qwen2 model, got {kind!r}")
     rope = config.get("rope_parameters") or {}  # where transformers 5 keeps it

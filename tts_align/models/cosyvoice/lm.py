@@ -5,14 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tts_align.models.base.generation import Context, Encoded
 from tts_align.models.base.layout import Family, Layout
-from tts_align.models.cosyvoice.directory import ModelDirectory, backbone_sizes, load_state
+from tts_align.models.cosyvoice.directory import (
+    BackboneSizes,
+    ModelDirectory,
+    backbone_sizes,
+    load_state,
+    read_backbone_sizes,
+)
 from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
@@ -43,6 +49,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
         packed: whether to score several rows in one sequence instead of padding them.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
+        family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
     """
 
     def __init__(
@@ -54,34 +61,34 @@ class CosyVoiceLM(Qwen2CodecLM):
         lora: LoRA | None = None,
         packed: bool = False,
         bistream: tuple[int, int] = (5, 15),
+        family: Family | None = None,
     ) -> None:
         torch.nn.Module.__init__(self)
         self.source = ModelDirectory.find(directory)
+        if family not in (None, self.source.family):
+            raise ValueError(
+                f"{directory} holds a {self.source.family} model, but model.policy.family is {family}: use the overlay "
+                f"recipes/models/{self.source.family}.yaml"
+            )
         self.directory, self.weights_name, self.voices_path, self.dtype = self.source.path, weights, voices, dtype
         path = self.weights_path
         state = backbone_names(load_state(path))
         sizes = sizes_of(self.source, state)
         with torch.device("meta"):
             self._build(sizes, packed, bistream)
-        # Built without memory, so what no file holds is made here.
-        self.backbone.rotary_emb = type(self.backbone.rotary_emb)(config=self.backbone.config)
-        self._fill(state, path, getattr(torch, dtype))
+        fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
+        self._check_codebook(path)
         self._add_adapters(lora)
 
-    def _fill(self, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
-        own = {key: tuple(value.shape) for key, value in self.state_dict().items()}
-        given = {key: tuple(value.shape) for key, value in state.items()}
-        if own != given:
-            wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
+    def _check_codebook(self, path: Path) -> None:
+        llm = self.source.config.get("llm")
+        said = llm.get("speech_token_size") if isinstance(llm, Mapping) else None
+        if said not in (None, self.sizes.codebook_size):
             raise ValueError(
-                f"{path} does not hold this model's language model: {len(wrong)} of {len(own)} weights differ, "
-                f"{wrong[0]} first (expected {own.get(wrong[0])}, got {given.get(wrong[0])})"
+                f"{path} has a codebook of {self.sizes.codebook_size} speech tokens, the yaml says {said}: do they "
+                "belong together?"
             )
-        # A copy: what training changes must not be pages of the file.
-        copies = {key: value.to(dtype, copy=True) for key, value in state.items()}
-        self.load_state_dict(copies, assign=True)
-        self.requires_grad_(True)
 
     @property
     def weights_path(self) -> Path:
@@ -105,7 +112,15 @@ class CosyVoiceLM(Qwen2CodecLM):
         """Token ids of the text behind what the published inference puts before it.
 
         A text may bring its own instruction, closed by ``<|endofprompt|>``.
+
+        Raises:
+            ValueError: the text tokenizer has more ids than the text embedding rows.
         """
+        if self.text.length > self.sizes.text_vocabulary:
+            raise ValueError(
+                f"the text tokenizer in {self.source.backbone} has {self.text.length} ids, but the text embedding in "
+                f"{self.weights_path} only {self.sizes.text_vocabulary} rows: do they belong together?"
+            )
         voice = self.voices.get(context.speaker)
         head, own, words = text.rpartition(END_OF_PROMPT)
         instruct, prompt_text, speech = _merged(context, voice)
@@ -166,13 +181,16 @@ def sizes_of(source: ModelDirectory, state: Mapping[str, Tensor]) -> Sizes:
         source: its directory.
         state: its weights, under our names.
     """
-    text = backbone_sizes(source.backbone)
+    return _sizes(source.family, state, backbone_sizes(source.backbone))
+
+
+def _sizes(family: Family, state: Mapping[str, Tensor], text: BackboneSizes) -> Sizes:
     rows = state["speech_embedding.weight"].shape[0]
-    codebook_size = rows - Layout(source.family, 0).vocabulary
+    codebook_size = rows - Layout(family, 0).vocabulary
     return Sizes(
         codebook_size=codebook_size,
         text_vocabulary=state["backbone.embed_tokens.weight"].shape[0],
-        family=source.family,
+        family=family,
         hidden_size=text.hidden_size,
         layers=text.layers,
         heads=text.heads,
@@ -204,3 +222,48 @@ def published_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state[name] = value.detach().to("cpu", torch.float32)
     state[HEAD] = state[f"{BODY}embed_tokens.weight"]
     return state
+
+
+def fill(model: Qwen2CodecLM, state: Mapping[str, Tensor], where: Path | str, dtype: torch.dtype) -> None:
+    """Give a model that was built without memory its weights.
+
+    Args:
+        model: on the ``meta`` device.
+        state: weights under our names.
+        where: they come from.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: names or shapes are not the model's.
+    """
+    # Built without memory, so what no file holds is made here.
+    model.backbone.rotary_emb = type(model.backbone.rotary_emb)(config=model.backbone.config)
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    if own != given:
+        wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
+        raise ValueError(
+            f"{where} does not hold this model's language model: {len(wrong)} of {len(own)} weights differ, "
+            f"{wrong[0]} first (expected {own.get(wrong[0])}, got {given.get(wrong[0])})"
+        )
+    # A copy: what training changes must not be pages of the file.
+    model.load_state_dict({key: value.to(dtype, copy=True) for key, value in state.items()}, assign=True)
+    model.requires_grad_(True)
+
+
+def load_lm(family: Family, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Qwen2CodecLM:
+    """A language model with published weights, in float32 and in evaluation mode, without text tokenizer and voices.
+
+    Args:
+        family: whose special ids are used.
+        state: what ``llm.pt`` holds; copied.
+        config: what ``config.json`` of the text model holds, for what shapes do not tell.
+
+    Raises:
+        ValueError: these are not exactly the weights of such a language model.
+    """
+    ours = backbone_names(state)
+    with torch.device("meta"):
+        model = Qwen2CodecLM(sizes=_sizes(family, ours, read_backbone_sizes(config)))
+    fill(model, ours, "state", torch.float32)
+    return model.eval()

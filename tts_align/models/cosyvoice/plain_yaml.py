@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,3 +153,31 @@ def _number(node: ast.expr) -> Any:
     if isinstance(node, ast.UnaryOp) and type(node.op) in _ARITHMETIC:
         return _ARITHMETIC[type(node.op)](_number(node.operand))
     raise TypeError("not arithmetic")
+
+
+def section_of(config: Mapping[str, Any] | None, *names: str, needs: Sequence[str] = ()) -> Mapping[str, Any]:
+    """A part of a model's yaml; empty only if there is no yaml at all.
+
+    Args:
+        config: the whole yaml as plain data; ``None`` for the published numbers.
+        names: where the part is, from the outside inwards.
+        needs: what the part must hold, because weights do not tell it.
+
+    Raises:
+        ValueError: the part is not there, or lacks something.
+    """
+    if config is None:
+        return {}
+    section: Any = config
+    for depth, name in enumerate(names, start=1):
+        section = section.get(name)
+        if not isinstance(section, Mapping):
+            raise ValueError(
+                f"the model's yaml has no part {'.'.join(names[:depth])}: expected the whole yaml, nested as "
+                "published, or none for the published numbers"
+            )
+    if lacking := [name for name in needs if name not in section]:
+        raise ValueError(
+            f"the model's yaml has no {'.'.join(names)}.{lacking[0]}, which the weights do not tell either"
+        )
+    return section

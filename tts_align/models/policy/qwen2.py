@@ -125,6 +125,7 @@ class Qwen2CodecLM(CodecLM):
         assert sizes is not None
         self.directory = path
         self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
         self._build(sizes, packed, bistream)
         for table in self.children():
             if isinstance(table, nn.Embedding):
@@ -286,6 +287,16 @@ class Qwen2CodecLM(CodecLM):
         """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""
         texts = {} if self.tokenizer is None else {TOKENIZER: self.tokenizer.to_str(pretty=True)}
         write_model(directory, self.sizes, self._weights(), texts)
+
+
+def check_text_vocabulary(tokenizer: Tokenizer | None, rows: int) -> None:
+    """Raise ``ValueError`` if a text tokenizer has ids for which the text embedding has no row."""
+    highest = -1 if tokenizer is None else max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= rows:
+        raise ValueError(
+            f"the text tokenizer has ids up to {highest}, the text embedding {rows} rows: check model.policy.tokenizer "
+            "and sizes.text_vocabulary"
+        )
 
 
 def _same_row(segment: Int[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:

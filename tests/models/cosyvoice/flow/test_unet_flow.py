@@ -315,17 +315,27 @@ def test_sizes_are_read_from_weights_and_yaml(sizes):
     assert UNetFlowSizes.of(UNetFlow(sizes).state_dict(), yaml_of(sizes)) == sizes
 
 
-def test_what_the_yaml_leaves_out_is_as_published():
+def test_without_a_yaml_it_is_as_published():
     state = UNetFlow(dataclasses.replace(SMALL, unet_heads=2, unet_head_channels=64)).state_dict()
-    for config in (None, {}, {"flow": None}, {"flow": {"decoder": {}}}):
-        sizes = UNetFlowSizes.of(state, config)
-        assert (sizes.unet_heads, sizes.unet_head_channels) == (2, 64)
-        assert (sizes.chunk_tokens, sizes.chunk_frames) == (25, 50)
+    sizes = UNetFlowSizes.of(state)
+    assert (sizes.unet_heads, sizes.unet_head_channels) == (2, 64)
+    assert (sizes.chunk_tokens, sizes.chunk_frames) == (25, 50)
+    for config in ({}, {"flow": None}, {"flow": {"decoder": {}}}, {"encoder": {}}):
+        with pytest.raises(ValueError, match="the model's yaml has no part flow"):
+            UNetFlowSizes.of(state, config)
+
+
+def test_what_a_part_of_the_yaml_leaves_out_is_as_published():
+    state = UNetFlow(dataclasses.replace(SMALL, unet_heads=2, unet_head_channels=64)).state_dict()
+    chunk = {"static_chunk_size": 6}
     for half in ({"num_heads": 4}, {"attention_head_dim": 32}):
-        sizes = UNetFlowSizes.of(state, {"flow": {"decoder": {"estimator": half}}})
+        estimator = {"estimator": half | chunk}
+        sizes = UNetFlowSizes.of(state, {"flow": {"encoder": chunk, "decoder": estimator}})
         assert (sizes.unet_heads, sizes.unet_head_channels) == (4, 32)
+        assert (sizes.chunk_tokens, sizes.chunk_frames) == (6, 6)
     rates = {"dropout_rate": 0.2, "positional_dropout_rate": 0.3, "attention_dropout_rate": 0.4}
-    sizes = UNetFlowSizes.of(state, {"flow": {"encoder": rates, "decoder": {"estimator": {"dropout": 0.5}}}})
+    estimator = {"estimator": {"dropout": 0.5} | chunk}
+    sizes = UNetFlowSizes.of(state, {"flow": {"encoder": rates | chunk, "decoder": estimator}})
     drops = (sizes.dropout, sizes.position_dropout, sizes.attention_dropout, sizes.unet_dropout)
     assert drops == (0.2, 0.3, 0.4, 0.5)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tts_align.models.base.layout import Family
 from tts_align.models.cosyvoice.flow.conformer import UpsamplingConformer
 from tts_align.models.cosyvoice.flow.unet import CausalUNet
+from tts_align.models.cosyvoice.plain_yaml import section_of
 from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 from tts_align.models.flow.token_flow import Given, TokenFlow
 
@@ -99,7 +100,7 @@ class UNetFlowSizes:
         Args:
             state: a flow's state dict, which tells most of them by its shapes.
             config: the model's yaml as plain data; of interest is what stands under ``flow`` about the U-Net's heads,
-                the chunks and dropout. What it does not say is taken to be as published.
+                the chunks and dropout. Without it they are taken to be as published.
 
         Raises:
             ValueError: these are not the weights of such a flow, or the yaml belongs to others.
@@ -145,7 +146,8 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
 
 def _said(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:
     """What only the yaml can say."""
-    encoder, unet = _section(config, "flow", "encoder"), _section(config, "flow", "decoder", "estimator")
+    encoder = section_of(config, "flow", "encoder", needs=["static_chunk_size"])
+    unet = section_of(config, "flow", "decoder", "estimator", needs=["static_chunk_size"])
     inner = state[f"{_UNET}down_blocks.0.1.0.attn1.to_q.weight"].shape[0]
     heads, channels = unet.get("num_heads"), unet.get("attention_head_dim")
     if channels is None:
@@ -166,14 +168,6 @@ def _said(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict
         "attention_dropout": encoder.get("attention_dropout_rate", 0.1),
         "unet_dropout": unet.get("dropout", 0.0),
     }
-
-
-def _section(config: Mapping[str, Any] | None, *names: str) -> Mapping[str, Any]:
-    """A part of the yaml; empty where there is none."""
-    section: Any = config
-    for name in names:
-        section = section.get(name) if isinstance(section, Mapping) else None
-    return section if isinstance(section, Mapping) else {}
 
 
 class UNetFlow(TokenFlow):
@@ -274,7 +268,8 @@ def load_flow(family: Family, state: Mapping[str, Tensor], config: Mapping[str, 
 
 
 def _empty_dit(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> DiTFlow:
-    flow, estimator = _section(config, "flow"), _section(config, "flow", "decoder", "estimator")
+    flow = section_of(config, "flow", needs=["token_mel_ratio"])
+    estimator = section_of(config, "flow", "decoder", "estimator", needs=["static_chunk_size"])
     sizes = DiTFlowSizes.of(
         state,
         chunk_frames=estimator.get("static_chunk_size", _CHUNK_FRAMES),

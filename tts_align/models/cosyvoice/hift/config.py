@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tts_align.models.base.layout import Family
+from tts_align.models.cosyvoice.plain_yaml import section_of
 
 _GAIN, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 # What files of adversarial training hold beside the vocoder.
@@ -120,10 +121,10 @@ class HiFTSizes:
 
         Args:
             state: its tensors under their plain names (see :func:`plain_names`).
-            config: the model's yaml as a plain mapping; of interest is what stands under ``hift``. What neither tells
-                is taken to be as published.
+            config: the model's yaml as a plain mapping; of interest is what stands under ``hift``. Without it, what
+                the weights do not tell is taken to be as published.
         """
-        told, said = _told(state), _said((config or {}).get("hift") or {})
+        told, said = _told(state), _said(section_of(config, "hift", needs=_NOT_IN_WEIGHTS))
         wrong = [f"{name}: {said[name]} in the yaml, {told[name]} in the weights" for name in told.keys() & said.keys()
                  if said[name] != told[name]]  # fmt: skip
         if wrong:
@@ -171,6 +172,7 @@ def _told(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+_NOT_IN_WEIGHTS = ("sampling_rate", "upsample_rates", "istft_params")
 # Our names for the published constructor arguments, and what they hold.
 _NAMES: dict[str, tuple[str, Any]] = {
     "in_channels": ("mel_channels", int),
