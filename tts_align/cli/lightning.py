@@ -213,7 +213,9 @@ class AlignCLI(LightningCLI):
         callbacks = recipe.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         if self.subcommand == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
-            callbacks += [KeepLast(run.checkpoint, self.settings.checkpoint_every), Movement()]
+            callbacks.append(KeepLast(run.checkpoint, self.settings.checkpoint_every))
+        if self.subcommand not in WITHOUT_OBJECTIVE:  # without it Lightning would miss it in a checkpoint
+            callbacks.append(Movement())
         shows_bar = recipe.enable_progress_bar is not False and self.subcommand not in ("sample", "judge", "export")
         if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_bar())
