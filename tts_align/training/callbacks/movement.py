@@ -5,18 +5,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tts_align.models.base.layout import TokenRow, collate
+from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.tokenizer import TokenizerHead
+from tts_align.objectives.base import Objective
 from tts_align.utils.messages import say
 
-if TYPE_CHECKING:
-    from tts_align.training.module import AlignModule
-
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """An ``AlignModule`` as it is watched here."""
+
+    policy: CodecLM
+    objective: Objective
+
+    @property
+    def trained_tokenizer(self) -> TokenizerHead | None:
+        """Makes the speech tokens, if that is part of the training."""
 
 
 class Movement(Callback):
@@ -41,7 +53,7 @@ class Movement(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the steps can move, and score the rows."""
-        module = cast("AlignModule", pl_module)
+        module = cast("Trained", pl_module)
         if not _speaks(module) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         say(_budget(trainer))
@@ -53,7 +65,7 @@ class Movement(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score them again, and warn."""
-        module = cast("AlignModule", pl_module)
+        module = cast("Trained", pl_module)
         if not self.before or not _speaks(module):
             return
         rows = trainer.datamodule.rows("train")  # type: ignore[attr-defined]
@@ -74,11 +86,11 @@ class Movement(Callback):
             )
 
     @torch.no_grad()
-    def _scores(self, trainer: Trainer, module: AlignModule, rows: Mapping[str, TokenRow]) -> dict[str, list[float]]:
+    def _scores(self, trainer: Trainer, module: Trained, rows: Mapping[str, TokenRow]) -> dict[str, list[float]]:
         """Log-probabilities of each row's targets, by key; the same rows on every rank."""
         policy, training = module.policy, module.policy.training
         policy.eval()
-        batch = collate(list(rows.values()), policy.layout, policy.packed).to(module.device)
+        batch = collate(list(rows.values()), policy.layout, policy.packed).to(trainer.strategy.root_device)
         with trainer.precision_plugin.forward_context():
             scored = policy(batch)
         policy.train(training)
@@ -94,7 +106,7 @@ class Movement(Callback):
         self.before = dict(state_dict["before"])
 
 
-def _speaks(module: AlignModule) -> bool:
+def _speaks(module: Trained) -> bool:
     """Whether the policy trains on rows whose speech tokens are known."""
     return module.objective.scores and module.trained_tokenizer is None
 
