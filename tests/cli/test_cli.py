@@ -361,7 +361,7 @@ def test_another_recipes_run_is_not_touched(recipe: Recipe, capsys: pytest.Captu
     run(["fit", "--config", path])
     before = Path("runs/small/config.yaml").read_bytes()
     message = fails(capsys, "fit", "--config", path, "--data.seed", "1")
-    assert re.search(r"runs/small holds a run of another recipe:\n  data\.seed: 0 there, 1 now\n", message)
+    assert re.search(r"runs/small holds a run of another recipe:\n  data\.seed: None there, 1 now\n", message)
     assert "--run.directory" in message
     assert "--run.overwrite true" in message
     assert Path("runs/small/config.yaml").read_bytes() == before

@@ -232,7 +232,9 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
     callbacks = recipe.callbacks or []
     callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
     if command == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
-        callbacks += [KeepLast(run.checkpoint, settings.checkpoint_every), Movement()]
+        callbacks.append(KeepLast(run.checkpoint, settings.checkpoint_every))
+    if command not in WITHOUT_OBJECTIVE:  # without it Lightning would miss it in a checkpoint
+        callbacks.append(Movement())
     shows_bar = recipe.enable_progress_bar is not False and command not in WITHOUT_OBJECTIVE
     if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StepBar())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,10 +21,10 @@ from tts_align.evaluation.listening import (
     speak_and_judge,
 )
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests, waveforms_of
+from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests
 from tts_align.objectives.base import Part
 from tts_align.training.callbacks.best_weights import BestWeights
-from tts_align.training.callbacks.hearings import Hearing, harm, rise, similarity
+from tts_align.training.callbacks.hearings import Hearing, SpeakerVectors, harm, rise, similarity, voice_vectors
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.distributed import gathered
 from tts_align.utils.seeds import part_seed
@@ -32,16 +32,6 @@ from tts_align.utils.sharded import whole
 
 log = logging.getLogger(__name__)
 _DEAF = "the guard cannot hear the untrained policy, so training does not start"
-
-
-@runtime_checkable
-class SpeakerVectors(Protocol):
-    """What tells voices apart: a vector for each waveform."""
-
-    sample_rate: int
-
-    def encode(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Vectors, one row for each waveform."""
 
 
 class HackingGuard(Callback):
@@ -231,14 +221,7 @@ class HackingGuard(Callback):
             return {}
         if module.vocoder is None:
             raise ValueError("speakers_encoder hears sound: the recipe must set model.vocoder")
-        sounds = waveforms_of(module.vocoder, spoken)
-        if module.vocoder.sample_rate != self.encoder.sample_rate:
-            import torchaudio
-
-            change = torchaudio.transforms.Resample(module.vocoder.sample_rate, self.encoder.sample_rate)
-            sounds = [change(sound) for sound in sounds]
-        vectors = self.encoder.encode(sounds)
-        return {one.id: vector for one, vector in zip(spoken, vectors.tolist(), strict=True)}
+        return voice_vectors(self.encoder, module.vocoder, spoken)
 
     def reason(self, patience: int) -> str:
         """Why to stop, if each of the last hearings heard harm; empty if not."""

@@ -6,11 +6,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torchaudio
 
+from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.metrics.functional import Difference, paired_difference
+from tts_align.evaluation.speaking import waveforms_of
+from tts_align.models.base.vocoder import Vocoder
+
+
+@runtime_checkable
+class SpeakerVectors(Protocol):
+    """What tells voices apart: a vector for each waveform."""
+
+    sample_rate: int
+
+    def encode(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Vectors, one row for each waveform."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +105,18 @@ def similarity(vectors: Mapping[str, Sequence[float]], first: Mapping[str, Seque
         return 0.0
     one, other = (torch.tensor([side[name] for name in names]) for side in (vectors, first))
     return float(torch.nn.functional.cosine_similarity(one, other).mean())
+
+
+def voice_vectors(encoder: SpeakerVectors, vocoder: Vocoder, spoken: Sequence[Candidate]) -> dict[str, list[float]]:
+    """What tells voices apart, of each utterance, by name.
+
+    Args:
+        encoder: hears the voices.
+        vocoder: speaks.
+        spoken: utterances with speech.
+    """
+    sounds = waveforms_of(vocoder, spoken)
+    if vocoder.sample_rate != encoder.sample_rate:
+        change = torchaudio.transforms.Resample(vocoder.sample_rate, encoder.sample_rate)
+        sounds = [change(sound) for sound in sounds]
+    return {one.id: vector for one, vector in zip(spoken, encoder.encode(sounds).tolist(), strict=True)}
