@@ -76,6 +76,21 @@ def test_end_to_end_from_nothing_but_the_package(overlays: tuple[str, ...], tmp_
     before = (place / "test/utterances.jsonl").read_text()
     run(["test", "--config", str(place / "config.yaml")])
     assert (place / "test/utterances.jsonl").read_text() == before
+    # Spoken and judged by the models of the run's stages: what is said is what the test said.
+    (tmp_path / "one.jsonl").write_text(json.dumps({"id": "one", "text": "このカレーは辛い"}) + "\n")
+    spoken = ["--prompts", str(tmp_path / "one.jsonl"), "--out", str(tmp_path / "drawn.jsonl"), "--samples", "1"]
+    recipe = ["--config", str(place / "config.yaml")]
+    cli = run(["sample", *recipe, *spoken, "--speakers", "[sakura]", "--audio", "true"])
+    trained = torch.load(place / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    learnt = {key: value for key, value in trained.items() if key.startswith("parts.flow.")}
+    assert learnt
+    for key, value in learnt.items():
+        torch.testing.assert_close(cli.model.state_dict()[key], value, rtol=0, atol=0)
+    assert [path.name for path in (tmp_path / "drawn.audio").iterdir()] == ["one-sakura-0.wav"]
+    run(["judge", *recipe, "--candidates", str(tmp_path / "drawn.jsonl"), "--out", str(tmp_path / "heard.jsonl")])
+    heard = json.loads((tmp_path / "heard.jsonl").read_text())
+    assert "error" not in heard
+    assert heard["cer"] >= 0
 
 
 FEW_BATCHES = ["--trainer.limit_test_batches", "2", "--trainer.limit_val_batches", "2"]

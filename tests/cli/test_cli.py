@@ -1,5 +1,6 @@
 """The command, from the words on the command line to the files in the run's directory."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -550,6 +551,16 @@ def test_a_hub_identifier_says_how_to_download(
     with pytest.raises(SystemExit):
         cli.main()
     assert f"hf download {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")])
+def test_a_logger_goes_by_its_short_name_and_says_what_to_install(
+    name: str, package: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    message = fails(capsys, "fit", "--config", recipe(), "--trainer.logger", name)
+    assert re.search(rf"Requirement '{package}>=[\d.]+' not met.*pip install", message)
 
 
 def test_audio_is_yes_or_no(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

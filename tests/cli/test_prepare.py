@@ -20,7 +20,7 @@ from places import ROOT
 from sources import save_kaldi, save_shard, save_sounds, shard_rows, sound, sound_file
 
 from tts_align.cli import entry as cli
-from tts_align.cli import prepare as verb
+from tts_align.cli import prepare as command
 from tts_align.data.manifest import read_manifest
 from tts_align.data.prepared import Target
 from tts_align.data.recording_encoder import RecordingEncoder
@@ -50,7 +50,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Directory:
 
 
 def prepare(directory: str, source: Path, out: Path, *options: str) -> Manifest:
-    """The verb, as the command line calls it, and what it has written."""
+    """The command, as the command line calls it, and what it has written."""
     args = ["--directory", directory, "--source", str(source), "--out", str(out), "--trainer.accelerator", "cpu"]
     cli.prepare([*args, "--trainer.devices", "1", *options])
     return read_manifest(out)
@@ -328,7 +328,7 @@ def share(
     if tired_after is not None:
         Tired.left = tired_after + 1  # one call tries the models out
         encoders = replace(encoders, tokenizer=Tired(directory, 2))
-    verb.prepare_share(encoders, str(source), Target(out), Limits(), 4, 2, **place)
+    command.prepare_share(encoders, str(source), Target(out), Limits(), 4, 2, **place)
 
 
 @pytest.fixture(params=["jsonl", "shards"])
@@ -381,9 +381,9 @@ def test_the_number_of_processes_changes_nothing(
 
 def test_neighbours_in_a_shard_stay_together():
     windows = list(range(10))
-    assert [verb._share(windows, rank, 2, 1) for rank in range(2)] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
-    assert [verb._share(windows, rank, 2, 3) for rank in range(2)] == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]
-    assert [verb._share(windows, rank, 3, 99) for rank in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [command._share(windows, rank, 2, 1) for rank in range(2)] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    assert [command._share(windows, rank, 2, 3) for rank in range(2)] == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]
+    assert [command._share(windows, rank, 3, 99) for rank in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_what_is_finished_is_not_done_again(encoders: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -418,8 +418,8 @@ def test_other_inputs_are_not_mixed_in(change: str, encoders: Directory, tmp_pat
         Target(out).summary.unlink()
     again = RecordingEncoder.of(directory, 2, True)
     with pytest.raises(ValueError, match="made with other settings or inputs: choose another file, or overwrite it"):
-        verb.prepare_share(again, str(source), Target(out), limits, 4)
-    verb.prepare_share(again, str(source), Target(out, overwrite=True), limits, 4)
+        command.prepare_share(again, str(source), Target(out), limits, 4)
+    command.prepare_share(again, str(source), Target(out, overwrite=True), limits, 4)
     assert len(read_manifest(out).rows) == 3
 
 
@@ -443,12 +443,12 @@ def test_a_recording_that_the_model_cannot_take_leaves_its_neighbours_alone(enco
     source, out = recorded(tmp_path, 5), tmp_path / "out.jsonl"
     (tmp_path / "sounds/2.wav").write_bytes(sound_file(2, 0.5))
     choosy = replace(RecordingEncoder.of(encoders(), 2, True), tokenizer=Choosy(encoders(), 2))
-    verb.prepare_share(choosy, str(source), Target(out), Limits(), 8)
+    command.prepare_share(choosy, str(source), Target(out), Limits(), 8)
     assert [row.id for row in read_manifest(out).rows] == ["u0", "u1", "u3", "u4"]
     assert "half a second hurts" in Target(out).refused.read_text()
     out.unlink()
     with pytest.raises(ManifestError, match=r"row 'u2': .*RuntimeError: half a second hurts"):
-        verb.prepare_share(choosy, str(source), Target(out, on_bad_row="stop"), Limits(), 8)
+        command.prepare_share(choosy, str(source), Target(out, on_bad_row="stop"), Limits(), 8)
 
 
 def test_two_real_processes(encoders: Directory, tmp_path: Path):

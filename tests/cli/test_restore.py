@@ -1,13 +1,16 @@
 """What commands take from an earlier run: its checkpoint, its pair, its test."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from tiny import LETTERS, save_policy, save_recipe
 
 from tts_align.cli.entry import run
@@ -142,7 +145,7 @@ def test_fit_on_a_finished_run_shows_the_stored_table(capsys: pytest.CaptureFixt
     before = {path: path.stat().st_mtime_ns for path in Path("run/test").rglob("*")}
     run(["fit", "--config", tested])
     again = capsys.readouterr().out
-    assert "is finished: 4 steps; nothing left to train" in again
+    assert "is finished: 2 steps; nothing left to train" in again
     assert table in again
     assert {path: path.stat().st_mtime_ns for path in Path("run/test").rglob("*")} == before
 
@@ -156,6 +159,21 @@ def test_what_would_be_another_result_is_tested_anew(flags: list[str], tested: s
     before = Path("run/test/summary.json").stat().st_mtime_ns
     run(["fit", "--config", tested, *flags])
     assert Path("run/test/summary.json").stat().st_mtime_ns > before
+
+
+def test_two_processes_agree_on_whether_to_test(tested: str):
+    """The second process starts when the first has already saved the new recipe."""
+    Path("two.py").write_text(
+        "import sys\nfrom tts_align.cli.entry import run\nif __name__ == '__main__':\n    run(sys.argv[1:])\n"
+    )
+    flags = ["--model.sampling.temperature", "0.5", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    before = Path("run/test/summary.json").stat().st_mtime_ns
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "two.py", "fit", "--config", tested, *flags]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path("run/test/summary.json").stat().st_mtime_ns > before
+    assert done.stdout.count("test results:") == 1
 
 
 def test_a_test_that_was_cut_short_is_made_up_for(tested: str):

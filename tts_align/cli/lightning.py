@@ -172,6 +172,7 @@ class AlignCLI(LightningCLI):
 
         keep_reward(self)
         held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
+        stored = self.trainer.strategy.broadcast(stored)  # others may have read the recipe that the first has saved
         if stored is not None and self.settings.test_after_fit:
             if first_process():
                 show_test(stored)

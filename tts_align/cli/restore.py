@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import yaml
 
@@ -15,11 +15,19 @@ from tts_align.evaluation.table import print_table
 from tts_align.objectives import Part
 from tts_align.training.contrast import SIDES, Contrast
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run, changed
-from tts_align.training.stages import Fitting, prepare_contrast
+from tts_align.training.stages import prepare_contrast
 from tts_align.utils.messages import say
 
 TESTED_WITH = ("model.test", "model.vocoder", "model.judge", "model.sampling", "data.validation")
 """Keys of a recipe that change what a test says of a finished training."""
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A command of a recipe: the module it has built, and the run it belongs to."""
+
+    model: Any
+    run: Run
 
 
 def checkpoint_of(run: Run, given: str | Path | None) -> Path:
@@ -64,7 +72,7 @@ def own_checkpoint(run: Run, given: str | Path | None, recipes: Sequence[Any], p
     return run.checkpoint
 
 
-def restore_contrast(cli: Fitting) -> None:
+def restore_contrast(cli: Restoring) -> None:
     """Give a module whose objective needs them the token weights of the run's own pair, or of the recipe's.
 
     Raises:
@@ -81,7 +89,7 @@ def restore_contrast(cli: Fitting) -> None:
             raise FileNotFoundError(f"no contrastive pair at {missing[0]}: run `tts-align fit` on this recipe first")
         contrast.desirable, contrast.undesirable = (str(pair[side]) for side in SIDES)
     model.contrast = contrast
-    prepare_contrast(cli)
+    prepare_contrast(cast("Any", cli))
 
 
 def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:

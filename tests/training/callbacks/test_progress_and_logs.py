@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from terminal import on_a_terminal
-from tiny import Memory, build, make_trainer
+from tiny import Memory, build, make_trainer, save_recipe
 from torch import nn
 
 from tts_align.evaluation.audio import write_pair
@@ -116,6 +116,30 @@ def test_other_loggers_get_sounds_in_their_own_way(tmp_path: Path):
     logger = Spoken()
     TrainingLog().on_test_end(make_trainer(tmp_path, logger=logger))
     assert (0, {"test/audio": ["p1-aligned.wav", "p1-base.wav"]}) in logger.logged
+
+
+@pytest.mark.parametrize("name", ["WandbLogger", "MLFlowLogger"])
+def test_another_logger_is_one_flag_and_tensorboard_stays(
+    name: str, tiny_policy: Path, tiny_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """``--trainer.logger WandbLogger``; the service's own logger is replaced by one that keeps the numbers."""
+    import lightning.pytorch.loggers as loggers
+
+    from tts_align.cli.entry import run
+
+    class Kept(Memory):
+        """Takes the place of the service's logger."""
+
+    Kept.__module__, Kept.__qualname__, Kept.__name__ = "lightning.pytorch.loggers", name, name
+    monkeypatch.setattr(loggers, name, Kept)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    recipe = save_recipe(tmp_path, "sft", tiny_policy, tiny_rows)
+    cli = run(["fit", "--config", recipe, "--trainer.logger", f"lightning.pytorch.loggers.{name}"])
+    kept = next(one for one in cli.trainer.loggers if isinstance(one, Kept))
+    assert any("train/loss" in numbers for _, numbers in kept.logged)
+    assert any("train/gradient_norm" in numbers for _, numbers in kept.logged)
+    assert list((tmp_path / "run/tensorboard").glob("events*"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminal")
