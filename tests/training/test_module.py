@@ -700,7 +700,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path, tiny_policy: Path,
 # --- and further ---
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
 @every_objective
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
 def test_precisions(name: str, precision: Any, tmp_path: Path, tiny_policy: Path, tiny_rows: str):
@@ -710,6 +710,20 @@ def test_precisions(name: str, precision: Any, tmp_path: Path, tiny_policy: Path
     plain, data = build(OBJECTIVES[name](), tiny_policy, tiny_rows, tmp_path, validation=tiny_rows)
     expected = fitted(tmp_path, plain, data, max_steps=2, max_epochs=-1)
     assert logged[0][1]["train/loss"] == pytest.approx(expected[0][1]["train/loss"], rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_precision_that_cannot_train_is_refused(precision: Any, tmp_path: Path, tiny_policy: Path, tiny_rows: str):
+    module, data = build(SFT(), tiny_policy, tiny_rows, tmp_path)
+    with pytest.raises(ValueError, match=f"trainer.precision {precision} keeps the weights .* bf16-mixed"):
+        fitted(tmp_path, module, data, precision=precision, max_steps=1)
+
+
+def test_coarse_weights_are_refused(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
+    module, data = build(SFT(), tiny_policy, tiny_rows, tmp_path)
+    module.policy.bfloat16()
+    with pytest.raises(ValueError, match=r"model.policy trains .* in bfloat16.*dtype: float32"):
+        fitted(tmp_path, module, data, max_steps=1)
 
 
 def test_the_reference_can_be_another_model(tmp_path: Path, tiny_policy: Path, tiny_rows: str):

@@ -29,7 +29,7 @@ from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
 from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
 from tts_align.training.means import StageMeans
-from tts_align.training.parts import check_settings, make_parts
+from tts_align.training.parts import check_can_learn, check_settings, make_parts
 from tts_align.training.scoring import Scoring
 from tts_align.training.seeds import seed_generators, seed_of
 from tts_align.training.settings import RewardFit, StageFit
@@ -128,8 +128,10 @@ class AlignModule(ShardedModule):
         return self.scoring.step(batch, self.trainer.global_step if self._trainer is not None else 0)
 
     def setup(self, stage: str) -> None:
-        """Keep Lightning's precisions away from batches: these are frozen and hold no floating-point numbers."""
+        """Keep Lightning's precisions away from batches, which hold whole numbers; refuse those that cannot train."""
         self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
+        if stage == "fit":
+            check_can_learn(self.policy, self.parts, self.trainer.precision)
 
     def configure_callbacks(self) -> list[Callback]:
         """Watch the speech tokens and keep the parts of a training that makes its own speech tokens."""

@@ -10,6 +10,7 @@ from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.objectives.base import Objective, Part, Parts
 from tts_align.training.contrast import Contrast
 from tts_align.training.settings import RewardFit, StageFit
+from tts_align.utils.precision import check_precision, check_trained_weights
 
 
 def check_settings(
@@ -74,3 +75,16 @@ def make_parts(
         if Part(key) not in objective.trains:
             model.requires_grad_(False).eval()
     return parts
+
+
+def check_can_learn(policy: CodecLM, parts: Parts, precision: str | int | None) -> None:
+    """Raise ``ValueError`` for weights, or a trainer's precision, in which small steps would be lost.
+
+    Args:
+        policy: the model that is trained.
+        parts: the others, some of which may train.
+        precision: ``trainer.precision`` of the recipe.
+    """
+    check_precision(precision)
+    for name, model in {"policy": policy, **parts}.items():
+        check_trained_weights(model, f"model.{name}")
