@@ -24,11 +24,13 @@ OF_ITS_OWN = {
 }
 
 
-@pytest.mark.filterwarnings(
+pytestmark = pytest.mark.filterwarnings(
     "ignore:'pin_memory' argument is set as true:UserWarning",  # there is nothing to pin it for
     "ignore:.*does not have many workers.*",
     "ignore:The number of training batches .*",
 )
+
+
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "diffro", "e2e"])
 def test_a_recipe_runs_on_an_accelerator(name: str, tmp_path: Path):
     place = tmp_path / name
@@ -43,3 +45,17 @@ def test_a_recipe_runs_on_an_accelerator(name: str, tmp_path: Path):
     stored = torch.load(place / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert stored
     assert not any(isinstance(value, OnDevice) for value in stored.values())
+
+
+def test_a_reward_model_trains_and_is_tested_on_an_accelerator(tmp_path: Path):
+    place = tmp_path / "mtr"
+    few = ["--trainer.limit_test_batches", "1", "--data.max_rows", "64", "--run.threads", "1"]
+    with simulated_device():
+        run(
+            [
+                *("fit", "--config", str(RECIPES / "mtr.yaml"), *SHORT, *few, "--trainer.max_epochs", "1"),
+                *(*ON_SIMULATED_DEVICE, "--run.directory", str(place)),
+            ]
+        )
+    assert set(json.loads((place / "test/reward.json").read_text())) == {"cer", "speaker_accuracy"}
+    assert (place / "model/model.safetensors").is_file()
