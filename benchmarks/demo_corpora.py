@@ -68,7 +68,8 @@ class Fit:
         objective: with its knobs.
         learning_rate: of AdamW, falling linearly to a twentieth.
         paired_only: use only rows that stand in pairs.
-        steps: stop after so many optimiser steps instead of one epoch.
+        steps: optimiser steps after which the training ends, instead of epochs.
+        epochs: passes over the rows.
         contrast: file of token weights.
         reward: directory of a reward model.
         guard: listens while it trains, and may stop it.
@@ -78,6 +79,7 @@ class Fit:
     learning_rate: float
     paired_only: bool = False
     steps: int = -1
+    epochs: int = 1
     contrast: Path | None = None
     reward: Path | None = None
     guard: HackingGuard | None = None
@@ -151,7 +153,7 @@ class Corpus:
         seed_everything(seed, verbose=False)
         data = self.data(fit, seed, flip)
         data.prepare(self.base)
-        steps = data.steps_per_epoch if fit.steps < 0 else fit.steps
+        steps = data.steps_per_epoch * fit.epochs if fit.steps < 0 else fit.steps
         module = AlignModule(
             fit.objective,
             self.policy(),
@@ -164,7 +166,7 @@ class Corpus:
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
         )
         watched = {"callbacks": [fit.guard], "default_root_dir": self.work} if fit.guard else {}
-        trainer = quiet_trainer(max_epochs=1 if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
+        trainer = quiet_trainer(max_epochs=fit.epochs if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
         begun = time.process_time()
         trainer.fit(module, data)
         cost = {"steps": trainer.global_step, "cpu_seconds": round(time.process_time() - begun, 1)}

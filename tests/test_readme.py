@@ -1,71 +1,256 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md says is so."""
+"""What README.md and the READMEs of the rooms say is so: every command, every file format, every piece of Python."""
+
+from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shlex
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 import yaml
-from places import ROOT
+from places import RECIPES, ROOT
+from sources import sound
+from test_cosyvoice_round_trip import make_rows, save_lines
+from tiny_directory import make_directory
 
-from tts_align.cli.entry import run
+from tts_align.cli.entry import main, run
+from tts_align.data.manifest import read_manifest, write_manifest
+from tts_align.evaluation.prompts import read_prompts
+from tts_align.models.cosyvoice.voice_rows import read_voice_rows
 from tts_align.objectives import Objective
 
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+READMES = {
+    path: (ROOT / path).read_text("utf-8")
+    for path in ("README.md", "recipes/README.md", "tts_align/data/README.md", "tts_align/models/cosyvoice/README.md")
+}
+README = READMES["README.md"]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = {path: FENCED.findall(text) for path, text in READMES.items()}
+SHORT = {
+    "fit": "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.enable_progress_bar false --run.threads 1",
+    "sample": "--model.sampling.max_ratio 3",
+}
+"""What a command of a README needs to end in a blink."""
+TINY = "--trainer.accumulate_grad_batches 1 --data.rows_per_step 4"
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 
 
-def test_it_opens_with_one_sentence_and_two_commands():
+@pytest.fixture(autouse=True)
+def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of the user's own, in which nothing of the checkout but its recipes can be seen."""
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(Objective, "registry", dict(Objective.registry))
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    yield
+    torch.set_num_threads(threads)
+
+
+def block(path: str, *words: str) -> str:
+    """The one fenced block of a README that holds all of these words."""
+    found = [text for _, text in BLOCKS[path] if all(word in text for word in words)]
+    assert len(found) == 1, f"{path}: {len(found)} blocks with {words}"
+    return found[0]
+
+
+def follow(text: str, replaced: Mapping[str, str], more: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every command of a block, line by line, with its placeholders replaced and some options behind it."""
+    variables: dict[str, str] = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and name.isidentifier():
+            variables[f"${name}"] = value.strip('"')
+            continue
+        words = [part for word in shlex.split(line) for part in shlex.split(variables.get(word, shlex.quote(word)))]
+        assert words[0] == "tts-align"
+        words = [replaced.get(word, word) for word in words]
+        monkeypatch.setattr(sys, "argv", [*words, *shlex.split(more.get(words[1], ""))])
+        main()
+
+
+@pytest.fixture
+def cosyvoice(tmp_path: Path) -> dict[str, str]:
+    """A tiny Fun-CosyVoice3 directory and everything of the user's that the READMEs name."""
+    make_directory(tmp_path / "DIR", "cosyvoice3", voices=True)
+    write_manifest(make_rows(), tmp_path / "FILE.jsonl")
+    save_lines(tmp_path / "sentences.jsonl", [{"id": "a", "text": "Hello"}, {"id": "b", "text": "Bye"}])
+    for name in ("anna.wav", "bert.wav"):
+        soundfile.write(tmp_path / name, np.asarray(sound(len(name), 0.6, 16_000)), 16_000)
+    voices = [{"speaker": "anna", "audio": "anna.wav", "text": "Hello."}, {"speaker": "bert", "audio": "bert.wav"}]
+    save_lines(tmp_path / "voices.jsonl", voices)
+    save_lines(tmp_path / "recordings.jsonl", [{"id": "r1", "text": "Hello", "audio": "anna.wav"}])
+    return {"DIR": "DIR", "FILE": "FILE.jsonl"}
+
+
+# --- README.md ---------------------------------------------------------------------------------------------------
+
+
+def test_it_opens_with_one_sentence_and_two_commands() -> None:
     assert README.startswith("# tts-align\n\n`tts-align` ")
     sentence = README.split("\n\n")[1]
     assert sentence.count(". ") == 0
     assert sentence.endswith(".")
-    assert [text.strip() for _, text in BLOCKS[:2]] == [
+    assert [text.strip() for _, text in BLOCKS["README.md"][:2]] == [
         "pip install -e . && tts-align fit --config recipes/tkto.yaml",
         "pip install -e '.[test]' && pytest",
     ]
+    assert len(README.splitlines()) <= 180
 
 
-def test_the_objective_of_15_lines_runs_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    code = next(text for language, text in BLOCKS if language == "python")
+def test_the_first_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = block("README.md", "pip install -e .").partition("&&")[2].strip().partition("&&")[0]
+    small = f"{SHORT['fit']} --data.max_rows 600 --model.test.sentences 2"
+    follow(first, {}, {"fit": small}, monkeypatch)
+    assert {path.name for path in (tmp_path / "runs/tkto").iterdir()} >= {
+        *("config.yaml", "checkpoints", "tensorboard", "contrast", "test")
+    }
+
+
+def test_a_directory_becomes_better_in_three_commands(
+    cosyvoice: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = block("README.md", "export", "--to BETTER")
+    assert text == block("tts_align/models/cosyvoice/README.md", "export", "spoken.jsonl")
+    follow(text, cosyvoice, {**SHORT, "fit": f"{SHORT['fit']} {TINY}"}, monkeypatch)
+    assert (tmp_path / "BETTER/llm.pt").is_file()
+    assert len(read_manifest(tmp_path / "spoken.jsonl", unprepared=True).rows) == 10
+
+
+def test_labels_are_made_by_speaking_and_judging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((RECIPES / "kto.yaml").read_text("utf-8"))
+    overlay = yaml.safe_load((RECIPES / "models/symbolic.yaml").read_text("utf-8"))
+    recipe["model"] |= {key: value for key, value in overlay["model"].items() if key in ("vocoder", "judge")}
+    recipe["model"]["policy"]["init_args"] = overlay["model"]["policy"]["init_args"]
+    recipe["model"] |= {"test": None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    prompts = read_prompts("demo:audio/sentences/dev.jsonl")[:30]
+    save_lines(tmp_path / "sentences.jsonl", [{**one.to_row(), "speaker": "sakura"} for one in prompts])
+    small = {"fit": f"{SHORT['fit']} --data.validation null --data.rows_per_step 8"}
+    follow(block("README.md", "--config RECIPE"), {"RECIPE": "recipe.yaml"}, small, monkeypatch)
+    rows = read_manifest(tmp_path / "manifest.jsonl").rows
+    assert {row.desirable for row in rows} == {True, False}
+
+
+def test_the_objective_of_15_lines_runs_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = block("README.md", "class FocalDPO")
     body = [line for line in code.split("class FocalDPO", 1)[1].splitlines() if line.strip()]
     assert len(body) <= 15
     (tmp_path / "focal.py").write_text(code)
-    command = next(text for _, text in BLOCKS if "focal.FocalDPO" in text).split()
+    command = shlex.split(block("README.md", "focal.FocalDPO"))
     assert command[:2] == ["tts-align", "fit"]
-    command[command.index("--config") + 1] = str(ROOT / "recipes/dpo.yaml")
-    command[command.index("--run.directory") + 1] = str(tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(Objective, "registry", dict(Objective.registry))
     monkeypatch.setitem(sys.modules, "focal", None)  # put back as it was afterwards
     del sys.modules["focal"]
-    short = ["--trainer.max_steps", "1", "--data.max_rows", "1500", "--run.threads", "1"]
-    short += ["--run.test_after_fit", "false"]
+    short = shlex.split(f"{SHORT['fit']} --data.max_rows 1500 --run.test_after_fit false")
     cli = run([*command[1:], *short])
     assert type(cli.model.objective).__name__ == "FocalDPO"
     assert cli.model.objective.gamma == 1
     assert cli.trainer.global_step == 1
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    saved = yaml.safe_load((tmp_path / "runs/focal/config.yaml").read_text())
     assert saved["objective"]["class_path"] == "focal.FocalDPO"
 
 
-def test_every_file_of_the_tree_is_there():
-    tree = next(text for _, text in BLOCKS if text.startswith("tts_align/\n"))
-    for line in tree.splitlines():
+def test_fit_is_a_function() -> None:
+    code = block("README.md", "import fit\n")
+    few = "trainer__max_steps=1, run__threads=1, data__max_rows=1500, run__test_after_fit=False"
+    found: dict[str, Any] = {}
+    exec(code.replace('run__directory="runs/dpo_beta02"', f'run__directory="runs/dpo_beta02", {few}'), found)
+    assert found["fitted"].model.objective.beta == 0.2
+    assert "train/loss" in found["fitted"].trainer.callback_metrics
+
+
+def test_three_lines_train() -> None:
+    code = block("README.md", "Trainer(max_epochs=1")
+    quiet = "max_steps=1, accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
+    found: dict[str, Any] = {}
+    exec(code.replace("max_epochs=1", quiet), found)
+    assert found["data"].steps_per_epoch < 20, "DPO reads pairs, of which there are few"
+
+
+def test_a_loss_works_alone() -> None:
+    found: dict[str, Any] = {}
+    exec(block("README.md", "import dpo_loss"), found)
+    chosen, rejected = np.array([1.0, -1.0]), np.array([-2.0, 1.0])
+    assert float(found["loss"]) == pytest.approx(float(np.log1p(np.exp(-0.1 * (chosen - rejected))).mean()), rel=1e-6)
+
+
+def test_every_file_of_the_tree_is_there() -> None:
+    for line in block("README.md", "tts_align/\n").splitlines():
         path = line.split("  ")[0] if not line.startswith("  ") else f"tts_align/{line.split()[0]}"
         assert (ROOT / path.strip()).exists(), line
 
 
-def test_every_path_it_names_is_there():
-    for path in set(re.findall(r"\b(?:recipes|benchmarks)/[\w/]+\.\w+", README)):
-        assert (ROOT / path).is_file(), path
+# --- the rooms ---------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_are_those_of_the_saved_results():
+@pytest.mark.parametrize("path", READMES)
+def test_every_format_is_read(path: str, tmp_path: Path) -> None:
+    for number, (language, text) in enumerate(BLOCKS[path]):
+        if language != "json":
+            continue
+        rows = [json.loads(row) for row in re.split(r"\n(?=\{)", text.strip())]
+        file = tmp_path / f"{number}.jsonl"
+        save_lines(file, rows)
+        if "speech" in rows[0]:
+            assert len(read_manifest(file).rows) == len(rows)
+        elif "speaker" in rows[0]:
+            assert len(read_voice_rows(file)) == len(rows)
+        else:
+            assert len(read_prompts(file)) == len(rows)
+
+
+def test_recipes_are_combined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = block("recipes/README.md", "tts-align fit").replace(" --config recipes/strategy/ddp.yaml", "")
+    follow(text, {}, {"fit": f"{SHORT['fit']} --data.max_rows 1500 --run.test_after_fit false"}, monkeypatch)
+    assert (tmp_path / "runs/dpo_lora/checkpoints/last.ckpt").is_file()
+
+
+def test_from_nothing_but_sentences(cosyvoice: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = "tts_align/models/cosyvoice/README.md"
+    (tmp_path / "my_judge.py").write_text("from test_cosyvoice_round_trip import Ears as MyJudge\n")
+    more = {**SHORT, "fit": f"{SHORT['fit']} {TINY}", "label": "--rule.keep all --rule.neither undesirable"}
+    more["sample"] = f"{SHORT['sample']} --samples 6"
+    follow(block(path, "--model.judge my_judge.MyJudge"), cosyvoice, more, monkeypatch)
+    assert (tmp_path / "BETTER/llm.pt").is_file()
+
+
+def test_recordings_are_prepared(cosyvoice: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    follow(block("tts_align/models/cosyvoice/README.md", "tts-align prepare"), cosyvoice, {}, monkeypatch)
+    assert len(read_manifest(tmp_path / "manifest.parquet").rows) == 1
+
+
+@pytest.mark.parametrize("path", [*READMES, "benchmarks/README.md"])
+def test_every_path_it_names_is_there(path: str) -> None:
+    text = (ROOT / path).read_text("utf-8")
+    for name in set(re.findall(r"\b(?:recipes|benchmarks)/[\w/]+\.\w+", text)):
+        assert (ROOT / name).is_file(), name
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / path).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("path", ["README.md", "benchmarks/README.md", "tts_align/models/cosyvoice/README.md"])
+def test_the_tables_are_those_of_the_saved_results(path: str) -> None:
     spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks/readme_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    assert tables.written(README) == README, "run: python benchmarks/readme_tables.py"
+    assert tables.written(Path(path)) == (ROOT / path).read_text("utf-8"), "run: python benchmarks/readme_tables.py"
+
+
+@pytest.mark.parametrize("path", READMES)
+def test_every_block_is_looked_at(path: str) -> None:
+    """What stands in a fence is read as a format, run by a test above, or printed by one."""
+    run_here = ("tts-align", "import ", "tts_align/\n", "pip install")
+    for language, text in BLOCKS[path]:
+        printed = text.startswith(("speech (sft)", " "))
+        assert language == "json" or printed or any(word in text for word in run_here), text

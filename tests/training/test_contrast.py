@@ -225,21 +225,23 @@ def test_pair_is_fitted_as_told(recipe: Callable[..., str], monkeypatch: pytest.
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         labels = self.trainer.datamodule.labels  # type: ignore[attr-defined]
         weight = getattr(knobs, "undesirable_weight", None)
-        seen.append(
-            (type(knobs).__name__, self.trainer.max_epochs, lr, knobs.beta, knobs.sft_weight, weight, labels.sum())
-        )
+        schedules = self.trainer.lr_scheduler_configs
+        falls = schedules[0].scheduler.total_iters if schedules else None
+        here = (type(knobs).__name__, self.trainer.max_epochs, lr, falls)
+        seen.append((*here, knobs.beta, knobs.sft_weight, weight, labels.sum()))
         original(self)
 
     monkeypatch.setattr(AlignModule, "on_fit_start", start)
     manifest = save_rows(Path.cwd(), marked_rows(per_side=(2, 1)), "uneven.jsonl")
     flags = ["--objective.beta", "0.2", "--data.manifest", manifest]
-    for key, value in {"epochs": 2, "learning_rate": 0.01, "sft_weight": 1.5, "balance": "flipped"}.items():
+    pair = {"epochs": 2, "learning_rate": 0.01, "decay_steps": 7, "sft_weight": 1.5, "balance": "flipped"}
+    for key, value in pair.items():
         flags += [f"--model.contrast.{key}", str(value)]
     fit(recipe(), "runs/one", *flags)
     assert seen == [
-        ("KTO", 2, 0.01, 0.2, 1.5, 1.0, 16),
-        ("KTO", 2, 0.01, 0.2, 1.5, 0.75 * 8 / 16, 8),  # flipped: 8 desirable and 16 undesirable
-        ("TKTO", 1, 0.1, 0.2, 0.0, 1.0, 16),
+        ("KTO", 2, 0.01, 7, 0.2, 1.5, 1.0, 16),
+        ("KTO", 2, 0.01, 7, 0.2, 1.5, 0.75 * 8 / 16, 8),  # flipped: 8 desirable and 16 undesirable
+        ("TKTO", 1, 0.1, None, 0.2, 0.0, 1.0, 16),
     ]
 
 

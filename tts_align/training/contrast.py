@@ -37,6 +37,8 @@ class Contrast:
             unused for a given pair.
         learning_rate: learning rate of the pair's fits; that of ``model.optimizer`` by default. Raise it if log-ratios
             stay near 0.
+        decay_steps: optimiser steps over which that learning rate falls linearly to a twentieth; the recipe's schedule
+            by default.
         sft_weight: weight of the pair's cross-entropy on the rows that count as good.
         balance: fits of the pair whose λ_U is set so that λ_D n_D / (λ_U n_U) is 4/3, as KTO's authors advise: neither,
             as in the paper; flipped, where the undesirable rows are the many; or both.
@@ -47,11 +49,14 @@ class Contrast:
     undesirable: str | None = None
     epochs: int | None = None
     learning_rate: float | None = None
+    decay_steps: int | None = None
     sft_weight: float = 0.0
     balance: Literal["neither", "flipped", "both"] = "neither"
 
     def __post_init__(self) -> None:
-        """Refuse half a pair, and a pair beside weights."""
+        """Refuse half a pair, a pair beside weights, and a schedule without steps."""
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise ValueError(f"model.contrast.decay_steps must be at least 1, got {self.decay_steps}")
         given = [name for name in SIDES if getattr(self, name) is not None]
         if len(given) == 1:
             raise ValueError(f"model.contrast names only {given[0]}: a pair needs both desirable and undesirable")

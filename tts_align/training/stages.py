@@ -71,7 +71,11 @@ class Fitting(Protocol):
 
 
 def _variant(
-    objective: Namespace, without: Iterable[str], epochs: int | None, learning_rate: float | None
+    objective: Namespace,
+    without: Iterable[str],
+    epochs: int | None,
+    learning_rate: float | None,
+    decay_steps: int | None = None,
 ) -> dict[str, Any]:
     """Dotted keys of a recipe that another fit changes, and their values.
 
@@ -80,6 +84,7 @@ def _variant(
         without: keys under ``model:`` that it has no use for.
         epochs: how long it trains; as long as the recipe by default.
         learning_rate: that of the recipe by default.
+        decay_steps: optimiser steps over which it falls to a twentieth; the recipe's schedule by default.
     """
     changes: dict[str, Any] = {"objective": objective, "model.objective": objective}
     changes |= {f"model.{name}": None for name in without}
@@ -87,6 +92,9 @@ def _variant(
         changes |= {"trainer.max_epochs": epochs, "trainer.max_steps": -1}
     if learning_rate is not None:
         changes["model.optimizer.init_args.lr"] = learning_rate
+    if decay_steps is not None:
+        falls = Namespace(start_factor=1.0, end_factor=0.05, total_iters=decay_steps)
+        changes["model.lr_scheduler"] = Namespace(class_path="torch.optim.lr_scheduler.LinearLR", init_args=falls)
     return changes
 
 
@@ -135,7 +143,7 @@ def fit_side(fitting: Fitting, contrast: Contrast, side: str) -> Path:
     if contrast.balance == "both" or (contrast.balance == "flipped" and flipped):
         labels = fitting.datamodule.labels
         knobs["undesirable_weight"] = undesirable_weight(~labels if flipped else labels)
-    changes = _variant(_named(KTO, knobs), NOT_FOR_PAIRS, contrast.epochs, contrast.learning_rate)
+    changes = _variant(_named(KTO, knobs), NOT_FOR_PAIRS, contrast.epochs, contrast.learning_rate, contrast.decay_steps)
     changes["model.cache"] = str(model.cache_folder or fitting.run.directory / "cache")
     changes["data.flip_labels"] = flipped
     return fitting.fit_variant(fitting.run.directory / "contrast" / side, changes)
@@ -204,11 +212,9 @@ def prepare_reward(fitting: Fitting) -> None:
 def _reward_changes(fit: RewardFit) -> dict[str, Any]:
     """What of the recipe is different while the reward model trains."""
     knobs = {name: getattr(fit, name) for name in ("label_smoothing", "mixup", "adversarial")}
-    changes = _variant(_named(MTR, knobs), (*NOT_FOR_REWARDS, "lr_scheduler"), fit.epochs, fit.learning_rate)
+    without = (*NOT_FOR_REWARDS, "lr_scheduler")
+    changes = _variant(_named(MTR, knobs), without, fit.epochs, fit.learning_rate, fit.decay_steps)
     changes |= {"data.paired_only": False, "trainer.callbacks": None}
-    if fit.decay_steps is not None:
-        falls = Namespace(start_factor=1.0, end_factor=0.05, total_iters=fit.decay_steps)
-        changes["model.lr_scheduler"] = Namespace(class_path="torch.optim.lr_scheduler.LinearLR", init_args=falls)
     if fit.rows_per_step is not None:
         changes |= {"data.rows_per_step": fit.rows_per_step, "data.tokens_per_step": None}
     if fit.manifest is not None:
