@@ -2,12 +2,15 @@
 """Every recipe runs as it stands, only shorter, on the embedded audio experiment."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from places import RECIPES
+from places import RECIPES, ROOT
 from sharded import processes
 from tiny import checkpoint_weights, gap
 
@@ -132,6 +135,14 @@ def test_every_overlay_trains_and_tests_on_two_processes(tmp_path: Path):
     moved = gap({f"policy.{key}": value for key, value in start.items()}, trained["ddp"])
     assert gap(trained["ddp"], trained["fsdp"]) < 1e-6 < 0.001 * moved
     assert gap(trained["bf16"], trained["fsdp-bf16"]) < 0.05 * moved
+    # The command starts its processes itself, too, where torchrun has not.
+    recipes = ["--config", str(RECIPES / "dpo.yaml"), "--config", str(RECIPES / "strategy/fsdp.yaml")]
+    alone = [*ours, "--run.test_after_fit", "false", "--run.directory", str(tmp_path / "started")]
+    command = [sys.executable, "-m", "tts_align", "fit", *recipes, *alone]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert gap(checkpoint_weights(tmp_path / "started"), trained["fsdp"]) == 0
 
 
 def test_every_objective_has_a_recipe_and_a_test():

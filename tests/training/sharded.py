@@ -179,26 +179,29 @@ def train(name: str, folder: Path, out: Path, world: int = 0, checkpoint: Path |
         torch.save(result, out / "result.pt")
 
 
-def unequal_forwards(folder: Path, out: Path) -> None:
-    """Ranks make unequal numbers of forward passes between a forward and its backward; gradients stay the same."""
+def unequal_work(folder: Path, out: Path) -> None:
+    """One rank speaks before and behind the forward of a step, the other does not; the gradients stay the same."""
     gradients = []
-    for extra in (0, 1 + int(os.environ["RANK"])):
-        module, data = plain_case(SFT, folder, out / str(extra))
-        trainer = make_trainer(out, strategy=ShardedStrategy(), devices=2, max_steps=1)
+    for speaks in (False, os.environ["RANK"] == "1"):
+        module, data = plain_case(SFT, folder, out / str(speaks))
+        trainer = make_trainer(out, strategy=ShardedStrategy(), devices=2, max_steps=2)
         told: list[Any] = []
-        module.on_before_optimizer_step = lambda _, module=module, told=told: told.extend(
-            value.grad.full_tensor().clone() for value in module.parameters() if value.grad is not None
-        )
-        score = module.score
 
-        def also(batch: Any, module: Any = module, score: Any = score, extra: int = extra) -> Any:
-            step = score(batch)
+        def note(_: Any, module: AlignModule = module, told: list[Any] = told) -> None:
+            told.extend(value.grad.full_tensor().clone() for value in module.parameters() if value.grad is not None)
+
+        def speak(module: AlignModule, times: int) -> None:
             with whole(module.policy):
-                for _ in range(extra):
-                    module.policy(batch.rows)
+                for _ in range(times):
+                    module.policy.generate([module.policy.encode_text("abc").prompt(0)], Sampling(max_ratio=3.0))
+
+        def score(batch: Any, module: AlignModule = module, score: Any = module.score, times: int = 3 * speaks) -> Any:
+            speak(module, times)
+            step = score(batch)
+            speak(module, times)
             return step
 
-        module.score = also
+        module.on_before_optimizer_step, module.score = note, score
         trainer.fit(module, datamodule=data)
         gradients.append(told)
     assert len(gradients[0]) == len(gradients[1]) > 0
@@ -268,7 +271,7 @@ def main(folder: Path, actions: Sequence[str]) -> None:
             for name in CASES:
                 train(name, folder, folder / f"processes{world}", world)
         elif verb == "check":
-            for check in (unequal_forwards, plain_copies, missing_gradients, refusals):
+            for check in (unequal_work, plain_copies, missing_gradients, refusals):
                 check(folder, folder / check.__name__)
         elif verb == "resume":  # what so many processes saved
             many, *names = rest
