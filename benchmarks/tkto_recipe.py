@@ -5,8 +5,8 @@
 
 Learning rate and SFT anchor are chosen on the dev sentences of seed 0: the most accurate setting among those that add
 at most .4 points to the base's nearest CER. The chosen one is then trained on the candidates of five seeds and tested
-once on the test sentences of each. KTO stands beside it: the same rows, as many updates as pair and policy together, the
-same learning rates and anchors to choose from. Writes ``results/tkto_recipe.json``; every row names its budget.
+once on the test sentences of each. KTO stands beside it: the same rows, as many updates as pair and policy together,
+the same learning rates and anchors to choose from. Writes ``results/tkto_recipe.json``; every row names its budget.
 """
 
 from __future__ import annotations

@@ -1,10 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and how they share the machine."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import save_policy, save_rows
+
+LONG = ("test_sharding", "test_devices", "test_recipes", "test_cosyvoice_round_trip", "test_readme", "test_machines")
+"""Files that take longest, started first so that no worker is left with one of them at the end."""
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that tests start, must not fight for the cores
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; otherwise the order stays."""
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from lightning.pytorch import seed_everything
 from talker import Module, make_prompts
 from tiny import build, make_reward, make_rows, make_trainer, save_recipe, save_rows
 
-from tts_align.batch import Reads, Totals
+from tts_align.batch import Reads, RowsWanted, Totals
 from tts_align.cli.entry import run
 from tts_align.cli.sample import sample
 from tts_align.data.collate import MicroBatch, MicroBatches, row_seed
@@ -36,7 +36,9 @@ def data(tmp_path: Path, tiny_policy: Path) -> Callable[..., Any]:
     manifest = save_rows(tmp_path, make_rows(sentences=8, per_side=(3, 3), longest=40))
 
     def made(**options: Any) -> Any:
-        knobs: dict[str, Any] = {"reads": Reads.LABELLED, "rows_per_step": 4, "bucket_steps": 1}
+        facts = {name: options.pop(name) for name in ("reads", "mismatched", "utterances") if name in options}
+        wants = RowsWanted(**{"reads": Reads.LABELLED} | facts)
+        knobs: dict[str, Any] = {"wants": wants, "rows_per_step": 4, "bucket_steps": 1}
         module = AlignData(manifest, **(knobs | options))
         module.prepare(Qwen2CodecLM(str(tiny_policy)))
         return module._splits["train"]
@@ -79,7 +81,7 @@ def test_pairs(data: Any):
 
 def test_mismatched_partners(data: Any):
     def partners(**options: Any) -> list[Any]:
-        return [row.speech for row in data(wants_mismatched=True, **options).examples.mismatched]
+        return [row.speech for row in data(mismatched=True, **options).examples.mismatched]
 
     check(partners, lambda: partners(seed=0), lambda: partners(seed=5))
 
@@ -102,7 +104,7 @@ def test_what_an_objective_draws_for_a_row(data: Any):
     """Gumbel noise, roll-outs and the flow's noise come from these seeds: they follow the run, not the data."""
 
     def seeds(**options: Any) -> tuple[int, ...]:
-        split = data(wants_utterances=True, **options)
+        split = data(utterances=True, **options)
         batches = MicroBatches(split.examples, split.layout, split.packed)
         return batches[MicroBatch(tuple(range(6)), Totals(6, 6, 6, 6), epoch=3)].utterances.seeds
 

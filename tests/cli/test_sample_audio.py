@@ -148,8 +148,8 @@ def test_with_labels_it_is_a_manifest(place: Path, tmp_path: Path):
 
 def test_names_of_files_stay_in_the_folder(place: Path, tmp_path: Path):
     rows = speak(parts(place, "cosyvoice2"), place, tmp_path / "out.jsonl")
-    assert rows["c/d-known-0"]["audio"] == "out.audio/c%2Fd-known-0.wav"  # from where the file is
-    assert {path.parent for path in tmp_path.rglob("*.wav")} == {tmp_path / "out.audio"}
+    assert rows["c/d-known-0"]["audio"] == "out.jsonl.audio/c%2Fd-known-0.wav"  # from where the file is
+    assert {path.parent for path in tmp_path.rglob("*.wav")} == {tmp_path / "out.jsonl.audio"}
 
 
 def test_what_was_made_with_another_vocoder_is_not_mixed(place: Path, tmp_path: Path):
@@ -205,24 +205,24 @@ class Counting(Vocoder):
 
 
 def test_empty_utterances_get_no_file(tmp_path: Path):
-    vocoder, folder = Counting(), tmp_path / "out.audio"
+    vocoder, folder = Counting(), tmp_path / "out.jsonl.audio"
     out = sample(Module(Quiet(), vocoder=vocoder), make_prompts(tmp_path), tmp_path / "out.jsonl", 4, audio=True)
     rows = heard(out)
     assert {bool(row["speech"]) for row in rows.values()} == {True, False}
     assert {name for name, row in rows.items() if "audio" in row} == {
         name for name, row in rows.items() if row["speech"]
     }
-    assert vocoder.spoken == len(list(folder.iterdir())) == sum(bool(row["speech"]) for row in rows.values())
+    assert vocoder.spoken == len(list(folder.glob("*.wav"))) == sum(bool(row["speech"]) for row in rows.values())
     assert {row["rate"] for row in rows.values() if row["speech"]} == {8000}
 
 
 def test_a_killed_run_goes_on_and_keeps_its_sounds(tmp_path: Path):
-    folder, prompts, first, second = tmp_path / "out.audio", make_prompts(tmp_path), Counting(), Counting()
+    folder, prompts, first, second = tmp_path / "out.jsonl.audio", make_prompts(tmp_path), Counting(), Counting()
     with pytest.raises(KeyboardInterrupt):
         sample(Module(Talker(2), vocoder=first), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=True)
     sample(Module(vocoder=second), prompts, tmp_path / "out.jsonl", 3, batch_rows=5, audio=True)
     assert (first.spoken, second.spoken) == (10, 2)
-    assert len(heard(tmp_path / "out.jsonl")) == len(list(folder.iterdir())) == 12
+    assert len(heard(tmp_path / "out.jsonl")) == len(list(folder.glob("*.wav"))) == 12
 
 
 def test_recordings_belong_to_their_file_of_candidates(tmp_path: Path):
@@ -242,11 +242,13 @@ def test_recordings_belong_to_their_file_of_candidates(tmp_path: Path):
 def test_recordings_of_earlier_candidates_do_not_stay(audio: bool, tmp_path: Path):
     prompts, out = make_prompts(tmp_path), tmp_path / "out.jsonl"
     sample(Module(vocoder=Counting()), prompts, out, 3, audio=True)
-    before = {path.name for path in (tmp_path / "out.audio").iterdir()}
+    before = {path.name for path in (tmp_path / "out.jsonl.audio").glob("*.wav")}
+    (tmp_path / "out.jsonl.audio/of-the-user.wav").write_bytes(b"")
     sample(Module(vocoder=Counting()), prompts, out, 2, audio=audio, overwrite=True)
     named = {Path(row["audio"]).name for _, row in read_json_lines(out) if "audio" in row}
-    there = {path.name for path in (tmp_path / "out.audio").glob("*")}
-    assert there == named < before
+    there = {path.name for path in (tmp_path / "out.jsonl.audio").glob("*.wav")}
+    assert there == named | {"of-the-user.wav"}
+    assert named < before
     assert bool(named) is audio
 
 

@@ -92,7 +92,7 @@ def end_to_end(stage: Any, folder: Path, out: Path) -> Built:
 
 def guard(folder: Path) -> list[Callback]:
     """Three sentences: two for one process, one for the other, none for the rest."""
-    return [HackingGuard(str(folder / "prompts.jsonl"), every_steps=1, sentences=3)]
+    return [HackingGuard(str(folder / "prompts.jsonl"), every_steps=1, sentences=3, use_test_judge=True)]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Option:
 OF_THE_RECIPE = {
     "the run": Source("training/run.py", "RunSettings", prefix="run."),
     "the models": Source("training/module.py", "AlignModule", prefix="model.", hidden=("objective",)),
-    "the data": Source("data/datamodule.py", "AlignData", prefix="data."),
+    "the data": Source("data/datamodule.py", "AlignData", prefix="data.", hidden=("wants",)),
 }
 """Groups of options that every command of a recipe has."""
 

@@ -205,7 +205,9 @@ class AlignCLI(LightningCLI):
         config = self.config.clone()
         for key, value in changes.items():
             config[f"{self.subcommand}.{key}"] = value
-        seed_everything(config[f"{self.subcommand}.seed_everything"], workers=True, verbose=False)
+        seed = config[f"{self.subcommand}.seed_everything"]
+        if seed is not False:
+            seed_everything(seed, workers=True, verbose=False)
         built = self.parser.instantiate(config)[self.subcommand]
         run = Run(directory)
         trainer = make_trainer(built.trainer, run, self.settings, "fit")

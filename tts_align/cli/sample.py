@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import check_speakers, encode, speak, utterance_requests, write_sound
+from tts_align.utils.files import write_json
 from tts_align.utils.progress import bar
 from tts_align.utils.seeds import part_seed
 from tts_align.utils.shards import Shards, digest
@@ -45,7 +47,7 @@ def sample(
         world: number of processes that share the work.
         overwrite: whether to replace a file that was made with other settings.
         audio: whether to write a WAV file of each utterance, made by the module's vocoder, in a folder beside ``out``
-            that has its name: drawn.jsonl and drawn.audio.
+            that has its name: drawn.jsonl and drawn.jsonl.audio.
         barrier: waits for the other processes.
 
     Raises:
@@ -80,25 +82,34 @@ def sample(
     return Path(out)
 
 
+WRITTEN = ".written.json"
+"""File in a folder of recordings that lists those which ``sample`` wrote."""
+
+
 def recordings_of(out: Path) -> Path:
     """Folder of the recordings that belong to a file of candidates.
 
     >>> recordings_of(Path("work/drawn.jsonl")).as_posix()
-    'work/drawn.audio'
+    'work/drawn.jsonl.audio'
     """
-    return Path(out).with_suffix(".audio")
+    return Path(out).with_name(f"{Path(out).name}.audio")
 
 
 def remove_stale(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Remove recordings of earlier candidates: all that no row of the finished file names.
+    """Remove recordings of earlier candidates: those that this command wrote and no row of the finished file names.
 
     Args:
-        folder: of the recordings.
+        folder: of the recordings; files that this command did not write stay.
         rows: of the candidates.
     """
     named = {Path(row["audio"]).name for row in rows if "audio" in row}
-    for path in folder.glob("*.wav"):
-        if path.name not in named:
-            path.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    note = folder / WRITTEN
+    earlier = set(json.loads(note.read_text("utf-8"))) if note.is_file() else set()
+    for name in earlier - named:
+        Path(folder, Path(name).name).unlink(missing_ok=True)
+    if named:
+        write_json(note, sorted(named))
+    elif note.is_file():
+        note.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()

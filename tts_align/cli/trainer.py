@@ -101,7 +101,7 @@ class AlignTrainer(Trainer):
             seed: seed of all utterances; that of the run (seed_everything) by default.
             overwrite: whether to replace a file that was made with other settings.
             audio: whether to write a WAV file of each utterance, made by the recipe's vocoder, in a folder beside
-                ``out`` that has its name: drawn.jsonl and drawn.audio.
+                ``out`` that has its name: drawn.jsonl and drawn.jsonl.audio.
             ckpt_path: checkpoint to speak with; the run's last one by default if the recipe is a run's own, otherwise
                 the policy as its directory holds it.
         """

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tts_align.utils.audio import write_wav
+from tts_align.utils.files import file_name
 
 
 def write_pair(folder: Path, name: str, waveforms: Mapping[str, ArrayLike], sample_rate: int) -> dict[str, Path]:
@@ -26,6 +27,6 @@ def write_pair(folder: Path, name: str, waveforms: Mapping[str, ArrayLike], samp
     loudest = max((float(np.abs(np.asarray(sound)).max(initial=0.0)) for sound in waveforms.values()), default=0.0)
     gain = 1 / max(1.0, loudest)
     return {
-        system: write_wav(Path(folder, f"{name}-{system}.wav"), gain * np.asarray(sound), sample_rate)
+        system: write_wav(Path(folder, f"{file_name(name)}-{system}.wav"), gain * np.asarray(sound), sample_rate)
         for system, sound in waveforms.items()
     }

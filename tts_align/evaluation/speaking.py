@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -21,9 +19,7 @@ from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.models.base.generation import Context, Encoded, Sampling
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
-
-_UNSAFE = re.compile(r"[%/\\\0]")
-"""What a name of a file cannot hold, and what stands for it."""
+from tts_align.utils.files import file_name
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def write_sound(
     assert module.vocoder is not None
     spoken = [candidate for candidate in batch if candidate.speech]
     sounds = waveforms_of(module.vocoder, spoken)
-    paths = [Path(folder, f"{_UNSAFE.sub(lambda found: quote(found[0], safe=''), one.id)}.wav") for one in spoken]
+    paths = [Path(folder, f"{file_name(one.id)}.wav") for one in spoken]
     for path, sound in zip(paths, sounds, strict=True):
         write_wav(path, sound, module.vocoder.sample_rate)
     return {one.id: {"audio": os.path.relpath(path, start)} for one, path in zip(spoken, paths, strict=True)}

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from tts_align.evaluation.audio import write_pair
 from tts_align.evaluation.candidates import Candidate
@@ -78,7 +79,9 @@ class Evaluation:
         mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
         self._failures = {system: Failures(len(mine), settings.max_failed_share) for system in self.judged}
         batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]
-        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        # Cut over ranks already: a trainer leaves this kind of sampler alone, whatever use_distributed_sampler says.
+        whole: DistributedSampler[Any] = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+        return DataLoader(batches, batch_size=None, sampler=whole, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def step(self, batch: Sequence[UtteranceRequest]) -> None:
         """Speak and judge one batch with both systems."""

@@ -98,6 +98,14 @@ def _variant(
     return changes
 
 
+def _without_guards(recipe: Namespace) -> dict[str, Any]:
+    """The recipe's callbacks but for those that guard the policy of the fit itself."""
+    callbacks, guards = recipe.trainer.callbacks, HackingGuard.__module__
+    if not isinstance(callbacks, list):
+        return {}
+    return {"trainer.callbacks": [one for one in callbacks if not one.class_path.startswith(f"{guards}.")]}
+
+
 def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:
     """An objective as a recipe has it."""
     return Namespace(class_path=f"{objective.__module__}.{objective.__qualname__}", init_args=Namespace(**knobs))
@@ -105,7 +113,9 @@ def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:
 
 def _reseed(fitting: Fitting) -> None:
     """Let the fit itself draw what it would have drawn without the fits before it."""
-    seed_everything(int(fitting.chosen.seed_everything), workers=True, verbose=False)
+    seed = fitting.chosen.seed_everything
+    if seed is not False:
+        seed_everything(int(seed), workers=True, verbose=False)
 
 
 # ---------------------------------------------------------------------- the contrastive pair
@@ -146,6 +156,7 @@ def fit_side(fitting: Fitting, contrast: Contrast, side: str) -> Path:
     changes = _variant(_named(KTO, knobs), NOT_FOR_PAIRS, contrast.epochs, contrast.learning_rate, contrast.decay_steps)
     changes["model.cache"] = str(model.cache_folder or fitting.run.directory / "cache")
     changes["data.flip_labels"] = flipped
+    changes |= _without_guards(fitting.chosen)  # π⁻ is meant to get worse
     return fitting.fit_variant(fitting.run.directory / "contrast" / side, changes)
 
 
@@ -282,8 +293,5 @@ def _stage_changes(recipe: Namespace, fit: StageFit, stage: int, earlier: Path) 
         epochs, rate = fit.epochs, fit.learning_rate
     objective = Namespace(class_path=recipe.objective.class_path, init_args=knobs)
     changes = _variant(objective, without, epochs, rate)
-    callbacks = recipe.trainer.callbacks
-    if isinstance(callbacks, list):  # guards listen with the judge, which belongs to the last stage
-        guards = HackingGuard.__module__
-        changes["trainer.callbacks"] = [one for one in callbacks if not one.class_path.startswith(f"{guards}.")]
+    changes |= _without_guards(recipe)  # they listen with the judge, which belongs to the last stage
     return changes

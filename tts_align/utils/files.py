@@ -6,15 +6,29 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 _HERE, _EXCHANGE = -100, 2
 """``AT_FDCWD`` and ``RENAME_EXCHANGE`` of Linux's ``renameat2``."""
+
+
+_UNSAFE = re.compile(r"[%/\\\0]")
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file's name: what a file's name cannot hold is quoted, so that it stays in its folder.
+
+    >>> file_name("../a b")
+    '..%2Fa b'
+    """
+    return _UNSAFE.sub(lambda found: quote(found[0], safe=""), name)
 
 
 @contextmanager

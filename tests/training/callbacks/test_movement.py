@@ -38,7 +38,7 @@ def test_steps_that_change_nothing_are_noticed(
 ):
     """Measured apart: the same rows scored by hand before and after."""
     before, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache")
-    data.prepare(before.policy)
+    data.prepare(before.policy, before.rows_wanted)
     watch = Movement(rows=10**6)
     module, trainer = fit(tmp_path, tiny_policy, tiny_rows, watch)
     assert "4 optimiser steps of AdamW at learning rate 1e-06: they move a weight by about 4e-06 at most" in (

@@ -269,7 +269,7 @@ def backbone_sizes(directory: str | Path) -> BackboneSizes:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected the config of a qwen2 model, got {type(config).__name__}")
+        raise ValueError(f"{path}: expected the config of a qwen2 model, got {type(config).__name__!r}")
     return read_backbone_sizes(config, str(path))
 
 

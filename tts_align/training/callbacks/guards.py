@@ -179,7 +179,7 @@ class HackingGuard(Callback):
         failures = Failures(len(requests), self.max_failed_share)
         with whole(module.policy):
             heard = speak_and_judge(module.policy, module, requests, self.batch_rows, self.judge, failures)
-        spoken = [one for one in heard if one.speech]
+        spoken = [one for one in heard if one.speech and one.verdict is not None]
         found: tuple[dict[str, Any], ...] = (
             {one.id: one.verdict.cer for one in heard if one.verdict is not None},
             {one.id: one.prompt.id for one in heard},

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tts_align.models.base.layout import TokenRow, collate
+from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.messages import say
 
@@ -63,7 +64,8 @@ class Movement(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"train/moved_nats": self.moved}, step=trainer.global_step)
         trainer.callback_metrics["train/moved_nats"] = torch.tensor(self.moved)
-        if self.moved <= self.noise_nats:
+        restored = any(isinstance(one, HackingGuard) and one.stopped for one in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.moved <= self.noise_nats and not restored:
             log.warning(
                 "the policy has hardly changed: its log-probabilities of training rows moved by %.2g nats per token "
                 "(up to %g is noise). %s: train longer (trainer.max_epochs), or raise the learning rate "
