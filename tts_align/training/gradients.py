@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -36,6 +36,21 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = (total / dist.get_world_size()).view_as(parameter).to(parameter.dtype)
 
 
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together, on their device; of the whole ones where they are sharded.
+
+    Args:
+        gradients: sharded and replicated ones; those of replicated weights the same in all processes.
+    """
+    shares = [one.to_local() for one in gradients if is_share(one)]  # type: ignore[attr-defined]
+    square = _square([one for one in gradients if not is_share(one)])
+    if shares:
+        of_shares = _square(shares)
+        dist.all_reduce(of_shares)
+        square = of_shares + square.to(of_shares)
+    return square.sqrt()
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, by_value: bool = False) -> None:
     """Limit gradients, sharded and replicated ones together.
 
@@ -51,10 +66,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, by_value: b
         for gradient in (*shares, *replicated):
             gradient.clamp_(-limit, limit)
         return
-    square = _square(shares)
-    dist.all_reduce(square)
-    norm = (square + _square(replicated).to(square)).sqrt()
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    scale = (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
     for gradient in (*shares, *replicated):
         gradient.mul_(scale.to(gradient.dtype))
 

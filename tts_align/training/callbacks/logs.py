@@ -14,7 +14,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tts_align.training.gradients import average_gradients, total_norm
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run
+from tts_align.training.sharding import ShardedStrategy
 
 
 class TrainingLog(Callback):
@@ -31,10 +33,12 @@ class TrainingLog(Callback):
         """Note the numbers of a step that is going to be logged."""
         if not trainer.loggers or (trainer.global_step + 1) % _every(trainer):
             return
+        if isinstance(trainer.strategy, ShardedStrategy):  # callbacks have their turn before the module
+            average_gradients(pl_module.parameters())
         gradients = [
             value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None
         ]
-        self._noted = {"train/gradient_norm": _norm(gradients)} if gradients else {}
+        self._noted = {"train/gradient_norm": total_norm(gradients)} if gradients else {}
         for number, group in enumerate(optimizer.param_groups):
             self._noted[f"train/learning_rate{f'/{number}' if number else ''}"] = float(group["lr"])
 
@@ -82,13 +86,6 @@ def _values(node: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:
 
 def _every(trainer: Trainer) -> int:
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients, on their device; of the whole ones where they are sharded."""
-    norm = torch.nn.utils.get_total_norm(gradients)
-    whole = getattr(norm, "full_tensor", None)
-    return norm if whole is None else whole()
 
 
 def _log(trainer: Trainer, numbers: Mapping[str, float], step: int) -> None:
