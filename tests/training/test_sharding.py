@@ -21,6 +21,7 @@ from torch import nn
 from tts_align.cli.entry import run
 from tts_align.evaluation.prompts import SentencePrompt, write_prompts
 from tts_align.training.sharding import ShardedStrategy, check_precision, check_strategy
+from tts_align.utils.files import read_json_lines
 from tts_align.utils.sharded import is_sharded, plain, share_of, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
@@ -152,7 +153,11 @@ def test_the_command_fits_the_pair_and_tests_and_exports(folder: Path, monkeypat
         assert gap(one, two) < 1e-6, place
     heard = [(folder / "pair" / how / "test/utterances.jsonl").read_text() for how in ("one", "two")]
     assert heard[0] == heard[1] != ""
-    assert (folder / "one.jsonl").read_text() == (folder / "two.jsonl").read_text() != ""
+    # Weights that differ in the last bits have another digest, and say the same.
+    spoken = [
+        [row | {"made_with": ""} for _, row in read_json_lines(folder / f"{how}.jsonl")] for how in ("one", "two")
+    ]
+    assert spoken[0] == spoken[1] != []
     run(["export", "--config", "pair/two/config.yaml", "--to", "exported"])
     written = load_file(folder / "exported/model.safetensors")
     assert gap({f"policy.{key}": value for key, value in written.items()}, checkpoint_weights(folder / "pair/two")) == 0
