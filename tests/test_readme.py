@@ -136,7 +136,7 @@ def test_labels_are_made_by_speaking_and_judging(monkeypatch: pytest.MonkeyPatch
     prompts = read_prompts("demo:audio/sentences/dev.jsonl")[:30]
     save_lines(tmp_path / "sentences.jsonl", [{**one.to_row(), "speaker": "sakura"} for one in prompts])
     small = {"fit": f"{SHORT['fit']} --data.validation null --data.rows_per_step 8"}
-    follow(block("README.md", "--config RECIPE"), {"RECIPE": "recipe.yaml"}, small, monkeypatch)
+    follow(block("recipes/README.md", "--config RECIPE", "--candidates"), {"RECIPE": "recipe.yaml"}, small, monkeypatch)
     rows = read_manifest(tmp_path / "manifest.jsonl").rows
     assert {row.desirable for row in rows} == {True, False}
 
@@ -211,7 +211,7 @@ def test_every_format_is_read(path: str, tmp_path: Path) -> None:
 
 
 def test_recipes_are_combined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = block("recipes/README.md", "tts-align fit").replace(" --config recipes/strategy/ddp.yaml", "")
+    text = block("recipes/README.md", "recipes/lora.yaml").replace(" --config recipes/strategy/ddp.yaml", "")
     follow(text, {}, {"fit": f"{SHORT['fit']} --data.max_rows 1500 --run.test_after_fit false"}, monkeypatch)
     assert (tmp_path / "runs/dpo_lora/checkpoints/last.ckpt").is_file()
 
