@@ -316,7 +316,7 @@ def test_the_whole_way_from_sentences(place: Path, tmp_path: Path):
     sample = command("sample", "tkto", "cosyvoice3", source, **voices)
     sample += ["--prompts", str(place / "sentences.jsonl"), "--samples", "6", "--speakers", names]
     run([*sample, "--out", file["drawn"], "--audio", "true"])
-    assert len(list((tmp_path / "drawn.audio").glob("*.wav"))) == 24
+    assert len(list((tmp_path / "drawn.jsonl.audio").glob("*.wav"))) == 24
     judge = command("judge", "tkto", "cosyvoice3", source, **voices, model__judge="test_cosyvoice_round_trip.Ears")
     run([*judge, "--candidates", file["drawn"], "--out", file["heard"]])
     label(["--judged", file["heard"], "--out", file["rows"], "--rule.keep", "all", "--rule.neither", "undesirable"])

@@ -89,7 +89,7 @@ def test_end_to_end_from_nothing_but_the_package(overlays: tuple[str, ...], tmp_
     assert learnt
     for key, value in learnt.items():
         torch.testing.assert_close(cli.model.state_dict()[key], value, rtol=0, atol=0)
-    assert [path.name for path in (tmp_path / "drawn.audio").iterdir()] == ["one-sakura-0.wav"]
+    assert [path.name for path in (tmp_path / "drawn.jsonl.audio").glob("*.wav")] == ["one-sakura-0.wav"]
     run(["judge", *recipe, "--candidates", str(tmp_path / "drawn.jsonl"), "--out", str(tmp_path / "heard.jsonl")])
     heard = json.loads((tmp_path / "heard.jsonl").read_text())
     assert "error" not in heard

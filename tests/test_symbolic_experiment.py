@@ -20,6 +20,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TokenCache, 
     place = tmp_path_factory.mktemp("symbolic") / "run"
     flags = ["--run.directory", str(place), "--run.threads", "1", "--model.test.sentences", "150"]
     flags += ["--model.lr_scheduler.init_args.total_iters", "69", "--objective.sft_weight", "10"]
+    flags += ["--model.contrast.decay_steps", "null"]  # the pair follows the same schedule
     cli = run(["fit", "--config", RECIPES[0], "--config", RECIPES[1], *flags])
     weights = TokenCache.read(Path(json.loads((place / WEIGHTS).read_text())["weights"]), needed=())
     return place, weights, cli.datamodule.sources("train")
