@@ -193,7 +193,7 @@ def demo(found: dict[str, Any]) -> str:
 def recipe(found: dict[str, Any]) -> str:
     """The shipped recipe and KTO beside it, at budgets that are named."""
     lines = [
-        "| method | budget | updates | CPU s | accuracy % | CER % | nearest CER % |",
+        "| method | budget | policy updates | policy CPU s | accuracy % | CER % | nearest CER % |",
         "|---|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(row["method"] for row in found["rows"]):
