@@ -158,6 +158,12 @@ class AlignCLI(LightningCLI):
         """Train, from where an earlier call stopped; then test."""
         stored = None if ckpt_path else self._stored_test()
         ckpt_path = ckpt_path or self._begin()
+        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
+        tests = self.settings.test_after_fit and (model.test_settings is not None or held_out)
+        if tests and not self._get(self.config_init, "trainer").fast_dev_run:
+            from tts_align.training.interfaces import check_test
+
+            check_test(model.objective, model.policy, model.parts)
         try:
             for part, prepare in self._stages().items():
                 if part in model.objective.needs - model.objective.trains:
@@ -171,12 +177,11 @@ class AlignCLI(LightningCLI):
         from tts_align.training.stages import keep_reward
 
         keep_reward(self)
-        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
         stored = self.trainer.strategy.broadcast(stored)  # others may have read the recipe that the first has saved
         if stored is not None and self.settings.test_after_fit:
             if first_process():
                 show_test(stored)
-        elif self.settings.test_after_fit and (model.test_settings is not None or held_out):
+        elif tests:
             self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
         where(self.run, say)
 
