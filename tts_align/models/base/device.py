@@ -152,7 +152,8 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         changes = {name: one for name, one in changes.items() if one is not fields[name]}
         if not changes:
             return value
-        changed = copy.copy(value)  # what __post_init__ worked out once is not worked out again
+        same: Any = value
+        changed = copy.copy(same)  # what __post_init__ worked out once is not worked out again
         for name, one in changes.items():
             object.__setattr__(changed, name, one)
         return changed
