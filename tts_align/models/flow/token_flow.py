@@ -328,10 +328,7 @@ class TokenFlow(FlowHead):
         return _cut(mel, mask, shown.sum(1), max(tokens.shape[1] - ahead, 0) * self.frames_per_token)
 
     def guided(self, given: Given, mask: Bool[Tensor, "b f"], guidance: float, streaming: bool) -> Field:
-        """Velocity with classifier-free guidance; both of its parts are computed in one batch of 2 b.
-
-        Without guidance the half that is told nothing is not computed.
-        """
+        """Velocity with classifier-free guidance, whose parts are computed in one batch of 2 b; one part without."""
         if not guidance:
             return lambda state, time: self.velocity(state, time, given, mask, streaming)
         both, twice = given.with_nothing(), torch.cat((mask, mask))
