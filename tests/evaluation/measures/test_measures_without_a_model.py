@@ -152,8 +152,8 @@ def test_spread_needs_voice_and_forgets_octave_jumps():
 @pytest.mark.parametrize(
     ("kind", "knobs"),
     [
-        (LongestSilence, {"below": 0}),
-        (Clipping, {"level": 2}),
+        (LongestSilence, {"below": 0.0}),
+        (Clipping, {"level": 2.0}),
         (Repetition, {"times": 1}),
         (PitchSpread, {"voiced_frames": 0}),
     ],
