@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 
+try:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+except ImportError:  # the tests skip
+    Keys = ActionChains = None  # type: ignore[assignment,misc]
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--mute-audio"),
@@ -71,14 +77,10 @@ class Listener:
 
     def press(self, *keys: str) -> None:
         """Press keys, wherever the focus is."""
-        from selenium.webdriver.common.action_chains import ActionChains
-
         ActionChains(self.driver, duration=0).send_keys(*keys).perform()
 
     def begin(self, address: str, name: str) -> None:
         """From the first page to the first question."""
-        from selenium.webdriver.common.keys import Keys
-
         self.driver.get(address)
         self.run("document.getElementById('listener').focus()")
         self.press(name, Keys.ENTER)
@@ -111,8 +113,6 @@ class Listener:
 
     def step(self) -> bool:
         """Answer one question, or leave a page between questions; tells whether more are to come."""
-        from selenium.webdriver.common.keys import Keys
-
         if self.run("return Boolean(document.getElementById('answers'))"):
             return False
         if (question := self.question) is not None:

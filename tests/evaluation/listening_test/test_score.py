@@ -7,13 +7,18 @@ import copy
 import json
 import math
 import random
+import re
+import shlex
+import shutil
 import sys
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 from studio import answers, attentive, scored, wavs
+from tiny import build, gap, make_trainer, weights
 
 from tts_align.cli.entry import main
 from tts_align.cli.listen import label, make, score
@@ -23,6 +28,7 @@ from tts_align.evaluation.listening_test.design import Plan
 from tts_align.evaluation.listening_test.labels import HumanRule
 from tts_align.evaluation.listening_test.records import KINDS, ListeningTestError
 from tts_align.evaluation.listening_test.screening import Rules
+from tts_align.objectives import DPO
 
 FEW = {"resamples": 200}
 
@@ -414,6 +420,37 @@ def test_every_kind_labels_in_its_own_way(test: Any, five: Any, tmp_path: Path):
         assert rows == expected, kind
     few = label(paths[:2], path, tmp_path / "few.jsonl", HumanRule(min_listeners=2, agreement=1.0))
     assert few.undecided + few.unheard + len(few.rows) >= 8
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_labelled_rows_train(test: Any, five: Any, tmp_path: Path, tiny_policy: Path):
+    """Straight into ``fit``: the recordings were made of speech tokens, which the key has kept."""
+    label(five[0], test[0], tmp_path / "rows.jsonl")
+    module, data = build(DPO(), tiny_policy, str(tmp_path / "rows.jsonl"), tmp_path / "cache", rows_per_step=4)
+    before = weights(module)
+    make_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
+    assert gap(weights(module), before) > 0
+
+
+def test_the_readme(test: Any, five: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """Every command of the section on listening tests, as it stands there."""
+    text = (ROOT / "tts_align/evaluation/README.md").read_text("utf-8").partition("## Listening tests")[2]
+    block = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(test[0].parent / "run", "runs/tkto")
+    Path("answers").mkdir()
+    commands = [shlex.split(line) for line in block.splitlines()]
+    assert [words[2] for words in commands] == ["make", "score", "label"]
+    for words in commands:
+        some = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in words]
+        monkeypatch.setattr(sys, "argv", [word for part in some for word in part])
+        main()
+        if words[2] == "make":
+            key = json.loads(Path("test.key.json").read_text())
+            for seed in range(3):
+                sheet = answers(key, str(seed), opinion(key, seed), repeats=2)
+                save(Path("answers"), sheet)
+    assert {row.desirable for row in read_manifest("heard.jsonl").rows} == {True, False}
 
 
 @pytest.mark.parametrize(

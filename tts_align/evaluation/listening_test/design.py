@@ -48,9 +48,9 @@ class Plan:
         title: what listeners see above the test.
         language: language of the page (en, zh or ja); that of the browser by default, and listeners may change it.
         show_text: show what should be said; the question for a reading always does.
-        sample_rate: of all clips in Hz; by default the highest of the recordings.
-        loudness_lufs: of all clips, by ITU-R BS.1770; less if a clip would be cut.
-        seed: of names, checks and the order of systems.
+        sample_rate: rate of all clips in Hz; by default the highest of the recordings.
+        loudness_lufs: loudness of all clips, by ITU-R BS.1770; less if a clip would be cut.
+        seed: seed of names, checks and the order of systems.
     """
 
     kinds: tuple[Kind, ...] = ("nmos",)
