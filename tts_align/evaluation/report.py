@@ -155,8 +155,8 @@ def _difference(
     """Over the utterances of which both systems have the number."""
     pairs = [(number(one), number(other), one.sentence) for one, other in zip(base, aligned, strict=True)]
     both = [pair for pair in pairs if not (math.isnan(pair[0]) or math.isnan(pair[1]))]
-    first, second, sentences = ([pair[place] for pair in both] for place in range(3))
-    return paired_difference(first, second, sentences, resamples)
+    first, second = [one for one, _, _ in both], [other for _, other, _ in both]
+    return paired_difference(first, second, [sentence for _, _, sentence in both], resamples)
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

@@ -7,7 +7,7 @@ similarity, quality; then the report. A new measure needs no new synthesis, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.protocols import Protocol, find_protocol
 from tts_align.evaluation.report import print_table, write_report
 from tts_align.evaluation.settings import TestSettings
-from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, speak, utterance_requests, waveforms_of
+from tts_align.evaluation.speaking import (
+    UtteranceRequest,
+    encode,
+    evenly_spread,
+    speak,
+    utterance_requests,
+    waveforms_of,
+)
 from tts_align.evaluation.stages.hearing import Hearing, Listeners
 from tts_align.evaluation.stages.scoring import Rows, judged_utterance, with_verdict
 from tts_align.evaluation.stages.sound import Spoken
@@ -103,7 +110,9 @@ class Evaluation:
         ids, mine = [one.id for one in self._requests], [one.id for one in self._mine]
         folder = directory / "test" / STAGES
         for system in self._systems:
-            key = digest("synthesise", self._model_digest(system), module.sampling, self._requests, self._voices_digest())
+            key = digest(
+                "synthesise", self._model_digest(system), module.sampling, self._requests, self._voices_digest()
+            )
             self._spoken[system] = StageStore(folder, f"synthesise-{system}", key, ids, mine, self._rank)
             sound = self._vocoder.digest() if self._vocoder is not None else ""
             self._hearing[system] = Hearing(
@@ -138,14 +147,9 @@ class Evaluation:
             model.use_voices(path)
 
     def _voices_digest(self) -> str:
-        """Changes with what the policy reads of the voices: their encoded prompts, or the recordings of a test set."""
+        """Changes with what the policy reads of voices and texts: its ids, or the recordings of a test set."""
         if not self.suite.has_voices:
-            contexts = dict.fromkeys(request.speaker for request in self._requests)
-            first = self._requests[0].prompt
-            requests = [UtteranceRequest(first, speaker, 0, 0) for speaker in contexts]
-            from tts_align.evaluation.speaking import encode
-
-            return digest(encode(self.module.policy, requests))
+            return digest(encode(self.module.policy, self._requests))
         files = {item.prompt_audio for item in self.items.values() if item.prompt_audio is not None}
         return digest(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
@@ -177,7 +181,7 @@ class Evaluation:
             first: whether this rank is the first.
         """
         spoken = {system: store.finish(first) for system, store in self._spoken.items()}
-        rows = {
+        rows: dict[str, Rows] = {
             system: {name: store.finish(first) for name, store in hearing.stores.items()}
             for system, hearing in self._hearing.items()
         }
@@ -193,7 +197,7 @@ class Evaluation:
             }
             self._write(directory / "test", judged, rows)
 
-    def _write(self, directory: Path, judged: dict[str, list[Candidate]], rows: dict[str, Rows]) -> None:
+    def _write(self, directory: Path, judged: dict[str, list[Candidate]], rows: Mapping[str, Rows]) -> None:
         audio = self._audio(directory / "audio", judged)
         listeners = self._listeners()
         utterances = []

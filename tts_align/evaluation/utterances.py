@@ -141,7 +141,9 @@ class JudgedUtterance:
         return cls(**{**known, "speech": tuple(row["speech"])})
 
 
-_ALWAYS = frozenset("id sentence text speaker system seed speech finished transcript reading audio error".split())
+_ALWAYS = frozenset(
+    ("id", "sentence", "text", "speaker", "system", "seed", "speech", "finished", "transcript", "reading", "audio")
+) | {"error"}
 """Columns that every row has."""
 
 

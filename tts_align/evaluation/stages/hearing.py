@@ -112,7 +112,9 @@ class Hearing:
         if measure.needs_prompt:
             without = [one for one in spoken if one.prompt.id not in self.listeners.prompts]
             silent, spoken = silent + without, [one for one in spoken if one.prompt.id in self.listeners.prompts]
-        work = torch.no_grad()(lambda some: measure.measure([self._sample(measure, *one) for one in _with(some, sounds)]))
+        work = torch.no_grad()(
+            lambda some: measure.measure([self._sample(measure, *one) for one in _with(some, sounds)])
+        )
         answers = dict(zip((one.id for one in spoken), attempt(work, spoken, [one.id for one in spoken]), strict=True))
         answers |= {one.id: {} for one in silent}
         self._keep(name, todo, [answers[one.id] for one in todo])
