@@ -65,6 +65,7 @@ class AlignData(LightningDataModule):
         paired_only: whether to use only those labelled rows that stand in pairs.
         unlabelled: what rows without a label are where others have one and good speech is read: a fault that stops,
             desirable, or left out.
+        desirable_stars: number of stars from which on a row is desirable, for labels that are 1 to 5 stars.
         bistream_share: share of the long enough rows whose text and speech are interleaved.
         flip_labels: whether to train on the opposite labels.
         max_rows: number of manifest rows to use, drawn by the seed, for trials; all by default.
@@ -88,6 +89,7 @@ class AlignData(LightningDataModule):
         on_bad_row: Literal["stop", "drop"] = "stop",
         paired_only: bool = False,
         unlabelled: Unlabelled = "stop",
+        desirable_stars: float | None = None,
         bistream_share: float = 0.0,
         flip_labels: bool = False,
         max_rows: int | None = None,
@@ -111,9 +113,8 @@ class AlignData(LightningDataModule):
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
         self.own_seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
-        self.unlabelled = unlabelled
-        self.tokenizer, self.num_workers = tokenizer, num_workers
-        self.vocoder, self.acoustic = vocoder, acoustic
+        self.unlabelled, self.desirable_stars, self.num_workers = unlabelled, desirable_stars, num_workers
+        self.tokenizer, self.vocoder, self.acoustic = tokenizer, vocoder, acoustic
         self._wants: RowsWanted | None = None
         self._hearer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
@@ -188,9 +189,9 @@ class AlignData(LightningDataModule):
             self._splits["validation"] = self._split(self.validation, policy, training=False)
 
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
-        manifest = read_manifest(
-            path, self.on_bad_row, codebook_size=None if self.wants.sound else policy.layout.codebook_size
-        )
+        codebook = None if self.wants.sound else policy.layout.codebook_size
+        look = self.wants.sound or "needed"
+        manifest = read_manifest(path, self.on_bad_row, codebook, look, desirable_stars=self.desirable_stars)
         rows = manifest.rows if self.wants.sound else encode_audio(manifest, self.tokenizer)
         if training and self.max_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
