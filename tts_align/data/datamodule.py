@@ -190,8 +190,9 @@ class AlignData(LightningDataModule):
 
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
         codebook = None if self.wants.sound else policy.layout.codebook_size
-        look = self.wants.sound or "needed"
-        manifest = read_manifest(path, self.on_bad_row, codebook, look, desirable_stars=self.desirable_stars)
+        manifest = read_manifest(
+            path, self.on_bad_row, codebook, self.wants.sound or "needed", False, self.desirable_stars
+        )
         rows = manifest.rows if self.wants.sound else encode_audio(manifest, self.tokenizer)
         if training and self.max_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
