@@ -17,7 +17,8 @@ from torch import Tensor
 from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from tts_align.batch import Batch
-from tts_align.evaluation.metrics.functional import cer, cluster_bootstrap
+from tts_align.evaluation.metrics.functional import cer
+from tts_align.evaluation.statistics.intervals import cluster_bootstrap
 from tts_align.models.base.reward import RewardHead
 from tts_align.models.reward.config import Attribute
 from tts_align.models.reward.model import RewardModel
