@@ -58,8 +58,7 @@ class AlignData(LightningDataModule):
         validation: held-out rows on which the loss is watched; the same kinds of file.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: text and speech tokens in one optimiser step, about; instead of rows_per_step.
-        bucket_steps: optimiser steps within which rows are sorted by length, which saves padding; a quarter of an epoch
-            at most, 1 for no sorting.
+        bucket_steps: optimiser steps within which rows are sorted by length, a quarter of an epoch at most; 1 for none.
         seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: whether to use only those labelled rows that stand in pairs.
@@ -74,8 +73,7 @@ class AlignData(LightningDataModule):
         acoustic: mel frames that model.flow makes, for objectives that want sound; what model.tokenizer reads by
             default.
         num_workers: processes that prepare batches; 0 for the training process itself.
-        wants: what the objective wants of the rows. By default that of the module that is trained; only rows that are
-            read without a module need it.
+        wants: what the objective wants of the rows, if they are read without a module.
     """
 
     def __init__(
