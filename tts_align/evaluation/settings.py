@@ -28,7 +28,8 @@ class TestSettings:
         language: BCP 47 code of the sentences, where the test set does not say it.
         measures: numbers of voice, quality and prosody beside the verdicts, by class path.
         readings: listener that tells the readings of marked words, if it is not the judge that transcribes.
-        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
+        speakers: voices to speak in; by default the only one there is. A sentence that names its own is spoken in that
+            one only.
         samples: utterances per sentence and voice.
         sentences: number of sentences to test, evenly spread, for trials; all by default.
         seed: seed of all utterances, the same before and after; by default 1 plus that of the run (seed_everything).

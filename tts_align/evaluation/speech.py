@@ -24,6 +24,7 @@ from tts_align.evaluation.report import print_table, write_report
 from tts_align.evaluation.settings import TestSettings
 from tts_align.evaluation.speaking import (
     UtteranceRequest,
+    chosen_speakers,
     encode,
     evenly_spread,
     speak,
@@ -74,7 +75,9 @@ class Evaluation:
         self.items = {item.id: item for item in self.suite.items}
         self.protocol = self._protocol()
         prompts = evenly_spread([item.sentence for item in self.suite.items], settings.sentences)
-        self._requests = utterance_requests(prompts, settings.speakers, settings.samples, part_seed(settings.seed, 1))
+        policy, vocoder = self.module.policy, self.module.vocoder
+        voices = chosen_speakers(policy, vocoder, prompts, settings.speakers, "model.test.speakers")
+        self._requests = utterance_requests(prompts, voices, settings.samples, part_seed(settings.seed, 1))
         self._rank = rank
         self._mine = sorted(self._requests[rank::world], key=lambda item: len(item.prompt.text))
         batches = [self._mine[i : i + settings.batch_rows] for i in range(0, len(self._mine), settings.batch_rows)]
