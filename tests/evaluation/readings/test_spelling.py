@@ -67,7 +67,7 @@ def test_kana_without_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(japanese, "_open_jtalk", lambda: None)
     assert japanese.sentence("カレー、は", NOTHING) == "かれーは"
     assert japanese.readings("辛い") == ()
-    with pytest.raises(ValueError, match=r"'辛い' is wanted in kana: pip install pyopenjtalk-plus"):
+    with pytest.raises(ValueError, match=r"'辛い' is wanted in kana: pip install 'tts-align\[ja\]'"):
         japanese.sentence("辛い", NOTHING)
 
 

@@ -14,7 +14,7 @@ _HIRAGANA, _KATAKANA = ord("ぁ"), ord("ァ")
 _LAST = ord("ゖ")
 _NOT_KANA = re.compile(r"[^ぁ-ゖァ-ヺー]")
 _PATHS = 32
-_NEEDED = "pip install pyopenjtalk-plus, or give the sentence a transcript in kana (column transcripts)"
+_NEEDED = "pip install 'tts-align[ja]', or give the sentence a transcript in kana (column transcripts)"
 
 
 def hiragana(text: str) -> str:
