@@ -31,6 +31,7 @@ class Candidate:
         finished: whether end-of-speech was sampled.
         verdict: what the judge says; ``None`` before it has listened.
         error: why there is no verdict although the judge was asked; empty otherwise.
+        measures: numbers of measures, such as the similarity of the voice, by name.
     """
 
     prompt: SentencePrompt
@@ -41,6 +42,7 @@ class Candidate:
     finished: bool
     verdict: Verdict | None = None
     error: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -55,6 +57,7 @@ class Candidate:
         if self.verdict is not None:
             verdict = dataclasses.asdict(self.verdict)
             row |= {name: value for name, value in verdict.items() if _is_known(value)}
+        row |= {"measures": dict(self.measures)} if self.measures else {}
         return row | ({"error": self.error} if self.error else {})
 
     @classmethod
@@ -72,11 +75,12 @@ class Candidate:
             finished=row["finished"],
             verdict=_verdict(row) if "reading" in row else None,
             error=row.get("error", ""),
+            measures=row.get("measures") or {},
         )
 
     def to_manifest(self, desirable: bool | None) -> Row:
         """The row of a manifest, with a label."""
-        scores: dict[str, float] = {"finished": float(self.finished)}
+        scores: dict[str, float] = {"finished": float(self.finished), **self.measures}
         notes: dict[str, str] = {"sentence": self.prompt.id}
         if self.verdict is not None:
             numbers = {name: getattr(self.verdict, name) for name in ("cer", "nearest_cer", "margin")}
