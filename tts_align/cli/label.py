@@ -15,6 +15,7 @@ from tts_align.evaluation.calibration import accuracy_of, check_reliable, read_c
 from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading
 from tts_align.evaluation.metrics.functional import normalise
+from tts_align.utils.assets import resolve
 from tts_align.utils.files import file_name, read_json_lines
 
 Keep = Literal["best", "all"]
@@ -167,14 +168,14 @@ class LabelCounts:
 
 
 def choose(candidates: Iterable[Candidate], rule: LabelRule) -> list[tuple[Candidate, bool]]:
-    """Candidates with their labels, in the order in which they came."""
+    """Candidates with their labels, in the order in which they came; a person's label stands above the rule."""
     groups: defaultdict[tuple[str, str, bool], list[Candidate]] = defaultdict(list)
     every = list(candidates)
+    chosen: dict[str, bool] = {one.id: one.label for one in every if one.label is not None and one.speech}
     for candidate in every:
-        desirable = rule.side(candidate)
+        desirable = rule.side(candidate) if candidate.label is None else None
         if desirable is not None and candidate.speech:
             groups[candidate.prompt.id, candidate.speaker, desirable].append(candidate)
-    chosen: dict[str, bool] = {}
     for (_, _, desirable), members in groups.items():
         ranked = sorted(members, key=lambda one: _cer(one) if desirable else -_cer(one))
         limit = {"best": rule.desirable if desirable else rule.undesirable, "all": len(ranked)}[rule.keep]
@@ -241,28 +242,33 @@ def label(
     measures: Path | None = None,
     judge_accuracy: Path | None = None,
     min_judge_accuracy: float = 0.8,
+    desirable_stars: float | None = None,
 ) -> LabelCounts:
     """Label judged candidates by a rule, write the manifest, and print how many rows and pairs there are.
 
+    A line with a ``label`` that a person added (true or false, 1 or 0, up or down, good or bad, or stars) keeps it.
+
     Args:
-        judged: JSONL file that ``judge`` wrote.
+        judged: JSONL file that ``judge`` wrote, or ``sample`` if people labelled it.
         out: manifest to write, .jsonl or .parquet.
         rule: which candidates become rows.
         measures: numbers of the recordings for the rule: a folder that `tts-align score` wrote, or a JSONL file with
             columns ``id`` and ``measures``.
         judge_accuracy: file that `tts-align judge --calibrate` wrote; by default what ``judge`` laid beside its file.
         min_judge_accuracy: lowest accuracy of the judge itself, where it was measured, at which readings are labelled.
+        desirable_stars: number of stars from which on a row is desirable, where people gave 1 to 5 stars.
 
     Raises:
         UnreliableJudgeError: the judge tells readings apart less often than it must.
     """
     rule = rule or LabelRule()
-    candidates = read_candidates(judged)
-    if not any(candidate.verdict or candidate.error for candidate in candidates):
+    candidates = read_candidates(judged, desirable_stars)
+    if not any(one.verdict or one.error or one.label is not None for one in candidates):
         raise ValueError(f"{judged}: no candidate was judged yet: run `tts-align judge` first")
     if measures is not None:
         candidates = with_measures(candidates, measures)
-    if any(one.verdict and one.verdict.reading in (Reading.RIGHT, Reading.WRONG) for one in candidates):
+    heard = [one.verdict.reading for one in candidates if one.verdict is not None and one.label is None]
+    if Reading.RIGHT in heard or Reading.WRONG in heard:
         known = read_calibration(judge_accuracy or accuracy_of(Path(judged)))
         check_reliable(known, min_judge_accuracy, f"{judged}: no labels are made")
         print(f"{'judge':12}{known or 'its own accuracy was never measured: tts-align judge --calibrate'}", flush=True)
@@ -271,6 +277,7 @@ def label(
     print(counts, flush=True)
     if not labelled:
         raise ValueError(f"{judged}: the rule keeps no row: raise max_cer, or count neither as undesirable")
-    rows: list[Row] = [candidate.to_manifest(desirable) for candidate, desirable in labelled]
+    start, end = resolve(judged).parent, Path(out).parent
+    rows: list[Row] = [candidate.moved(start, end).to_manifest(desirable) for candidate, desirable in labelled]
     write_manifest(rows, out)
     return counts
