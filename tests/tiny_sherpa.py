@@ -29,7 +29,7 @@ def save_sherpa(folder: Path, kind: str) -> Path:
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     if kind == "sense_voice":
         languages = {f"lang_{name}": i for i, name in enumerate(("auto", "zh", "en", "yue", "ja", "ko"))}
-        common |= {"normalize_samples": 1, "with_itn": 14, "without_itn": 15, **languages}
+        common |= {"normalize_samples": 0, "with_itn": 14, "without_itn": 15, **languages}
     for name, value in common.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, str(value)

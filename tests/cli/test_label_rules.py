@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from places import ROOT
 
 from tts_align.cli.entry import label as command
@@ -144,8 +143,6 @@ def test_the_rule_of_the_readme(judged: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "tts_align/evaluation/README.md").read_text("utf-8")
     (found,) = [one for one in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "rule:" in one]
-    rule = yaml.safe_load(found)
-    assert LabelRule(**rule["rule"]).outside == "undesirable"
     (tmp_path / "rule.yaml").write_text(found)
     scored = [{"id": f"s-{number}", "measures": {"similarity": 0.8}} for number in range(3)]
     write_json_lines(tmp_path / "scored.jsonl", scored)
