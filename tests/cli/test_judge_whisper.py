@@ -36,6 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "model": str(folder / "whisper"),
             "language": "ja",
             "max_tokens": 4,
+            "script": "written",
             "readings": {"min_margin": 0, "max_cer": 100},
         },
     }

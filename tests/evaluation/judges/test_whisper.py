@@ -20,7 +20,6 @@ from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample
 from tts_align.evaluation.judges.recogniser import ReadingRules, quiet_cuts
 from tts_align.evaluation.judges.weights import MissingWeightsError
 from tts_align.evaluation.judges.whisper import WhisperJudge
-from tts_align.evaluation.readings.spelling import Script
 
 SPAN = Span(6, 8, ("からい",), ("つらい",))
 SENTENCE = Expected("このカレーは辛い。", right=("からい",), spans=(SPAN,), language="ja")
@@ -233,10 +232,13 @@ def test_it_can_be_sent_to_another_process(judges: dict[str, WhisperJudge], soun
 
 def test_a_whisper_that_writes_kana(converted: Path, sounds: list[SpeechSample]) -> None:
     """The candidates are the sentence in kana, of which hiragana and katakana are added up."""
-    kana = WhisperJudge(str(converted), script=Script.KANA, max_tokens=2, readings=EVERYTHING)
+    kana = WhisperJudge(str(converted), script="kana", max_tokens=2, readings=EVERYTHING)
     expected = Expected("鍋", {"からい": "なべわからい", "つらい": "なべわつらい"}, ("からい",), language="ja")
     verdict = kana.judge(sounds[:1], [expected])[0]
     assert verdict.readings.keys() == {"からい", "つらい"}
     assert verdict.cer == 1.0
-    with pytest.raises(ValueError, match="script must be written or kana, got phonemes"):
-        WhisperJudge(str(converted), script=Script.PHONEMES)
+
+
+def test_half_precision_is_for_a_gpu(converted: Path, sounds: list[SpeechSample]) -> None:
+    with pytest.raises(ValueError, match=r"float16 works on a GPU alone: set model\.judge\.init_args\.precision"):
+        WhisperJudge(str(converted), precision="float16").judge(sounds[:1], [SENTENCE])

@@ -69,7 +69,7 @@ class WhisperJudge(RecogniserJudge):
         model: str,
         language: str = "",
         backend: Backend = "auto",
-        script: Script = Script.WRITTEN,
+        script: Literal["written", "kana"] = "written",
         precision: Precision = "float32",
         beam_size: int = 1,
         max_tokens: int = MOST_TOKENS,
@@ -81,10 +81,8 @@ class WhisperJudge(RecogniserJudge):
         if beam_size < 1 or not 0 < max_tokens <= MOST_TOKENS:
             given = f"{beam_size} and {max_tokens}"
             raise ValueError(f"beam_size must be at least 1 and max_tokens 1 to {MOST_TOKENS}, got {given}")
-        if script not in (Script.WRITTEN, Script.KANA):
-            raise ValueError(f"Whisper writes as people do, or kana: script must be written or kana, got {script}")
         self.backend, self.precision, self.beam_size, self.max_tokens = backend, precision, beam_size, max_tokens
-        self._script = script
+        self._script = Script(script)
         self._formats = self._check()
         self._engine: tuple[torch.device, WhisperEngine] | None = None
 
@@ -127,6 +125,10 @@ class WhisperJudge(RecogniserJudge):
         device = self.own_device
         if self._engine is None or self._engine[0] != device:
             kind, where, why = self._chosen(device)
+            if where.type == "cpu" and self.precision != "float32":
+                raise ValueError(
+                    f"precision {self.precision} works on a GPU alone: set model.judge.init_args.precision: float32"
+                )
             made = kind(self.folder, where, self.precision, self.beam_size, self.batch_size, self.max_tokens)
             log.info("%s hears with %s on %s%s", type(self).__name__, made.name, where.type, f": {why}" if why else "")
             self._engine = device, made
