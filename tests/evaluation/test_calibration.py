@@ -97,6 +97,14 @@ def test_recordings_whose_reading_is_known(tmp_path: Path, judge: TransformersCT
     assert calibrate(Module(judge=judge), folder / "recordings.jsonl", tmp_path / "other.json") == found
 
 
+def test_each_process_hears_its_share(tmp_path: Path, judge: TransformersCTCJudge) -> None:
+    """Without a process group each brings its own share alone; only the first writes."""
+    folder = recordings(tmp_path, [("からい", "べのからい"), ("つらい", "べのつらい"), ("からい", "べのつらい")])
+    shares = [calibrate(Module(judge=judge), folder, tmp_path / f"{r}.json", rank=r, world=2) for r in range(2)]
+    assert [one.words for one in shares] == [{"辛い/からい": WordCount(1, 1)}, {"辛い/つらい": WordCount(1)}]
+    assert [(tmp_path / f"{rank}.json").exists() for rank in range(2)] == [True, False]
+
+
 def test_a_recording_that_is_not_there_is_counted_and_named(
     tmp_path: Path, judge: TransformersCTCJudge, caplog: pytest.LogCaptureFixture
 ) -> None:
