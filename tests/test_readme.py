@@ -30,7 +30,13 @@ from tts_align.objectives import Objective
 
 READMES = {
     path: (ROOT / path).read_text("utf-8")
-    for path in ("README.md", "recipes/README.md", "tts_align/data/README.md", "tts_align/models/cosyvoice/README.md")
+    for path in (
+        "README.md",
+        "recipes/README.md",
+        "tts_align/data/README.md",
+        "tts_align/evaluation/README.md",
+        "tts_align/models/cosyvoice/README.md",
+    )
 }
 README = READMES["README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)

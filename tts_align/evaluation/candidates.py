@@ -35,6 +35,7 @@ class Candidate:
         error: why there is no verdict although the judge was asked; empty otherwise.
         audio: path of its recording, relative to the file of candidates; empty when none was written.
         label: a person's thumb, if the file has one.
+        measures: numbers of measures, such as the similarity of the voice, by name.
     """
 
     prompt: SentencePrompt
@@ -47,6 +48,7 @@ class Candidate:
     error: str = ""
     audio: str = ""
     label: bool | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -61,6 +63,7 @@ class Candidate:
         if self.verdict is not None:
             verdict = dataclasses.asdict(self.verdict)
             row |= {name: value for name, value in verdict.items() if _is_known(value)}
+        row |= {"measures": dict(self.measures)} if self.measures else {}
         later = {"audio": self.audio, "error": self.error}
         row |= {name: value for name, value in later.items() if value}
         return row if self.label is None else row | {"label": self.label}
@@ -87,6 +90,7 @@ class Candidate:
             error=row.get("error", ""),
             audio=row.get("audio") or "",
             label=read_label(row.get("label"), desirable_stars),
+            measures=row.get("measures") or {},
         )
 
     def moved(self, old: Path, new: Path) -> Candidate:
@@ -98,7 +102,7 @@ class Candidate:
 
     def to_manifest(self, desirable: bool | None) -> Row:
         """The row of a manifest, with a label."""
-        scores: dict[str, float] = {"finished": float(self.finished)}
+        scores: dict[str, float] = {"finished": float(self.finished), **self.measures}
         notes: dict[str, str] = {"sentence": self.prompt.id}
         if self.verdict is not None:
             numbers = {name: getattr(self.verdict, name) for name in ("cer", "nearest_cer", "margin")}
