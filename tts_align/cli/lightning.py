@@ -280,10 +280,10 @@ class AlignCLI(LightningCLI):
         if untrained and self.model.test_settings is not None:
             say("policy:       as model.policy names it; nothing was trained yet, so there is no before and after")
             self.trainer.test(weights_only=True, **kwargs)
-            return where(self.run, say)
-        checkpoint = self._trained(ckpt_path)
-        self._prepare_stages()
-        self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
+        else:
+            checkpoint = self._trained(ckpt_path)
+            self._prepare_stages()
+            self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
