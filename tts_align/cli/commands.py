@@ -14,6 +14,7 @@ COMMANDS = {
     "test": "speak the test sentences before and after, judge, and write table, figures and audio",
     "export": "write the trained policy as a model directory, CosyVoice's or vLLM's, and read it back",
     "predict": "score the held-out rows, for a callback of yours",
+    "score": "score a folder of recordings of any system on a test set, without a model",
     "listen make": "make a listening test: one HTML file that opens from the disk",
     "listen score": "screen the listeners of a test, and print its tables",
     "listen label": "turn the answers of a listening test into desirable and undesirable rows",

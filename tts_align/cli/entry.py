@@ -70,6 +70,15 @@ def label(args: list[str]) -> None:
     _plain_command("label", args, label, rule=LabelRule)
 
 
+def score(args: list[str]) -> None:
+    """The command ``score``: needs recordings and something that listens, but no model that speaks."""
+    from tts_align.cli.score import Processes, score, with_recipes
+
+    with plain_errors():
+        words = with_recipes(args)
+    _plain_command("score", words, score, trainer=Processes)
+
+
 def listen(args: list[str]) -> None:
     """The commands ``listen make``, ``listen score`` and ``listen label``: need no model."""
     from tts_align.cli.listen import FUNCTIONS, GROUPS, positional
@@ -100,7 +109,7 @@ def recipes(args: list[str]) -> None:
     recipes(args)
 
 
-PLAIN = {"prepare": prepare, "label": label, "listen": listen, "demo": demo, "recipes": recipes}
+PLAIN = {"prepare": prepare, "label": label, "score": score, "listen": listen, "demo": demo, "recipes": recipes}
 """Commands without a recipe."""
 
 

@@ -102,6 +102,10 @@ OWN: dict[str, tuple[Source, ...]] = {
         Source("cli/prepare.py", "Processes", prefix="trainer."),
     ),
     "label": (Source("cli/label.py", "label", hidden=("rule",)), Source("cli/label.py", "LabelRule", prefix="rule.")),
+    "score": (
+        Source("cli/score.py", "score", hidden=("trainer",)),
+        Source("cli/prepare.py", "Processes", prefix="trainer."),
+    ),
     "listen make": (
         Source("cli/listen.py", "make", hidden=("plan",)),
         Source("evaluation/listening_test/design.py", "Plan", prefix="plan."),

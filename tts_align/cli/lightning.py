@@ -275,10 +275,15 @@ class AlignCLI(LightningCLI):
         self.trainer.validate(ckpt_path=checkpoint, weights_only=True, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Test the run's last checkpoint, or another."""
-        checkpoint = self._trained(ckpt_path)
-        self._prepare_stages()
-        self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
+        """Test the run's last checkpoint, or another; where nothing was trained yet, the policy as it is."""
+        untrained = ckpt_path is None and not self.run.checkpoint.exists() and Part.TOKENIZER not in self.model.parts
+        if untrained and self.model.test_settings is not None:
+            say("policy:       as model.policy names it; nothing was trained yet, so there is no before and after")
+            self.trainer.test(weights_only=True, **kwargs)
+        else:
+            checkpoint = self._trained(ckpt_path)
+            self._prepare_stages()
+            self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
