@@ -70,6 +70,28 @@ def label(args: list[str]) -> None:
     _plain_command("label", args, label, rule=LabelRule)
 
 
+def compare(args: list[str]) -> None:
+    """The command ``compare``: needs no recipe and no model."""
+    from tts_align.cli.compare import compare
+
+    _plain_command("compare", named(args, ("first", "second")), compare)
+
+
+def named(args: list[str], names: tuple[str, ...]) -> list[str]:
+    """Words before the first option as options of these names; dashes in an option's name as underscores.
+
+    >>> named(["runs/a", "runs/b", "--fail-on-regression", "true"], ("first", "second"))
+    ['--first=runs/a', '--second=runs/b', '--fail_on_regression', 'true']
+    """
+    count = next((place for place, word in enumerate(args) if word.startswith("-")), len(args))
+    if count > len(names):
+        fail(f"expected at most {len(names)} folders, got {' '.join(args[:count])}")
+    options = [word.partition("=") for word in args[count:]]
+    dashed = [f"--{one[2:].replace('-', '_')}" if one.startswith("--") else one for one, _, _ in options]
+    rest = [one + equals + value for one, (_, equals, value) in zip(dashed, options, strict=True)]
+    return [f"--{name}={word}" for name, word in zip(names, args[:count], strict=False)] + rest
+
+
 def demo(args: list[str]) -> None:
     """The command ``demo build``."""
     if args[:1] != ["build"]:
@@ -90,7 +112,7 @@ def recipes(args: list[str]) -> None:
     recipes(args)
 
 
-PLAIN = {"prepare": prepare, "label": label, "demo": demo, "recipes": recipes}
+PLAIN = {"prepare": prepare, "label": label, "compare": compare, "demo": demo, "recipes": recipes}
 """Commands without a recipe."""
 
 
