@@ -23,7 +23,7 @@ def call(monkeypatch, *words):
 
 
 def test_one_run_before_and_after(runs, monkeypatch, capsys):
-    call(monkeypatch, runs / "good", "--fail-on-regression", "true")
+    call(monkeypatch, runs / "good", "--fail-on-regression")
     shown = capsys.readouterr().out
     assert shown.startswith("readings: 40 mended, 0 broken")
     folder = runs / "good/test/comparison"

@@ -78,18 +78,32 @@ def compare(args: list[str]) -> None:
 
 
 def named(args: list[str], names: tuple[str, ...]) -> list[str]:
-    """Words before the first option as options of these names; dashes in an option's name as underscores.
+    """Words before the first option as options of these names; dashes in options as underscores, alone they are true.
 
-    >>> named(["runs/a", "runs/b", "--fail-on-regression", "true"], ("first", "second"))
-    ['--first=runs/a', '--second=runs/b', '--fail_on_regression', 'true']
+    >>> named(["runs/a", "runs/b", "--fail-on-regression", "--out", "x"], ("first", "second"))
+    ['--first=runs/a', '--second=runs/b', '--fail_on_regression=true', '--out', 'x']
     """
     count = next((place for place, word in enumerate(args) if word.startswith("-")), len(args))
     if count > len(names):
         fail(f"expected at most {len(names)} folders, got {' '.join(args[:count])}")
-    options = [word.partition("=") for word in args[count:]]
-    dashed = [f"--{one[2:].replace('-', '_')}" if one.startswith("--") else one for one, _, _ in options]
-    rest = [one + equals + value for one, (_, equals, value) in zip(dashed, options, strict=True)]
-    return [f"--{name}={word}" for name, word in zip(names, args[:count], strict=False)] + rest
+    found = [f"--{name}={word}" for name, word in zip(names, args[:count], strict=False)]
+    for word, following in zip(args[count:], [*args[count + 1 :], "--"], strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            option = f"--{option[2:].replace('-', '_')}"
+            equals, value = (equals, value) if equals or not following.startswith("--") else ("=", "true")
+        found.append(option + equals + value)
+    return found
+
+
+def listen(args: list[str]) -> None:
+    """The commands ``listen make``, ``listen score`` and ``listen label``: need no model."""
+    from tts_align.cli.listen import FUNCTIONS, GROUPS, positional
+
+    name = args[0] if args else ""
+    if name not in FUNCTIONS:
+        fail(f"expected `tts-align listen` with one of {', '.join(FUNCTIONS)}{did_you_mean(name, list(FUNCTIONS))}")
+    _plain_command(f"listen {name}", positional(name, args[1:]), FUNCTIONS[name], **GROUPS[name])
 
 
 def demo(args: list[str]) -> None:
@@ -112,7 +126,14 @@ def recipes(args: list[str]) -> None:
     recipes(args)
 
 
-PLAIN = {"prepare": prepare, "label": label, "compare": compare, "demo": demo, "recipes": recipes}
+PLAIN = {
+    "prepare": prepare,
+    "label": label,
+    "compare": compare,
+    "listen": listen,
+    "demo": demo,
+    "recipes": recipes,
+}
 """Commands without a recipe."""
 
 
@@ -145,7 +166,7 @@ def main() -> None:
     """Console entry point; returns nothing, because ``sys.exit`` would print what it returns."""
     args = _without_traceback(sys.argv[1:])
     command = args[0] if args else "--help"
-    full = " ".join(args[:2]) if args[:2] == ["demo", "build"] else command
+    full = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else command
     if command in ("-h", "--help"):
         print(usage(), end="")
     elif command == "--version":

@@ -124,7 +124,7 @@ class ForgettingProbe:
     def _hear(self, model: CodecLM, mine: Sequence[Any]) -> list[Candidate]:
         if not mine:
             return []
-        failures = Failures(len(mine), self.max_failed_share)
+        failures = Failures(max(2, len(self.requests)), self.max_failed_share)
         return speak_and_judge(model, self.module, mine, self.batch_rows, failures=failures)
 
 
