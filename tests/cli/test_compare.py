@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from scored import row, scored
 
+import tts_align
 from tts_align.cli.entry import main
+from tts_align.evaluation.comparison.numbers import KNOWN
 
 
 @pytest.fixture
@@ -66,3 +71,27 @@ def test_what_cannot_be_compared_is_said_in_a_line(runs, monkeypatch, capsys, wo
         main()
     assert raised.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_readmes_commands_run(runs, monkeypatch, capsys):
+    readme = (Path(tts_align.__file__).parent / "evaluation/README.md").read_text("utf-8")
+    block = next(text for text in re.findall(r"^```\n(.*?)^```", readme, re.M | re.S) if "tts-align compare" in text)
+    places = {"runs/tkto": "good", "runs/kto": "good", "scored/theirs": "good/test", "scored/ours": "good/test"}
+    monkeypatch.chdir(runs)
+    for line in block.splitlines():
+        words = [places.get(word, word) for word in line.split()]
+        assert words[:2] == ["tts-align", "compare"]
+        call(monkeypatch, *words[2:])
+    assert (runs / "comparison/report.html").is_file()
+    assert "readings: 0 mended, 0 broken" in capsys.readouterr().out
+
+
+def test_every_measure_of_the_readme_exists():
+    readme = (Path(tts_align.__file__).parent / "evaluation/README.md").read_text("utf-8")
+    named = re.findall(r"^\| `(\w+)\.(\w+)` \|.*\| (more|less|neither) \|", readme, re.M)
+    better = {True: "more", False: "less", None: "neither"}
+    for module, name, direction in named:
+        measure = getattr(importlib.import_module(f"tts_align.evaluation.measures.{module}"), name)
+        assert better[measure.higher_is_better] == direction
+        assert measure.name in KNOWN or measure.name.partition("_")[0] in KNOWN
+    assert len(named) == 12

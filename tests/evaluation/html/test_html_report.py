@@ -5,16 +5,14 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
+from places import ROOT
 from scored import row, scored, sound
 
 from tts_align.evaluation.html.report import write_folder_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PICTURE = "REPORT_PICTURE"
-"""Environment variable with the path of a PNG to save what the browser shows; benchmarks/pictures.py sets it."""
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -108,6 +106,7 @@ def _requests(driver):
 
 
 def test_a_browser_shows_it_on_desktop_and_phone_in_light_and_dark(browser, report):
+    """Its picture goes to ``benchmarks/results/pictures/report.png`` where TTS_ALIGN_PICTURES is set."""
     browser.get(report.as_uri())
     assert browser.execute_script("return document.querySelectorAll('table tbody tr').length") > 8
     players = browser.execute_script("return [...document.querySelectorAll('audio')].map(one => one.src.slice(0, 15));")
@@ -125,9 +124,10 @@ def test_a_browser_shows_it_on_desktop_and_phone_in_light_and_dark(browser, repo
         colours.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert colours == ["rgb(255, 255, 255)", "rgb(20, 24, 29)"]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    if path := os.environ.get(PICTURE):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        assert browser.save_screenshot(path)
+    if os.environ.get("TTS_ALIGN_PICTURES"):
+        shown = ROOT / "benchmarks/results/pictures"
+        shown.mkdir(exist_ok=True)
+        assert browser.save_screenshot(str(shown / "report.png"))
     phone = {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     width = browser.execute_script("return document.documentElement.scrollWidth")

@@ -3,6 +3,8 @@
 
 import math
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,12 +12,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx_models import save_directory
+from torch import nn
 from torch.nn import functional as F
+from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
+from torchmetrics.functional.audio import nisqa as nisqa_peer
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector, WavLMModel
 
 from tts_align.evaluation.measures.base import MeasuredSample, Sound
 from tts_align.evaluation.measures.ecapa import split_weights
-from tts_align.evaluation.measures.quality import DNSMOS, windows
+from tts_align.evaluation.measures.nisqa import NISQA
+from tts_align.evaluation.measures.quality import DNSMOS, DistillMOS, windows
 from tts_align.evaluation.measures.similarity import CampplusSimilarity, SeedSimilarity, WavLMSimilarity
 
 TINY = {
@@ -273,3 +279,71 @@ def test_dnsmos_of_nothing_and_without_its_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"fetch sig_bak_ovr\.onnx from .*DNS-Challenge"):
         DNSMOS(str(tmp_path / "gone.onnx"))
     assert math.isfinite(measure.measure([sample(wave(0))])[0]["dnsmos_overall"])
+
+
+NISQA_SETTINGS = {
+    "ms_n_fft": 4096, "ms_hop_length": 0.01, "ms_win_length": 0.02, "ms_n_mels": 48, "ms_fmax": 20_000,
+    "ms_seg_length": 15, "ms_seg_hop_length": 4, "ms_max_segments": 1300, "cnn_pool_1": [24, 7], "cnn_pool_2": [12, 5],
+    "cnn_pool_3": [6, 3], "cnn_kernel_size": [3, 3], "cnn_dropout": 0.2, "cnn_c_out_1": 2, "cnn_c_out_2": 3,
+    "cnn_c_out_3": 4, "td_sa_d_model": 8, "td_sa_nhead": 1, "td_sa_h": 8, "td_sa_num_layers": 2, "td_sa_dropout": 0.1,
+    "pool_att_h": 8, "pool_att_dropout": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nisqa(tmp_path_factory):
+    torch.manual_seed(0)
+    model = nisqa_peer._NISQADIM(NISQA_SETTINGS).eval()
+    path = tmp_path_factory.mktemp("nisqa") / "nisqa.tar"
+    torch.save({"args": NISQA_SETTINGS, "model_state_dict": model.state_dict()}, path)
+    return NISQA(str(path)), model
+
+
+def test_nisqa_is_torchmetrics_on_torchaudios_log_mel(nisqa):
+    measure, model = nisqa
+    sound = 0.1 * torch.randn(48_000, generator=torch.Generator().manual_seed(3))
+    mel = MelSpectrogram(
+        48_000, 4096, 960, 480, f_max=20_000, n_mels=48, power=1, pad_mode="reflect", norm="slaney", mel_scale="slaney"
+    )
+    levels = AmplitudeToDB("magnitude", 80)(mel(sound))
+    levels = torch.maximum(levels, torch.tensor(20 * math.log10(1e-4)))
+    segments, count = nisqa_peer._segment_specs(levels[None], NISQA_SETTINGS)
+    with torch.no_grad():
+        expected = model(segments, count.expand(1))[0].tolist()
+    found = measure.measure([MeasuredSample(sound, 48_000, "a", torch.tensor([1]), True)])[0]
+    names = ("overall", "noisiness", "discontinuity", "coloration", "loudness")
+    assert found == pytest.approx(dict(zip([f"nisqa_{name}" for name in names], expected, strict=True)), abs=2e-3)
+    assert measure.identity()["model"] == "nisqa.tar"
+
+
+def test_nisqa_of_what_it_cannot_hear(nisqa, tmp_path):
+    assert nisqa[0].measure([sample(wave(0, 0.02)), sample(wave(0, 0.1)), sample(wave(0, 53.0))]) == [{}, {}, {}]
+    with pytest.raises(FileNotFoundError, match=r"fetch weights/nisqa\.tar"):
+        NISQA(str(tmp_path / "gone.tar"))
+    torch.save({"weights": 1}, tmp_path / "other.tar")
+    with pytest.raises(ValueError, match="settings under 'args'"):
+        NISQA(str(tmp_path / "other.tar"))
+
+
+class Loudest(nn.Module):
+    """Stand-in for the package's model: the largest sample times a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return x.amax(-1) * self.scale
+
+
+def test_distillmos_by_its_package_and_with_other_weights(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distillmos", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tts-align\[quality\]'"):
+        DistillMOS()
+    monkeypatch.setitem(sys.modules, "distillmos", SimpleNamespace(ConvTransformerSQAModel=Loudest))
+    sounds = [sample(0.5 * torch.ones(16_000)), sample(torch.ones(100))]
+    assert DistillMOS().measure(sounds) == [{"distillmos": 1.0}, {}]
+    torch.save({"scale": torch.tensor(6.0)}, tmp_path / "weights.pth")
+    assert DistillMOS(str(tmp_path / "weights.pth")).measure(sounds)[0] == {"distillmos": 3.0}
+    with pytest.raises(FileNotFoundError, match="Distill-MOS is not at"):
+        DistillMOS(str(tmp_path / "gone.pth"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -10,10 +11,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tts_align.evaluation.measures.base import MeasuredSample, UtteranceMeasure
-from tts_align.evaluation.measures.similarity import SAMPLE_RATE, found
+from tts_align.evaluation.measures.similarity import SAMPLE_RATE, SHORTEST_SECONDS, found
 
 DNSMOS_SECONDS = 9.01
 _POLYNOMIALS = {
@@ -75,3 +76,38 @@ def windows(waveform: Float[Tensor, " time"]) -> list[Float[Tensor, " window"]]:
     count = int(np.floor(len(waveform) / SAMPLE_RATE) - DNSMOS_SECONDS) + 1
     starts = [place * SAMPLE_RATE for place in range(max(count, 1))]
     return [waveform[start : start + length] for start in starts if start + length <= len(waveform)]
+
+
+class DistillMOS(UtteranceMeasure):
+    """Distill-MOS (arXiv 2502.05356): predicted opinion of speech without a reference, 1 to 5.
+
+    Needs the package distillmos, which brings its weights: pip install 'tts-align[quality]'.
+
+    Args:
+        model: file of other weights for it; its own by default.
+    """
+
+    name = "distillmos"
+    higher_is_better: ClassVar[bool | None] = True
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__()
+        try:
+            package = importlib.import_module("distillmos")
+        except ImportError:
+            message = "DistillMOS needs the package distillmos: pip install 'tts-align[quality]'"
+            raise ModuleNotFoundError(message) from None
+        self.network: nn.Module = package.ConvTransformerSQAModel()
+        if model is not None:
+            path = found(model, "Distill-MOS", "weights of github.com/microsoft/Distill-MOS")
+            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.network.eval()
+
+    def measure(self, samples: Sequence[MeasuredSample]) -> list[dict[str, float]]:
+        """``distillmos`` of each utterance of at least 0.1 s."""
+        return [self._of(one.sound.at(SAMPLE_RATE)) for one in samples]
+
+    def _of(self, waveform: Tensor) -> dict[str, float]:
+        if len(waveform) < SHORTEST_SECONDS * SAMPLE_RATE:
+            return {}
+        return {self.name: float(self.network(waveform[None].to(self.own_device)).flatten()[0])}
