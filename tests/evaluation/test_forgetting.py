@@ -63,9 +63,9 @@ def test_summary_is_paired_by_language_and_counts_what_failed():
             candidate("a", 0.1),
             candidate("b", 0.2),
             candidate("c", 0.0, error="silent"),
-            candidate("d", 0, "en"),
+            candidate("d", 0.0, "en"),
         ],
-        "aligned": [candidate("a", 0.3), candidate("b", 0.2), candidate("c", 0.0), candidate("d", 0, "en", "silent")],
+        "aligned": [candidate("a", 0.3), candidate("b", 0.2), candidate("c", 0.0), candidate("d", 0.0, "en", "silent")],
     }
     found = forgetting_summary(judged, 100)
     assert found["ja"]["base"]["value"] == pytest.approx(0.15)

@@ -87,7 +87,7 @@ def named(args: list[str], names: tuple[str, ...]) -> list[str]:
     if count > len(names):
         fail(f"expected at most {len(names)} folders, got {' '.join(args[:count])}")
     found = [f"--{name}={word}" for name, word in zip(names, args[:count], strict=False)]
-    for word, following in zip(args[count:], [*args[count + 1 :], "--"], strict=True):
+    for word, following in zip(args[count:], [*args[count + 1 :], "--"], strict=False):
         option, equals, value = word.partition("=")
         if option.startswith("--"):
             option = f"--{option[2:].replace('-', '_')}"

@@ -102,7 +102,7 @@ def _requests(driver):
     """Addresses that the page asked the network for."""
     entries = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     sent = [one["params"]["request"]["url"] for one in entries if one["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith(("data:", "file:"))]
+    return [url for url in sent if not url.startswith(("data:", "file:", "chrome"))]
 
 
 def test_a_browser_shows_it_on_desktop_and_phone_in_light_and_dark(browser, report):

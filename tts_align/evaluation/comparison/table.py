@@ -69,7 +69,7 @@ def headline(comparison: Comparison) -> str:
         return f"{len(comparison.pairs)} utterances, no marked words"
     return (
         f"readings: {readings.mended} mended, {readings.broken} broken "
-        f"(exact McNemar p = {p_text(readings.p_value)}; {len(comparison.pairs)} utterances)"
+        f"(exact McNemar {p_words(readings.p_value)}; {len(comparison.pairs)} utterances)"
     )
 
 
@@ -85,6 +85,15 @@ def regression(pair: Pair) -> str:
 def plain(interval: Interval, number: NumberComparison) -> str:
     """A value as tables show it."""
     return "-" if math.isnan(interval.value) else f"{interval.value * number.factor:.{number.decimals}f}"
+
+
+def p_words(p_value: float) -> str:
+    """A p-value in a sentence.
+
+    >>> p_words(0.03456), p_words(0.00001)
+    ('p = 0.035', 'p < 0.001')
+    """
+    return f"p {p_text(p_value)}".replace("<", "< ") if p_value < 0.001 else f"p = {p_text(p_value)}"
 
 
 def p_text(p_value: float) -> str:
