@@ -129,6 +129,16 @@ def test_what_fewer_errors_were_bought_with_is_called_out(tmp_path, measures, wo
         assert words in comparison.call_outs[0]
 
 
+def test_forgotten_sentences_are_called_out(tmp_path):
+    rows = [row(i, system) for system in ("base", "aligned") for i in range(8)]
+    lost = {language: {"difference": {"value": 0.03, "p_value": p}} for language, p in (("ja", 0.01), ("zh", 0.3))}
+    systems = read_systems(scored(tmp_path, rows, forgetting=lost))
+    assert compare_systems(systems["base"], systems["aligned"], 50).call_outs == [
+        "possible forgetting: the error rate of general sentences (ja) rose by 3.00 points (p = 0.01)"
+    ]
+    assert compare_systems(systems["aligned"], systems["base"], 50).call_outs == []
+
+
 def test_more_errors_are_no_bargain(tmp_path):
     """Nothing was bought where errors did not fall."""
     rows = [

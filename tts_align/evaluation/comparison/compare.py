@@ -16,7 +16,7 @@ from tts_align.evaluation.comparison.records import (
     Pair,
     Verdict,
 )
-from tts_align.evaluation.comparison.remarks import call_outs, described_measures, warnings
+from tts_align.evaluation.comparison.remarks import call_outs, described_measures, forgotten, warnings
 from tts_align.evaluation.comparison.scored import ScoredSystem, ScoredUtterance
 from tts_align.evaluation.statistics.intervals import (
     RESAMPLES,
@@ -62,7 +62,7 @@ def compare_systems(first: ScoredSystem, second: ScoredSystem, resamples: int = 
         unmatched=sorted(first.utterances.keys() ^ second.utterances.keys()),
         readings=mcnemar([bool(one.first.right) for one in sure], [bool(one.second.right) for one in sure]),
         numbers=numbers,
-        call_outs=list(call_outs(numbers)),
+        call_outs=[*call_outs(numbers), *forgotten(first, second)],
         warnings=list(warnings(first, second, len(names))),
     )
 

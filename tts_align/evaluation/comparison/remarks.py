@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tts_align.evaluation.comparison.numbers import ACCURACY
-from tts_align.evaluation.comparison.records import NumberComparison, change
+from tts_align.evaluation.comparison.records import LEVEL, NumberComparison, change
 from tts_align.evaluation.comparison.scored import ScoredSystem
 
 WORD_ERRORS = (ACCURACY, "error_rate", "cer", "nearest_cer", "bad_case_ratio")
@@ -40,6 +40,20 @@ def call_outs(numbers: Sequence[NumberComparison]) -> Iterator[str]:
 
 def _moved_for_the_better(one: NumberComparison) -> bool:
     return bool(one.moved) and (one.moved > 0) == one.higher_is_better
+
+
+def forgotten(first: ScoredSystem, second: ScoredSystem) -> Iterator[str]:
+    """Languages whose general sentences got worse, where both systems are of one test."""
+    if first.folder != second.folder or (first.name, second.name) != ("base", "aligned"):
+        return
+    for language, entry in (second.summary.get("forgetting") or {}).items():
+        found = entry.get("difference") or {}
+        value, p_value = found.get("value"), found.get("p_value")
+        if value is not None and p_value is not None and value > 0 and p_value < LEVEL:
+            yield (
+                f"possible forgetting: the error rate of general sentences ({language}) rose by {100 * value:.2f} "
+                f"points (p = {p_value:.2g})"
+            )
 
 
 def described_measures(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -221,7 +221,7 @@ def build_backbone(weights: Mapping[str, Tensor]) -> nn.Module:
         "max_bucket_distance": _FARTHEST,
     }
     normed = "feature_extractor.conv_layers.1.layer_norm.weight" in weights
-    kinds = {"feat_extract_norm": "layer" if normed else "group", "do_stable_layer_norm": normed}
+    kinds: dict[str, Any] = {"feat_extract_norm": "layer" if normed else "group", "do_stable_layer_norm": normed}
     model = WavLMModel(WavLMConfig(**sizes, **kinds))
     model.load_state_dict(dict(weights))
     return model

@@ -61,12 +61,14 @@ class SpeakerSimilarity(UtteranceMeasure):
         for one in samples:
             if one.prompt is not None and id(one.prompt) not in prompts:
                 prompts[id(one.prompt)] = self._vector(one.prompt.at(SAMPLE_RATE))
-        numbers = []
+        numbers: list[dict[str, float]] = []
         for one in samples:
             voice = None if one.prompt is None else prompts[id(one.prompt)]
             spoken = None if voice is None else self._vector(one.sound.at(SAMPLE_RATE))
-            known = voice is not None and spoken is not None
-            numbers.append({self.name: float(F.cosine_similarity(voice, spoken, dim=0))} if known else {})
+            if voice is None or spoken is None:
+                numbers.append({})
+            else:
+                numbers.append({self.name: float(F.cosine_similarity(voice, spoken, dim=0))})
         return numbers
 
     def _vector(self, waveform: Tensor) -> Tensor | None:
