@@ -64,6 +64,10 @@ class CodecLM(Float32Buffers, ABC):
         """Voices it can be asked for; ``None`` when a name is just a name."""
         return None
 
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """What is spoken of a text, one utterance after the other; by default the text as it is."""
+        return (text,)
+
     @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None
