@@ -34,4 +34,5 @@ def test_the_command_that_is_printed_tests_the_run(tmp_path: Path, capsys: pytes
 def test_without_a_judge_it_names_one():
     said = how_to_test(Run("runs/a"), has_judge=False)
     assert "and a recogniser" in said
-    assert said.endswith("--model.test.prompts sentences.txt --model.judge WhisperJudge --model.judge.model FOLDER")
+    judge = "--model.judge WhisperJudge --model.judge.model FOLDER --model.judge.language CODE"
+    assert said.endswith(f"--model.test.prompts sentences.txt {judge}")

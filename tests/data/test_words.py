@@ -12,6 +12,7 @@ from places import ROOT
 
 from tts_align.data.words import LANGUAGES, SPLITS, MarkedSentence, load, rows
 from tts_align.evaluation.prompts import read_prompts
+from tts_align.evaluation.suites import read_suite
 
 LEAST_WORDS = {"ja": 30, "zh": 20, "en": 20}
 LEAST_SENTENCES = {"ja": 20, "zh": 10, "en": 10}
@@ -107,6 +108,7 @@ def test_japanese_readings_are_in_a_dictionary():
     pyopenjtalk = pytest.importorskip("pyopenjtalk", reason="pyopenjtalk-plus is not installed")
     folder = Path(pyopenjtalk.OPEN_JTALK_DICT_DIR.decode())
     entries = (folder / "sys.dic").read_bytes()
+    entries = entries[entries.index("名詞,".encode()) :]  # what stands before are numbers
     missing = []
     for word, readings in sorted({(one.word, one.span.right) for one in load("ja")}):
         kana = ["".join(chr(ord(c) + 0x60) if "ぁ" <= c <= "ゖ" else c for c in reading) for reading in readings]
@@ -176,3 +178,20 @@ def test_the_page_counts_what_is_there():
         words = {one.word for one in found}
         cells = [language, len(words), 2 * len(words), *(splits[name] for name in SPLITS), len(found)]
         assert f"| {' | '.join(map(str, cells))} |" in page
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_split_is_a_test_set(language: str):
+    suite = read_suite(f"words-{language}", "test_words")
+    assert [item.id for item in suite.items] == [one.id for one in load(language, "test_words")]
+    assert suite.name == f"words-{language}"
+    assert suite.languages == [language]
+    one, item = load(language, "test_words")[0], suite.items[0]
+    assert item.reference.spoken == one.spoken
+    assert f"<{one.span.right[0]}>" in item.reference.tagged
+    assert item.reference.natural == one.span.right
+    assert len(read_suite(f"words-{language}", "all").items) == len(load(language))
+    with pytest.raises(ValueError, match="expected the name of a split as its path, one of train"):
+        read_suite(f"words-{language}", "sentences.txt")
+    with pytest.raises(ValueError, match=r"got the language 'fr': leave it out"):
+        read_suite(f"words-{language}", "dev", "fr")

@@ -221,7 +221,7 @@ def how_to_test(run: Run, has_judge: bool) -> str:
         run: that was trained.
         has_judge: whether its recipe names a judge.
     """
-    judge = "" if has_judge else " --model.judge WhisperJudge --model.judge.model FOLDER"
+    judge = "" if has_judge else " --model.judge WhisperJudge --model.judge.model FOLDER --model.judge.language CODE"
     return (
         "not tested:   the recipe names no test sentences; for a before and after, give some that were not trained on"
         f"{'' if has_judge else ', and a recogniser'}:\n"
