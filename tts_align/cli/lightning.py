@@ -25,7 +25,7 @@ from tts_align.cli.trainer import AlignTrainer, make_trainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
 from tts_align.training.module import AlignModule
-from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
+from tts_align.training.run import EXPORT, Run, RunSettings, finished, how_to_test, where
 from tts_align.utils.messages import first_process, quiet, say
 
 
@@ -197,6 +197,8 @@ class AlignCLI(LightningCLI):
             self.trainer.test(
                 model, datamodule=kwargs["datamodule"], ckpt_path=chosen, weights_only=True, verbose=False
             )
+        elif self.settings.test_after_fit and not model.objective.trains_reward_only:
+            say(how_to_test(self.run, model.judge is not None))
         where(self.run, say)
 
     @staticmethod

@@ -243,6 +243,21 @@ def finished(trainer: Trainer, epoch: int, step: int) -> bool:
     return by_epochs or 0 <= trainer.max_steps <= step
 
 
+def how_to_test(run: Run, has_judge: bool) -> str:
+    """The command that compares before and after, for a run whose recipe has no test sentences.
+
+    Args:
+        run: that was trained.
+        has_judge: whether its recipe names a judge.
+    """
+    judge = "" if has_judge else " --model.judge WhisperJudge --model.judge.model FOLDER --model.judge.language CODE"
+    return (
+        "not tested:   the recipe names no test sentences; for a before and after, give some that were not trained on"
+        f"{'' if has_judge else ', and a recogniser'}:\n"
+        f"  tts-align test --config {run.directory / RECIPE} --model.test.prompts sentences.txt{judge}"
+    )
+
+
 def where(run: Run, say: Callable[[str], None]) -> None:
     """Say where things are."""
     entries = {
