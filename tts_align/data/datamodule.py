@@ -58,8 +58,8 @@ class AlignData(LightningDataModule):
         validation: held-out rows on which the loss is watched; the same kinds of file.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: text and speech tokens in one optimiser step, about; instead of rows_per_step.
-        bucket_steps: optimiser steps within which rows are sorted by length, which saves padding; a quarter of an epoch
-            at most, 1 for no sorting.
+        bucket_steps: optimiser steps within which rows are sorted by length, so that rows that are scored together are
+            about as long; a quarter of an epoch at most, 1 for no sorting.
         seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: whether to use only those labelled rows that stand in pairs.
@@ -220,7 +220,7 @@ class AlignData(LightningDataModule):
         counts = usable(rows, self.seed, self.wants.readers)
         _say_once(f"{path}\n{counts}\nused here: {len(examples.rows)} rows as {self.wants.reads}")
         keys = tuple(map(policy.layout.key, examples.rows))
-        return Split(examples, plan, targets, policy.layout, policy.packed, keys)
+        return Split(examples, plan, targets, policy.layout, keys)
 
     @property
     def _extractor(self) -> FeatureExtractor:
@@ -235,11 +235,7 @@ class AlignData(LightningDataModule):
         world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
         split.plan.check(world, accumulate)
         steps = limited_steps(split.plan.steps_per_epoch, accumulate, self.trainer.limit_train_batches)
-        rank_zero_info(
-            f"{steps} optimiser steps per epoch; "
-            f"padding to the longest row would cost {split.padding(world, accumulate):.2f} times the useful tokens"
-            + ("; rows are packed instead" if split.packed else "")
-        )
+        rank_zero_info(f"{steps} optimiser steps per epoch")
         sampler = PlanSampler(
             plan=split.plan,
             examples=split.examples,

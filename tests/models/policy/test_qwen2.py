@@ -56,10 +56,9 @@ class TestParity:
     """Against numbers of the published code on the same weights."""
 
     @pytest.mark.parametrize("kind", ["uni", "bi"])
-    @pytest.mark.parametrize("packed", [False, True])
-    def test_inputs_logits_and_log_probabilities(self, name: str, kind: str, packed: bool):
+    def test_inputs_logits_and_log_probabilities(self, name: str, kind: str):
         dump: Parity = parity(name)
-        model, rows = dump.model(), collate(dump.rows(bistream=kind == "bi"), dump.layout, packed)
+        model, rows = dump.model(), collate(dump.rows(bistream=kind == "bi"), dump.layout)
         with torch.no_grad():
             found = model(rows, logits=True)
         targets = dump.io[f"{kind}.lm_target"]
@@ -68,10 +67,10 @@ class TestParity:
         torch.testing.assert_close(found.sums(), dump.io[f"{kind}.seq_logp_sum"], rtol=1e-5, atol=1e-3)
         loss = -found.logp.sum() / found.mask.sum()
         torch.testing.assert_close(loss, dump.io[f"{kind}.loss"], rtol=1e-5, atol=1e-5)
-        if not packed:
-            vectors, inputs = model.embed(rows.token, rows.table), dump.io[f"{kind}.lm_input"]
-            for i, length in enumerate(dump.io[f"{kind}.lm_input_len"].tolist()):
-                torch.testing.assert_close(vectors[i, :length], inputs[i, :length], rtol=0, atol=0)
+        vectors, inputs = model.embed(rows.token, rows.table), dump.io[f"{kind}.lm_input"]
+        assert list(rows.lengths) == dump.io[f"{kind}.lm_input_len"].tolist()
+        for i, own in enumerate(vectors.split(rows.lengths)):
+            torch.testing.assert_close(own, inputs[i, : len(own)], rtol=0, atol=0)
 
     def test_gradients(self, name: str):
         dump = parity(name)
@@ -127,45 +126,37 @@ def test_sums_over_speech_and_not_over_the_rest():
 
 
 @pytest.mark.parametrize("family", ["cosyvoice2", "cosyvoice3"])
-def test_padded_packed_and_alone_agree(family: str, tmp_path: Path):
+def test_together_and_alone_agree(family: str, tmp_path: Path):
     model = Qwen2CodecLM(str(save_policy(tmp_path / "policy", family=family)), bistream=BISTREAM).eval()
     rows = random_rows()
     with torch.no_grad():
-        padded, packed = (model(collate(rows, model.layout, packed=packed)) for packed in (False, True))
+        together = model(collate(rows, model.layout))
         alone = [model(collate([row], model.layout)).logp[0] for row in rows]
-    assert padded.logp.std() > 0.5
-    torch.testing.assert_close(packed.logp, padded.logp, rtol=0, atol=1e-5)
+    assert together.logp.std() > 0.5
     for i, logp in enumerate(alone):
-        torch.testing.assert_close(padded.logp[i, : len(logp)], logp, rtol=0, atol=1e-5)
-        assert (padded.logp[i, len(logp) :] == 0).all()
+        torch.testing.assert_close(together.logp[i, : len(logp)], logp, rtol=0, atol=1e-5)
+        assert (together.logp[i, len(logp) :] == 0).all()
 
 
-def test_gradients_of_padded_and_packed_agree(model: Qwen2CodecLM):
+def test_gradients_of_rows_together_and_alone_agree(model: Qwen2CodecLM):
     found = []
-    for packed in (False, True):
+    for batches in ([random_rows()], [[row] for row in random_rows()]):
         model.zero_grad()
-        model(collate(random_rows(), model.layout, packed)).logp.sum().backward()
+        for rows in batches:
+            model(collate(rows, model.layout)).logp.sum().backward()
         found.append({name: value.grad.clone() for name, value in model.named_parameters()})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_padding_and_neighbours_do_not_matter(model: Qwen2CodecLM, packed: bool):
-    rows = collate(random_rows(), model.layout, packed)
-    real = rows.segment > 0 if packed else torch.zeros_like(rows.token, dtype=torch.bool)
-    if not packed:
-        for i, row in enumerate(random_rows()):
-            real[i, : model.layout.input_count(row)] = True
-    assert not real.all()
+def test_neighbours_do_not_matter(model: Qwen2CodecLM):
+    rows = collate(random_rows(), model.layout)
     with torch.no_grad():
         clean = model(rows).logp
-        dirty = model(replace(rows, token=rows.token.where(real, 7), position=rows.position.where(real, 3))).logp
-    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
     first = random_rows()[0]
     changed = [replace(first, speech=(first.speech[0] ^ 1, *first.speech[1:])), *random_rows()[1:]]
     with torch.no_grad():
-        other = model(collate(changed, model.layout, packed)).logp
+        other = model(collate(changed, model.layout)).logp
     torch.testing.assert_close(other[1:], clean[1:], rtol=0, atol=1e-5)
     assert (other[0] - clean[0]).abs().max() > 0.01
 
@@ -365,10 +356,9 @@ def test_a_new_adapter_changes_nothing(adapted: Qwen2CodecLM, model: Qwen2CodecL
     assert adapted.digest() == model.digest()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_with_the_adapter_off_it_is_its_base_bit_for_bit(adapted: Qwen2CodecLM, model: Qwen2CodecLM, packed: bool):
+def test_with_the_adapter_off_it_is_its_base_bit_for_bit(adapted: Qwen2CodecLM, model: Qwen2CodecLM):
     disturb(adapted)
-    rows = collate(random_rows(), model.layout, packed)
+    rows = collate(random_rows(), model.layout)
     assert (score(adapted, rows) - score(model, rows)).abs().max() > 0.01
     changed = score(adapted, rows)
     with adapted.without_adapter():
