@@ -82,7 +82,7 @@ def weights(optimizer: Optimizer) -> Iterator[nn.Parameter]:
 
 
 def fused(optimizer: Optimizer) -> Optimizer:
-    """The optimiser itself; one of PyTorch's that can update all weights in one kernel does so, unless settings say else.
+    """The optimiser itself; one of PyTorch's updates all weights in one kernel, unless its settings say otherwise.
 
     On a CPU it takes a third of the time of weight after weight. Sharded weights are left alone: sharded and replicated
     ones do not share a kernel.

@@ -18,6 +18,9 @@ from tiny import CODES, LORA, SIZES, save_policy, save_tokenizer
 from tts_align.batch import Rows
 from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling
 from tts_align.models.base.layout import TokenRow, collate
+from tts_align.models.policy import decoding
+from tts_align.models.policy.decoding import Decoding
+from tts_align.models.policy.matrices import matrix
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
 
 BISTREAM = (2, 4)
@@ -253,6 +256,49 @@ def test_it_keeps_its_mode_and_reports_progress(model: Qwen2CodecLM):
 def test_dropout_is_off_while_it_speaks(tiny_dropout: Path):
     model = Qwen2CodecLM(str(tiny_dropout)).train()
     assert said(model, PROMPTS) == said(model, PROMPTS)
+
+
+def decoded(model: Qwen2CodecLM, sampling: Sampling = FREE, **options: Any) -> list[tuple[list[int], bool]]:
+    with torch.no_grad():
+        found = Decoding(model, PROMPTS, sampling, **options).run(None)
+    return [(one.speech.tolist(), one.finished) for one in found]
+
+
+def test_a_whole_cache_says_the_same(model: Qwen2CodecLM):
+    """What a CUDA graph would replay: every token reads all columns, empty ones too."""
+    assert decoded(model, whole_cache=True) == decoded(model)
+
+
+def test_a_cache_that_grows_and_rare_looks_say_the_same(model: Qwen2CodecLM, monkeypatch: pytest.MonkeyPatch):
+    expected = decoded(model)
+    monkeypatch.setattr(decoding, "_GROWTH", 4)
+    monkeypatch.setattr(decoding, "POLLED_EVERY", {"cpu": 3})
+    assert decoded(model) == decoded(model, whole_cache=True) == expected
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_coarser_weights_change_few_tokens(weights: Any, model: Qwen2CodecLM):
+    greedy = Sampling(temperature=0.0, min_ratio=4.0, max_ratio=5.0)
+    exact, coarse = decoded(model, greedy), decoded(model, replace(greedy, weights=weights))
+    pairs = [
+        pair for one, other in zip(exact, coarse, strict=True) for pair in zip(one[0][:3], other[0][:3], strict=True)
+    ]
+    assert sum(one == other for one, other in pairs) / len(pairs) > 0.7
+    assert {value.dtype for value in model.parameters()} == {torch.float32}  # the model itself stays as it is
+
+
+def test_int8_products_are_near_the_exact_ones(model: Qwen2CodecLM):
+    vectors = torch.randn(9, SIZES.hidden_size, generator=torch.Generator().manual_seed(0))
+    expected = model.llm_decoder(vectors)
+    found = matrix([model.llm_decoder], "int8")(vectors)
+    assert (found - expected).norm() / expected.norm() < 0.02
+
+
+def test_under_autocast_it_speaks_in_bfloat16(model: Qwen2CodecLM):
+    greedy = Sampling(temperature=0.0, min_ratio=4.0, max_ratio=5.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = said(model, PROMPTS, greedy)
+    assert [len(one) for one, _ in inside] == [len(one) for one, _ in decoded(model, greedy)]
 
 
 # --- directories ---
