@@ -24,8 +24,8 @@ import torch
 from demo_corpora import Corpus, Fit, Name
 from jsonargparse import auto_cli
 
-from tts_align.evaluation.metrics.functional import paired_difference
 from tts_align.evaluation.report import METRICS, JudgedUtterance, summarise
+from tts_align.evaluation.statistics.intervals import paired_difference
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective
 from tts_align.training.cache import TokenCache
 from tts_align.training.contrast import separation

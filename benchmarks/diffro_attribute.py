@@ -21,10 +21,10 @@ from jsonargparse import auto_cli
 from torchaudio.functional import detect_pitch_frequency
 
 from tts_align.evaluation.listening import speak_and_judge
-from tts_align.evaluation.metrics.functional import paired_difference
 from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import utterance_requests, waveforms_of
+from tts_align.evaluation.statistics.intervals import paired_difference
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.reward.config import Attribute
 from tts_align.objectives import DiffRO

@@ -32,9 +32,9 @@ from tts_align.data.select import select
 from tts_align.data.sound import FeatureExtractor, collate_recordings
 from tts_align.evaluation.judges.base import Expected, SpeechSample
 from tts_align.evaluation.judges.ctc import CTCJudge
-from tts_align.evaluation.metrics.functional import cluster_bootstrap, paired_difference
 from tts_align.evaluation.metrics.tokens import TokenCounts
 from tts_align.evaluation.report import METRICS, JudgedUtterance
+from tts_align.evaluation.statistics.intervals import cluster_bootstrap, paired_difference
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.vocoder import FlowVocoder
 from tts_align.objectives import Part

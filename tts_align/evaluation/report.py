@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.judges.base import Reading
-from tts_align.evaluation.metrics.functional import (
-    BAD_CER,
+from tts_align.evaluation.metrics.functional import BAD_CER
+from tts_align.evaluation.statistics.intervals import (
     RESAMPLES,
     Interval,
     cluster_bootstrap,

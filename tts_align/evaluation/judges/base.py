@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tts_align.evaluation.identity import Identified
 from tts_align.models.base.device import OwnsItsDevice
-from tts_align.utils.shards import digest
 
 
 class Reading(StrEnum):
@@ -83,7 +81,7 @@ class Verdict:
     target_share: tuple[float, float] | None = None
 
 
-class Judge(OwnsItsDevice, ABC):
+class Judge(Identified, OwnsItsDevice, ABC):
     """Listens to utterances and compares them with what should have been said.
 
     Verdicts are kept with the :meth:`identity` of their judge, and are made anew by another one. Its class, constructor
@@ -96,30 +94,6 @@ class Judge(OwnsItsDevice, ABC):
     on_own_device: ClassVar[tuple[str, ...]] = ("judge",)
     needs_audio: ClassVar[bool] = True
     """Whether it needs waveforms; ``False`` for a judge that reads speech tokens."""
-    version: ClassVar[str] = "1"
-    """Of the judge's code: change it when the same utterance may get another verdict than before."""
-    neutral_arguments: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    """Constructor arguments that change no verdict."""
-    _arguments: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Judge:
-        """Note the constructor's arguments."""
-        judge = super().__new__(cls)
-        # A copy is made without arguments and takes over those of the original.
-        given = inspect.signature(cls.__init__).bind_partial(judge, *args, **kwargs)
-        given.apply_defaults()
-        object.__setattr__(judge, "_arguments", dict(list(given.arguments.items())[1:]))
-        return judge
-
-    def identity(self) -> dict[str, str]:
-        """What a verdict depends on besides the utterance: class, version, arguments and weights."""
-        known = {name: value for name, value in self._arguments.items() if name not in self.neutral_arguments}
-        return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "version": self.version,
-            "arguments": digest({name: _plain(value) for name, value in sorted(known.items())}),
-            "weights": digest([(name, _sum(value)) for name, value in self.state_dict().items()]),
-        }
 
     def same_as(self, other: Judge) -> bool:
         """Whether another judge is this one, by its weights, or by all of its identity if there are none."""
@@ -130,20 +104,3 @@ class Judge(OwnsItsDevice, ABC):
     @abstractmethod
     def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         """One verdict per utterance; an utterance's verdict does not depend on its neighbours."""
-
-
-def _plain(value: Any) -> str:
-    """A constructor's argument as text that is the same in every process; of other objects their class."""
-    if value is None or isinstance(value, (bool, int, float, str, PurePath)) or is_dataclass(value):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return repr({str(name): _plain(one) for name, one in value.items()})
-    if isinstance(value, (list, tuple)):
-        return repr([_plain(one) for one in value])
-    if isinstance(value, (set, frozenset)):
-        return repr(sorted(_plain(one) for one in value))
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _sum(value: Tensor) -> str:
-    return digest(tuple(value.shape), value.detach().cpu().contiguous().view(-1).double().sum().item())

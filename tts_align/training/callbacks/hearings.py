@@ -12,8 +12,8 @@ import torch
 import torchaudio
 
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.metrics.functional import Difference, paired_difference
 from tts_align.evaluation.speaking import waveforms_of
+from tts_align.evaluation.statistics.intervals import Difference, paired_difference
 from tts_align.models.base.vocoder import Vocoder
 
 
