@@ -130,7 +130,19 @@ def _plain_command(command: str, args: list[str], function: Callable[..., object
 
 
 def main() -> None:
-    """Console entry point; returns nothing, because ``sys.exit`` would print what it returns."""
+    """Console entry point; returns nothing, because ``sys.exit`` would print what it returns.
+
+    Whoever reads what is printed may have read enough: ``tts-align recipes | head`` ends quietly, as other tools do.
+    """
+    try:
+        _main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere at exit
+        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
+
+
+def _main() -> None:
     args = _without_traceback(sys.argv[1:])
     command = args[0] if args else "--help"
     full = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else command
