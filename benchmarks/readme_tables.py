@@ -143,13 +143,14 @@ def written(path: Path) -> str:
 
 
 def cost(found: dict[str, Any]) -> str:
-    """Ratios of CPU time per objective, packed and padded, median and range over the rounds."""
-    lines = ["| objective | forward passes F | packed | padded, length-bucketed |", "|---|---|---|---|"]
-    for name in dict.fromkeys(row["objective"] for row in found["rows"]):
-        mine = {row["packed"]: row for row in found["rows"] if row["objective"] == name}
-        ratios = [mine[packed]["ratio_to_bare_packed"][mine[packed]["measure"]] for packed in (True, False)]
+    """Ratios of CPU time to the lean loop, median and range over the rounds."""
+    lines = ["| model | objective | forward passes F | rows of similar length | rows in any order |"]
+    lines += ["|---|---|---|---|---|"]
+    for size, name in dict.fromkeys((row["size"], row["objective"]) for row in found["rows"]):
+        mine = {row["bucketed"]: row for row in found["rows"] if (row["size"], row["objective"]) == (size, name)}
+        ratios = [mine[kind]["ratio_to_lean"][mine[kind]["measure"]] for kind in (True, False)]
         cells = " | ".join(f"{one['median']:.2f} ({one['low']:.2f}–{one['high']:.2f})" for one in ratios)
-        lines.append(f"| `{name}` | {mine[True]['passes']} | {cells} |")
+        lines.append(f"| {size} | `{name}` | {mine[True]['passes']} | {cells} |")
     return "\n".join(lines)
 
 

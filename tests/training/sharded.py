@@ -129,7 +129,6 @@ CASES = {
     "dpo, accumulated": Case(
         partial(plain_case, partial(DPO, sft_weight=1.0)), four=False, trainer={"accumulate_grad_batches": 2}
     ),
-    "dpo, packed": Case(partial(plain_case, DPO, packed=True), four=False),
     "dpo, adapters": Case(partial(plain_case, DPO, lora=LORA), sharded=False),
     "kto": Case(partial(plain_case, KTO, validation="held_out.jsonl")),
     "kto, undivided": Case(undivided, four=False),

@@ -29,8 +29,6 @@ class CodecLM(Float32Buffers, ABC):
 
     layout: Layout
     """Special ids and block sizes of its sequences."""
-    packed: bool
-    """Whether rows should be collated several to a bin."""
 
     @property
     def table(self) -> nn.Embedding:

@@ -48,7 +48,6 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: JSONL file of voices to speak in: speaker, audio, text (its transcript), instruct, mode.
         dtype: number format of the weights; adapters stay float32.
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
-        packed: whether to score several rows in one sequence instead of padding them.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
         front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
@@ -63,7 +62,6 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
-        packed: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
         front_end: FrontEnd = "split",
@@ -81,7 +79,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         state = backbone_names(load_state(path))
         sizes = sizes_of(self.source, state)
         with torch.device("meta"):
-            self._build(sizes, packed, bistream)
+            self._build(sizes, bistream)
         fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
         self._check_codebook(path)
@@ -147,7 +145,7 @@ class CosyVoiceLM(Qwen2CodecLM):
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
         where = str(self.source.path), self.weights_name, self.voices_path
-        return CosyVoiceLM(*where, self.dtype, None, self.packed, self.bistream, front_end=self.front_end)
+        return CosyVoiceLM(*where, self.dtype, None, self.bistream, front_end=self.front_end)
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""
