@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A test in stages: what is kept, what is made again, and that nothing depends on batches, kills or processes."""
 
+import dataclasses
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from talker import Ear, Module, Talker, Tube, make_prompts
 
+from tts_align.evaluation import report
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.listening import TooManyFailuresError
 from tts_align.evaluation.measures.base import UtteranceMeasure
@@ -62,6 +65,11 @@ class DyingEar(Ear):
 
     def identity(self):
         return Ear().identity()
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(report, "summarise", partial(report.summarise, resamples=50))
 
 
 SETTINGS = {"speakers": ("sakura", "takumi"), "samples": 2, "batch_rows": 4, "audio": 0, "max_failed_share": 0.5}
@@ -339,6 +347,34 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
     assert summary["protocol"]["name"] == "seed"
     assert summary["rates"]["aligned"]["macro"] == pytest.approx(np.mean([one.error_rate for one in rows]))
     assert summary["further"]["aligned"]["error_rate"]["value"] == pytest.approx(summary["rates"]["aligned"]["macro"])
+
+
+def test_the_judges_own_accuracy_stands_beside_the_numbers(tmp_path, prompts, capsys):
+    path = tmp_path / "run/judge_accuracy.json"
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps({"judge": {**Ear().identity(), "model": "elsewhere"}, "accuracy": {"value": 0.97, "n": 60}})
+    )
+    evaluate(tmp_path / "run", prompts)
+    assert json.loads((tmp_path / "run/test/summary.json").read_text())["judge_accuracy"] == {"value": 0.97, "n": 60}
+    assert "its own accuracy is 97.0 % of 60 utterances" in capsys.readouterr().out
+    path.write_text(json.dumps({"judge": Ear(deaf_to=(1,)).identity(), "accuracy": {"value": 0.97, "n": 60}}))
+    evaluate(tmp_path / "run", prompts)
+    assert "judge_accuracy" not in json.loads((tmp_path / "run/test/summary.json").read_text())
+
+
+def test_accuracy_of_marked_words_alone():
+    """Two right of three marked, one abstention, one sentence without a marked word: 2 of 3."""
+    rows = [
+        report.JudgedUtterance(
+            f"u{number}", f"s{number}", "x", "", "base", 0, reading=reading, cer=0.0, nearest_cer=0.0
+        )
+        for number, reading in enumerate(("right", "wrong", "right", "abstained", "unmarked"))
+    ]
+    rows[3] = dataclasses.replace(rows[3], abstained=True)
+    summary = report.summarise(rows)
+    assert summary["base"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert (summary["base"]["accuracy"]["n"], summary["base"]["cer"]["n"], summary["abstained"]) == (3, 5, {"base": 1})
 
 
 def test_where_nothing_was_trained_one_system_is_spoken_once(tmp_path, prompts):
