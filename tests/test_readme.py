@@ -229,7 +229,10 @@ def test_from_nothing_but_sentences(cosyvoice: dict[str, str], monkeypatch: pyte
     # A random Whisper prefers one reading whatever it hears: right in one sentence, wrong in the other.
     readings = (("からい", "つらい"), ("つらい", "からい"))
     spans = [{"start": 0, "end": 2, "right": [right], "wrong": [wrong]} for right, wrong in readings]
-    rows = [{"id": f"s{number}", "text": f"辛い{number}", "language": "ja", "spans": [one]} for number, one in enumerate(spans)]
+    rows = [
+        {"id": f"s{number}", "text": f"辛い{number}", "language": "ja", "spans": [one]}
+        for number, one in enumerate(spans)
+    ]
     save_lines(tmp_path / "sentences.jsonl", rows)
     rules = "--rule.keep all --rule.max_cer 100 --rule.neither undesirable"
     more = {**SHORT, "fit": f"{SHORT['fit']} {TINY}", "label": rules, "sample": f"{SHORT['sample']} --samples 6"}

@@ -132,7 +132,7 @@ def test_a_judge_that_abstains_has_no_accuracy(tmp_path: Path, taught: Path) -> 
     folder = recordings(tmp_path, [("からい", "べのからい")])
     found = calibrate(Module(judge=unsure), folder, tmp_path / "accuracy.json")
     assert (found.abstained, found.judged, found.summary()["value"]) == (1, 0, None)
-    assert "told no reading from another: 1 left open" in str(found)
+    assert "none, 1 readings left open" in str(found)
 
 
 def test_readings_written_out_in_each_language() -> None:
@@ -174,7 +174,7 @@ def test_under_the_bound_it_is_refused() -> None:
         check_reliable(poor, 0.8, "no labels")
     check_reliable(poor, 0.7, "no labels")
     check_reliable(None, 0.8, "no labels")
-    with pytest.raises(UnreliableJudgeError, match="told no reading from another"):
+    with pytest.raises(UnreliableJudgeError, match="accuracy is none"):
         check_reliable(replace(poor, words={}), 0.0, "no labels")
 
 

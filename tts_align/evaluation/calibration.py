@@ -24,6 +24,7 @@ from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.evaluation.readings.lexicon import Lexicon
 from tts_align.evaluation.readings.spelling import Marked, Script, spell
 from tts_align.evaluation.statistics.intervals import wilson
+from tts_align.evaluation.table import accuracy_line
 from tts_align.utils.audio import load_audio
 from tts_align.utils.files import read_json_lines, write_json
 from tts_align.utils.shards import digest
@@ -105,11 +106,7 @@ class Calibration:
         }
 
     def __str__(self) -> str:
-        known = self.summary()
-        if known["value"] is None:
-            return f"the judge told no reading from another: {self.abstained} left open, {self.failed} not judged"
-        counted = f"{known['n']} utterances, {self.abstained} more left open, {self.failed} not judged"
-        return f"{known['value']:.1%} [{known['low']:.1%}, {known['high']:.1%}] of {counted} ({self.source})"
+        return accuracy_line(self.summary())
 
     def to_row(self) -> dict[str, Any]:
         """As JSON has it."""
