@@ -12,6 +12,7 @@ import torch
 from talker import Ear, Module, Talker, Tube, make_prompts
 
 from tts_align.evaluation import report
+from tts_align.evaluation.calibration import CALIBRATION, Calibration, WordCount, write_calibration
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.listening import TooManyFailuresError
 from tts_align.evaluation.measures.base import UtteranceMeasure
@@ -349,20 +350,6 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
     assert summary["further"]["aligned"]["error_rate"]["value"] == pytest.approx(summary["rates"]["aligned"]["macro"])
 
 
-def test_the_judges_own_accuracy_stands_beside_the_numbers(tmp_path, prompts, capsys):
-    path = tmp_path / "run/judge_accuracy.json"
-    path.parent.mkdir()
-    path.write_text(
-        json.dumps({"judge": {**Ear().identity(), "model": "elsewhere"}, "accuracy": {"value": 0.97, "n": 60}})
-    )
-    evaluate(tmp_path / "run", prompts)
-    assert json.loads((tmp_path / "run/test/summary.json").read_text())["judge_accuracy"] == {"value": 0.97, "n": 60}
-    assert "its own accuracy is 97.0 % of 60 utterances" in capsys.readouterr().out
-    path.write_text(json.dumps({"judge": Ear(deaf_to=(1,)).identity(), "accuracy": {"value": 0.97, "n": 60}}))
-    evaluate(tmp_path / "run", prompts)
-    assert "judge_accuracy" not in json.loads((tmp_path / "run/test/summary.json").read_text())
-
-
 def test_accuracy_of_marked_words_alone():
     """Two right of three marked, one abstention, one sentence without a marked word: 2 of 3."""
     rows = [
@@ -419,3 +406,17 @@ def test_without_sound_tokens_alone_are_judged(tmp_path, prompts):
     rows = read_utterances(tmp_path / "run/test/utterances.jsonl")
     assert all(math.isnan(one.seconds) for one in rows)
     assert torch.tensor([one.finished for one in rows]).any()
+
+
+def test_the_judges_own_accuracy_stands_beside_its_numbers(tmp_path, prompts, capsys):
+    """As `tts-align judge --calibrate` left it in the run; that of another judge does not count."""
+    run, known = tmp_path / "run", {"a/b": WordCount(9, 1, 2)}
+    write_calibration(run / CALIBRATION, Calibration(Ear().identity(), "policy", known))
+    evaluate(run, prompts)
+    summary = json.loads((run / "test/summary.json").read_text())
+    assert summary["judge_accuracy"]["value"] == 0.9
+    assert (summary["judge_accuracy"]["n"], summary["judge_accuracy"]["abstained"]) == (10, 2)
+    assert "the judge's own accuracy: 90.0%" in capsys.readouterr().out
+    write_calibration(run / CALIBRATION, Calibration(Ear(hears=False).identity(), "policy", known))
+    evaluate(run, prompts)
+    assert "judge_accuracy" not in json.loads((run / "test/summary.json").read_text())
