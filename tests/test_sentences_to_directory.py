@@ -27,15 +27,16 @@ SMALL = {
     "model.optimizer.init_args.lr": 0.01,
     "data.rows_per_step": 4,
     "trainer.accumulate_grad_batches": 1,
-    "trainer.max_steps": 2,
+    "trainer.max_steps": 1,
     "trainer.accelerator": "cpu",
     "trainer.enable_progress_bar": "false",
 }
 """What a recipe for 0.5B parameters and a GPU needs to run here in a blink."""
 
 
-@pytest.mark.parametrize("family", ["cosyvoice2", "cosyvoice3"])
-def test_from_sentences_to_a_better_directory(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_from_sentences_to_a_better_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Version 2; ``test_readme.py`` goes the same way with version 3."""
+    family = "cosyvoice2"
     directory, ears = make_directory(tmp_path / "model", family), save_whisper(tmp_path / "whisper")
     soundfile.write(tmp_path / "anna.wav", sound(1, 0.6, 16_000), 16_000)
     (tmp_path / "voices.jsonl").write_text(json.dumps({"speaker": "anna", "audio": "anna.wav", "text": "Hello."}))
