@@ -56,7 +56,7 @@ def test_end_to_end_from_nothing_but_the_package(overlays: tuple[str, ...], tmp_
     named = [word for path in recipes for word in ("--config", str(path))]
     short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.max_rows", "30"]
     if overlays:
-        short += ["--data.validation", "null"]
+        short += ["--data.validation", "null", "--trainer.callbacks", "null"]
     fits = ["--model.stage_fit.epochs", "1", "--model.stage_fit.second_epochs", "1"]
     fits += ["--model.vocoder.init_args.steps", "1"]
     place = tmp_path / "run"

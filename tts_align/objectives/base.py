@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
@@ -158,6 +160,8 @@ class Objective(nn.Module, ABC):
         names of speakers, if each one's vector is a one at the place of the name.
     ``scores``
         whether the policy scores the rows and trains; without it the policy is only there for its speech tokens.
+    ``unfreeze_after``
+        optimiser steps for which a part that trains waits, by its name.
     """
 
     registry: ClassVar[dict[str, type[Objective]]] = {}
@@ -170,6 +174,7 @@ class Objective(nn.Module, ABC):
     wants_sound: ClassVar[bool] = False
     scores: ClassVar[bool] = True
     voices: tuple[str, ...] = ()
+    unfreeze_after: Mapping[str, int] = MappingProxyType({})
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Check the class facts and register the class under ``name``."""
@@ -192,6 +197,12 @@ class Objective(nn.Module, ABC):
         for name, kind in sorted(Objective.registry.items()):
             readers[kind.reads] = (*readers.get(kind.reads, ()), name)
         return RowsWanted(self.reads, self.wants_mismatched, self.wants_utterances, self.wants_sound, readers)
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """Names of what trains."""
+        policy = frozenset({"policy"}) if self.scores else frozenset()
+        return policy | {str(part) for part in self.trains}
 
     @property
     def trains_reward_only(self) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tts_align.batch import Batch, Mean, Reads
-from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, posterior_noise, row_generators
+from tts_align.gumbel import RowNoise, annealed, relaxed_tokens, row_generators
 from tts_align.logprobs import full_kl
 from tts_align.objectives.base import (
     Objective,
@@ -136,8 +136,8 @@ class DiffRO(Objective, name="diffro"):
         """This micro-batch's share of the mean reward, with the gradient that reaches the logits."""
         model, said = step.parts.reward, step.utterances
         rows = RowNoise(row_generators(said.seeds, logits.device), said.targets)
-        noise = rows if self.resample else posterior_noise(logits, model.codebook_size, step.batch.rows.target, rows)
-        soft = gumbel_softmax_st(logits, model.codebook_size, noise, self._temperature(step), self.hard)
+        target, temperature = step.batch.rows.target, self._temperature(step)
+        soft = relaxed_tokens(logits, model.codebook_size, target, rows, temperature, self.hard, self.resample)
         vectors = model.embed(soft)
         # :: (m, h) -> (c, h) -> (r, s, h)
         embedded = said.placed(vectors.index_select(0, said.code_target))

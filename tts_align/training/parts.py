@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.reward import RewardHead
@@ -18,13 +20,23 @@ def check_settings(
     policy: CodecLM,
     reference: CodecLM | None,
     contrast: Contrast | None,
+    reward: RewardHead | None,
     reward_fit: RewardFit | None,
     stage_fit: StageFit | None,
+    optimizer_groups: Collection[str] = (),
 ) -> None:
     """Raise ``ValueError`` for what a recipe sets and the objective has no use for."""
     name, frozen = type(objective).__name__, objective.needs - objective.trains
     if reward_fit is not None and (Part.REWARD not in frozen or Part.TOKENIZER in objective.needs):
         raise ValueError(f"model.reward_fit has no effect: {name} does not train one first")
+    if reward_fit is not None and getattr(reward, "directory", None) is not None:
+        raise ValueError("model.reward_fit has no effect: model.reward.directory names a trained model; leave one out")
+    # An earlier stage may train what this one only needs: one recipe is for all stages.
+    there = objective.trainable | {*map(str, objective.needs - {Part.REFERENCE, Part.CONTRAST}), "objective"}
+    if idle := sorted(set(optimizer_groups) - there):
+        raise ValueError(
+            f"model.optimizer_groups of {', '.join(idle)} have no effect: {name} has only {', '.join(sorted(there))}"
+        )
     if stage_fit is not None and Part.TOKENIZER not in frozen:
         raise ValueError("model.stage_fit has no effect: there is no stage before the one that is to be trained")
     if contrast is not None and Part.CONTRAST not in objective.needs:

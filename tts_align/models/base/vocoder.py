@@ -44,6 +44,18 @@ class Vocoder(OwnsItsDevice, ABC):
         """Digest of what decides its sound: the part of a judge's key that the vocoder changes."""
         return weights_digest(self.state_dict())
 
+    def features(
+        self, tokenizer: TokenizerHead, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]
+    ) -> list[Float[Tensor, "_ m"]] | None:
+        """What a tokenizer would read of the sound, before it becomes sound; ``None`` where that is another kind.
+
+        Args:
+            tokenizer: whose features are wanted.
+            speech: speech tokens of each utterance.
+            speakers: name of each one's speaker.
+        """
+        return None
+
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""
 
