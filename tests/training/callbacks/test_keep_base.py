@@ -36,9 +36,9 @@ class ByVocoder(Judge):
 
     def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         return [
-            Verdict("", Reading.RIGHT, float(one.audio[0]), float(one.audio[1]))
+            Verdict("", Reading.RIGHT, float(one.waveform[0]), float(one.waveform[1]))
             for one in samples
-            if one.audio is not None
+            if one.waveform is not None
         ]
 
     def same_as(self, other: Judge) -> bool:

@@ -31,7 +31,7 @@ class Counting(Judge):
 
     def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         assert len(samples) == len(expected)
-        return [Verdict("", Reading.NEITHER, len(one.audio) / 100, 0.0) for one in samples]
+        return [Verdict("", Reading.NEITHER, len(one.waveform) / 100, 0.0) for one in samples]
 
 
 class Lengths(Vocoder):
