@@ -221,6 +221,13 @@ class Objective(nn.Module, ABC):
         """The batch as the policy shall score it; by default as it is."""
         return batch
 
+    def encode(self, batch: Batch, parts: Parts) -> Batch:
+        """The batch with what only the CPU knows how to make of it, before it moves to the device; by default as it is.
+
+        What is made later, from texts and names, would let the device wait.
+        """
+        return batch
+
     def merged(self, policy: CodecLM, parts: Parts) -> AbstractContextManager[None]:
         """Within the block the models work without this objective: what it learnt besides is in their weights."""
         return nullcontext()

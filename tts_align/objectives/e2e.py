@@ -22,6 +22,7 @@ from tts_align.objectives.e2e_losses import (
     SHAPERS,
     SecondOrder,
     Shaper,
+    encoded,
     flow_error,
     generators,
     recognition,
@@ -256,6 +257,10 @@ class E2E(Objective, name="e2e"):
                     table.copy_(before)
 
     # --- the step ---
+
+    def encode(self, batch: Batch, parts: Parts) -> Batch:
+        """Labels of the rows, and voices."""
+        return encoded(batch, parts, self.voices, self.stage == 3)
 
     def prepare(self, batch: Batch, policy: CodecLM, parts: Parts) -> Batch:
         """Tokenise the sound, and put its speech tokens where the placeholders stand."""

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.batch import Mean, Utterances
+from tts_align.batch import Batch, Mean, Utterances
 from tts_align.gumbel import RowNoise, relaxed_tokens, row_generators
-from tts_align.objectives.base import Step
-from tts_align.objectives.mtr import TEXT_TASKS, attribute_share
+from tts_align.objectives.base import Parts, Step
+from tts_align.objectives.mtr import TEXT_TASKS, attribute_share, labels_of, speech_lengths, with_labels
 from tts_align.utils.weights import speaker_vectors_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,33 @@ def generators(said: Utterances, purpose: int, device: torch.device) -> tuple[to
     return row_generators([4 * seed + purpose for seed in said.seeds], device)
 
 
+def encoded(batch: Batch, parts: Parts, voices: Sequence[str], second: bool) -> Batch:
+    """The batch with labels and voices, made on the CPU.
+
+    Args:
+        batch: before it moves to the device.
+        parts: the models of the stage.
+        voices: names of speakers whose vector is a one at its place.
+        second: whether sampled speech tokens are rewarded.
+    """
+    assert batch.recordings is not None
+    if "reward" in parts:
+        batch = with_labels(batch, parts.reward)
+    said = batch.utterances
+    assert said is not None
+    if "flow" in parts:
+        vectors = speaker_vectors_of(said.speakers, voices, batch.recordings.speaker, parts.flow.speaker_channels)
+        said = replace(said, voices=vectors)
+    if second:
+        labels = parts.reward.encode_labels(said.target_texts, said.attributes)
+        said = replace(said, target_labels=replace(labels, speech_lengths=speech_lengths(batch)))
+    return replace(batch, utterances=said)
+
+
 def recognition(step: Step, vectors: Float[Tensor, "r s h"]) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
     """L_RM: text, speaker and whatever else the reward model knows of the rows, whose vectors it is given."""
     reward, said = step.parts.reward, step.utterances
-    labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
-    losses = reward.losses_embedded(vectors, said.mask, labels)
+    losses = reward.losses_embedded(vectors, said.mask, labels_of(step))
     totals = step.batch.totals
     share = []
     for name, loss in losses.items():
@@ -74,7 +96,9 @@ def flow_error(
         voices: names of speakers whose vector is a one at its place.
     """
     flow, sound = step.parts.flow, step.recordings
-    speaker = speaker_vectors_of(step.utterances.speakers, voices, sound.speaker, flow.speaker_channels)
+    speaker = step.utterances.voices
+    if speaker is None:
+        speaker = speaker_vectors_of(step.utterances.speakers, voices, sound.speaker, flow.speaker_channels)
     mel, mask = sound.mel.to(vectors.dtype), step.utterances.mask
     loss = flow.loss_embedded(vectors, mask, mel, sound.mel_mask, speaker.to(vectors.dtype), draws)
     count = step.batch.totals.speech_tokens * flow.frames_per_token * flow.mel_channels
@@ -135,7 +159,9 @@ class SecondOrder:
         )
         soft = sample.index_select(0, said.code_target)
         error, mean = flow_error(step, said.placed(flow.embed(soft[None])[0]), draws, voices)
-        labels = reward.encode_labels(said.target_texts, said.attributes).to(soft.device)
+        labels = said.target_labels
+        if labels is None:
+            labels = reward.encode_labels(said.target_texts, said.attributes).to(soft.device)
         text = self.text_task or ("asr" if "asr" in reward.tasks else "ctc")
         weights = {text: self.text_weight, **self.attributes}
         scores = reward.score_embedded(said.placed(reward.embed(soft)), said.mask, labels, tuple(weights))

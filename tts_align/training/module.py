@@ -200,7 +200,9 @@ class AlignModule(GroupedModule):
         self.means["val"].log(self.trainer)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Records move as one; test sentences stay where they are."""
+        """Records move as one, with what the objective makes of texts and names; test sentences stay where they are."""
+        if isinstance(batch, Batch):
+            batch = self.objective.encode(batch, self.parts)
         return batch.to(device, non_blocking=True) if isinstance(batch, Record) else batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
