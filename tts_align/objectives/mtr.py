@@ -99,7 +99,7 @@ def labels_of(step: Step) -> RewardLabels:
     """Labels of transcripts and attributes: those that came with the batch, or made here, for which a device waits."""
     said = step.utterances
     if said.labels is not None:
-        return said.labels  # type: ignore[no-any-return]
+        return said.labels
     return step.parts.reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
 
 
