@@ -53,14 +53,14 @@ def encoded(batch: Batch, parts: Parts, voices: Sequence[str], second: bool) -> 
         voices: names of speakers whose vector is a one at its place.
         second: whether sampled speech tokens are rewarded.
     """
-    recordings = batch.recordings
-    assert recordings is not None
+    sound = batch.recordings
+    assert sound is not None
     if "reward" in parts:
         batch = with_labels(batch, parts.reward)
     said = batch.utterances
     assert said is not None
     if "flow" in parts:
-        vectors = speaker_vectors_of(said.speakers, voices, recordings.speaker, parts.flow.speaker_channels)
+        vectors = speaker_vectors_of(said.speakers, voices, sound.speaker, parts.flow.speaker_channels)
         said = replace(said, voices=vectors)
     if second:
         labels = parts.reward.encode_labels(said.target_texts, said.attributes)
