@@ -12,6 +12,7 @@ from tts_align.evaluation.listening import MAX_FAILED_SHARE, Failures, listen, l
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
+from tts_align.utils.signals import check, finishing
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,11 @@ def judge(
     again = {*shards.missing, *(name for name, row in shards.rows.items() if row.get("error"))}
     mine = [row for row in rows[rank::world] if row.id in again]
     share = len(rows[rank::world])
-    with bar(share, share - len(mine), "judge", rank) as shown:
+    with bar(share, share - len(mine), "judge", rank) as shown, finishing():
         for batch in listen(module.judge, module.vocoder, mine, batch_rows, Failures(share, max_failed_share)):
             shards.append(candidate.to_row() for candidate in batch)
             shown.advance(len(batch))
+            check()
     shards.merge(barrier, rank)
     if rank == 0:
         warn_of_failures([Candidate.from_row(row) for row in shards.rows.values()])

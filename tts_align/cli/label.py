@@ -13,6 +13,8 @@ from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
 from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import check_not_source, remove_leftovers
 
 Keep = Literal["best", "all"]
 
@@ -151,6 +153,8 @@ def label(judged: str | Path, out: Path, rule: LabelRule | None = None) -> Label
         rule: which candidates become rows.
     """
     rule = rule or LabelRule()
+    check_not_source(out, resolve(judged))
+    remove_leftovers(Path(out).parent)
     candidates = read_candidates(judged)
     if not any(candidate.verdict or candidate.error for candidate in candidates):
         raise ValueError(f"{judged}: no candidate was judged yet: run `tts-align judge` first")

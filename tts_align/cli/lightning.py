@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from tts_align.cli.classes import check_classes
 from tts_align.cli.commands import DESCRIPTIONS, TRAINER_DEFAULTS, WITHOUT_OBJECTIVE
 from tts_align.cli.errors import RecipeError, root_cause
 from tts_align.cli.parser import PlainParser
@@ -25,7 +27,9 @@ from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
 from tts_align.training.module import AlignModule
 from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
+from tts_align.utils.distributed import agreed
 from tts_align.utils.messages import first_process, quiet, say
+from tts_align.utils.model_directory import check_replaceable
 
 
 def objective_class(objective: Namespace | None) -> type[Objective]:
@@ -132,6 +136,7 @@ class AlignCLI(LightningCLI):
         """Build everything the recipe names; what is wrong then is the recipe's fault."""
         try:
             check_places(self.config[self.command].as_dict(), self.command)
+            check_classes(self.config[self.command], self.config[self.command].run.modules)
             super().instantiate_classes()
             if self.subcommand not in WITHOUT_OBJECTIVE:
                 self.datamodule.follow(self.model.rows_wanted)
@@ -156,6 +161,15 @@ class AlignCLI(LightningCLI):
 
     def fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from where an earlier call stopped; then test."""
+        with self._claimed():
+            self._fit(model, ckpt_path, **kwargs)
+
+    def _claimed(self) -> AbstractContextManager[None]:
+        """The run's directory, for this command alone; its first process speaks for all."""
+        trial = self._get(self.config_init, "trainer").fast_dev_run
+        return nullcontext() if trial or not first_process() else self.run.claimed(self.command)
+
+    def _fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         stored = None if ckpt_path else self._stored_test()
         ckpt_path = ckpt_path or self._begin()
         try:
@@ -163,9 +177,9 @@ class AlignCLI(LightningCLI):
                 if part in model.objective.needs - model.objective.trains:
                     prepare(self)
             self.trainer.fit(model, ckpt_path=ckpt_path, weights_only=True, **kwargs)
-        except SystemExit as end:  # Ctrl-C, or a SIGTERM, after which Lightning would end as if all were well
-            say(f"\ninterrupted; the same command continues in {self.run.directory}")
-            raise SystemExit(end.code or 1) from None
+        except SystemExit as end:
+            say(f"\n{end or 'interrupted'}; the same command continues in {self.run.directory}")
+            raise
         if self._get(self.config_init, "trainer").fast_dev_run:
             return
         from tts_align.training.stages import keep_reward
@@ -211,13 +225,14 @@ class AlignCLI(LightningCLI):
         built = self.parser.instantiate(config)[self.subcommand]
         run = Run(directory)
         trainer = make_trainer(built.trainer, run, self.settings, "fit")
-        checkpoint = run.checkpoint if run.checkpoint.exists() else None
-        if checkpoint is not None and finished(trainer, *run.progress()):
-            say(f"{directory} is finished: {run.progress()[1]} steps; nothing left to train")
-        else:
-            if checkpoint is not None:
-                say(f"continuing {directory} from step {run.progress()[1]}")
-            trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+        checkpoint = agreed(run.newest())
+        if checkpoint is not None and finished(trainer, *run.progress(checkpoint)):
+            say(f"{directory} is finished: {run.progress(checkpoint)[1]} steps; nothing left to train")
+            return checkpoint
+        if checkpoint is not None:
+            run.set_aside(checkpoint)
+            say(f"continuing {directory} from step {run.progress(checkpoint)[1]}")
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
         return run.checkpoint
 
     def _begin(self) -> str | None:
@@ -228,25 +243,41 @@ class AlignCLI(LightningCLI):
         anew = self.settings.overwrite
         if not anew:
             self.run.check(recipe)
+        self._check_ends()
         if first_process():
             if anew:
                 self.run.clear()
             self.run.save_recipe(recipe)
-        if anew or not self.run.checkpoint.exists():
+        newest = None if anew else self.run.newest()
+        if newest is None:
             return None
-        epoch, step = self.run.progress()
+        self.run.set_aside(newest)
+        epoch, step = self.run.progress(newest)
         if finished(self.trainer, epoch, step):
             say(f"{self.run.directory} is finished: {step} steps; nothing left to train")
         else:
             say(f"continuing {self.run.directory} from step {step}")
-        return str(self.run.checkpoint)
+        return str(newest)
+
+    def _check_ends(self) -> None:
+        """Look, before the training, at what is written when it is over."""
+        from tts_align.training.stages import MODEL, REWARD
+
+        objective = self.model.objective
+        if objective.trains_reward_only:
+            check_replaceable(self.run.directory / MODEL)
+        elif Part.REWARD in objective.needs - objective.trains:
+            check_replaceable(self.run.directory / REWARD / MODEL)
 
     def _stored_test(self) -> Mapping[str, Any] | None:
         """Results of the test of a run with nothing left to train, if it was tested as the recipe says."""
         run, trainer = self.run, self._get(self.config_init, "trainer")
         if self.settings.overwrite or trainer.fast_dev_run or not run.begun or not run.checkpoint.is_file():
             return None
-        return stored_test(run, self.saved_recipe()) if finished(self.trainer, *run.progress()) else None
+        newest = run.newest()
+        if newest is None or not finished(self.trainer, *run.progress(newest)):
+            return None
+        return stored_test(run, self.saved_recipe())
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Validate the run's last checkpoint, or another."""
@@ -260,9 +291,10 @@ class AlignCLI(LightningCLI):
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Test the run's last checkpoint, or another."""
-        checkpoint = self._trained(ckpt_path)
-        self._prepare_stages()
-        self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
+        with self._claimed():
+            checkpoint = self._trained(ckpt_path)
+            self._prepare_stages()
+            self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -300,6 +332,10 @@ class AlignCLI(LightningCLI):
 
     def export(self, datamodule: AlignData, ckpt_path: Path | None = None, **kwargs: Any) -> None:
         """Write the run's last checkpoint, or another, as a model directory."""
+        with self._claimed():
+            self._export(ckpt_path, datamodule, **kwargs)
+
+    def _export(self, ckpt_path: Path | None, datamodule: AlignData, **kwargs: Any) -> None:
         checkpoint = self._trained(ckpt_path)
         report = self.run.directory / EXPORT
         self.trainer.export(ckpt_path=checkpoint, manifest=datamodule.manifest, report=report, **kwargs)

@@ -17,6 +17,7 @@ from tts_align.training.contrast import SIDES, Contrast
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run, changed
 from tts_align.training.stages import prepare_contrast
 from tts_align.utils.messages import say
+from tts_align.utils.readers import read_json_object, read_yaml
 
 TESTED_WITH = ("model.test", "model.vocoder", "model.judge", "model.sampling", "data.validation")
 """Keys of a recipe that change what a test says of a finished training."""
@@ -36,10 +37,10 @@ def checkpoint_of(run: Run, given: str | Path | None) -> Path:
     Raises:
         FileNotFoundError: it is not there.
     """
-    path = Path(given) if given else run.checkpoint
-    if not path.exists():
+    path = Path(given) if given else run.newest()
+    if path is None or not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint at {path}: "
+            f"no checkpoint at {path or run.checkpoint}: "
             + ("check --ckpt_path" if given else "train first with `tts-align fit`, or pass --ckpt_path")
         )
     return path
@@ -62,14 +63,15 @@ def own_checkpoint(run: Run, given: str | Path | None, recipes: Sequence[Any], p
         return path
     if not run.recipe.is_file() or all(Path(str(one)).resolve() != run.recipe.resolve() for one in recipes):
         return None
-    if yaml.safe_load(run.recipe.read_text("utf-8"))["model"]["policy"] != json.loads(json.dumps(policy, default=str)):
+    if read_yaml(run.recipe)["model"]["policy"] != json.loads(json.dumps(policy, default=str)):
         say(f"policy:       as model.policy names it, which is not that of {run.directory}: its checkpoint is not used")
         return None
-    if not run.checkpoint.exists():
+    newest = run.newest()
+    if newest is None:
         say(f"policy:       as model.policy names it: {run.directory} has no checkpoint yet")
         return None
-    say(f"policy:       {run.checkpoint}")
-    return run.checkpoint
+    say(f"policy:       {newest}")
+    return newest
 
 
 def restore_contrast(cli: Restoring) -> None:
@@ -102,10 +104,10 @@ def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:
     found = [path for path in (run.test / SUMMARY, run.test / REWARD_NUMBERS) if path.is_file()]
     if not found or not run.checkpoint.exists() or found[0].stat().st_mtime < run.checkpoint.stat().st_mtime:
         return None
-    old, new = yaml.safe_load(run.recipe.read_text("utf-8")), yaml.safe_load(recipe)
+    old, new = read_yaml(run.recipe), yaml.safe_load(recipe)
     if any(key.startswith(TESTED_WITH) for key, *_ in changed(old, new)):
         return None
-    return json.loads(found[0].read_text("utf-8"))
+    return read_json_object(found[0])
 
 
 def show_test(results: Mapping[str, Any]) -> None:

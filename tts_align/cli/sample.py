@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import check_speakers, encode, speak, utterance_requests, write_sound
 from tts_align.utils.files import write_json
 from tts_align.utils.progress import bar
+from tts_align.utils.readers import read_json
 from tts_align.utils.seeds import part_seed
 from tts_align.utils.shards import Shards, digest
+from tts_align.utils.signals import check, finishing
 
 
 def sample(
@@ -61,7 +62,7 @@ def sample(
     seed = part_seed(seed)
     sentences = read_prompts(prompts)
     items = utterance_requests(sentences, speakers, samples, seed)
-    check_speakers(module.policy, items)
+    check_speakers(module.policy, items, module.vocoder)
     if vocoder is not None:
         vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
     sound = () if vocoder is None else ("audio", vocoder.digest())
@@ -73,10 +74,11 @@ def sample(
     missing = set(shards.missing)
     mine = [item for item in items[rank::world] if item.id in missing]
     share = len(items[rank::world])
-    with bar(share, share - len(mine), "sample", rank) as shown:
+    with bar(share, share - len(mine), "sample", rank) as shown, finishing():
         for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance, read):
             files = {} if vocoder is None else write_sound(module, batch, recordings, recordings.parent)
             shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
+            check()
     if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
         remove_stale(recordings, shards.rows.values())
     return Path(out)
@@ -104,7 +106,7 @@ def remove_stale(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     named = {Path(row["audio"]).name for row in rows if "audio" in row}
     note = folder / WRITTEN
-    earlier = set(json.loads(note.read_text("utf-8"))) if note.is_file() else set()
+    earlier = set(map(str, read_json(note))) if note.is_file() else set()
     for name in earlier - named:
         Path(folder, Path(name).name).unlink(missing_ok=True)
     if named:

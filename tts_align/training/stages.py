@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
@@ -22,6 +21,7 @@ from tts_align.objectives.mtr import MTR
 from tts_align.objectives.tkto import TKTO
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.checkpoint import read_checkpoint
 from tts_align.training.contrast import (
     SIDES,
     WEIGHTS,
@@ -212,7 +212,7 @@ def prepare_reward(fitting: Fitting) -> None:
     say("the reward model: mtr")
     changes = _reward_changes(model.reward_fit or RewardFit())
     checkpoint = fitting.fit_variant(fitting.run.directory / REWARD, changes)
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    saved = read_checkpoint(checkpoint)["state_dict"]
     own = f"parts.{Part.REWARD}."
     reward.load_state_dict({key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)})
     if fitting.trainer.is_global_zero:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import directory_written_atomically, read_config
+from tts_align.utils.readers import ReadError, load_safetensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 Sizes = TypeVar("Sizes")
@@ -50,14 +51,15 @@ def read_sizes(directory: Path, kind: type[Sizes], part: bool = False) -> Sizes:
     if part:
         known = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
         values = {key: value for key, value in values.items() if key in known}
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:  # a size that is missing, unknown, or no number
+        raise ReadError(directory / CONFIG, f"{error}: is it the config of another kind of model?") from None
 
 
 def read_weights_of(directory: Path) -> dict[str, Tensor]:
     """The weights as float32, on the CPU."""
-    from safetensors.torch import load_file
-
-    return {name: value.float() for name, value in load_file(directory / WEIGHTS).items()}
+    return {name: value.float() for name, value in load_safetensors(directory / WEIGHTS).items()}
 
 
 def half_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -106,7 +108,9 @@ def write_model(
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raise ``ValueError`` if a directory holds what is not part of a model, and would be lost with it."""
+    """Raise ``ValueError`` if a directory cannot be replaced, or holds what is no part of a model and would be lost."""
+    if directory.is_mount():
+        raise ValueError(f"something is mounted at {directory}, which cannot be replaced: name a folder inside it")
     names = sorted(one.name for one in directory.iterdir()) if directory.is_dir() else []
     if others := [name for name in names if name not in (CONFIG, WEIGHTS, TOKENIZER)]:
         raise ValueError(f"{directory} holds {others[0]}, which is not part of a model: choose another directory")

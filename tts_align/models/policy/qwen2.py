@@ -21,6 +21,7 @@ from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.decoding import Decoding
 from tts_align.utils.model_directory import TOKENIZER, find_model, read_sizes, read_weights_of, write_model
+from tts_align.utils.readers import read_text, reading
 from tts_align.utils.weights import weights_digest
 
 _PLAIN = Context()
@@ -124,7 +125,7 @@ class Qwen2CodecLM(CodecLM):
             tokenizer, sizes = str(path / TOKENIZER), read_sizes(path, Sizes)
         assert sizes is not None
         self.directory = path
-        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        self.tokenizer = None if tokenizer is None else _read_tokenizer(tokenizer)
         check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
         self._build(sizes, packed, bistream)
         for table in self.children():
@@ -202,6 +203,16 @@ class Qwen2CodecLM(CodecLM):
         logp = rows.scatter(chosen_logp(scores, rows.target))
         return Scored(logp, rows.mask, scores if logits else None)
 
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices that have a token of their own; ``None`` where a voice is no token, but text or nothing."""
+        before, mark, after = self.sizes.prefix_format.partition("{speaker}")
+        if self.tokenizer is None or not mark or not before + after:
+            return None
+        found = [name for name in self.tokenizer.get_vocab() if name.startswith(before) and name.endswith(after)]
+        names = sorted(name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after))
+        return tuple(names) or None
+
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""
         if self.tokenizer is None:
@@ -212,8 +223,10 @@ class Qwen2CodecLM(CodecLM):
             )
         prefix: list[int] = []
         if self.sizes.prefix_format:
-            voice = self.sizes.prefix_format.format(speaker=context.speaker)
+            voice = self.sizes.prefix_format.replace("{speaker}", context.speaker)
             token = self.tokenizer.token_to_id(voice)
+            if token is None and context.speaker and (known := self.speakers):
+                raise ValueError(f"unknown voice {context.speaker!r}: the policy speaks as {', '.join(known)}")
             prefix = [token] if token is not None else self.tokenizer.encode(voice).ids
         return Encoded((*prefix, *self.tokenizer.encode(text).ids), len(prefix))
 
@@ -287,6 +300,11 @@ class Qwen2CodecLM(CodecLM):
         """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""
         texts = {} if self.tokenizer is None else {TOKENIZER: self.tokenizer.to_str(pretty=True)}
         write_model(directory, self.sizes, self._weights(), texts)
+
+
+def _read_tokenizer(path: str) -> Tokenizer:
+    with reading(path, "a tokenizer of the library tokenizers"):
+        return Tokenizer.from_str(read_text(path))
 
 
 def check_text_vocabulary(tokenizer: Tokenizer | None, rows: int) -> None:

@@ -18,15 +18,17 @@ class BestWeights:
     def __init__(self) -> None:
         self.step: int | None = None
         self._referenced: int | None = None
+        self._before: int | None = None
 
     def keep(self, trainer: Trainer) -> None:
         """Save the present weights as the best; called in every process."""
         # The run's last checkpoint may still refer to the file that was the best when it was written.
-        referenced, self.step = self._referenced, trainer.global_step
+        # So may the checkpoint before it, which is used when the last one is damaged.
+        referenced, before, self.step = self._referenced, self._before, trainer.global_step
         alone = trainer.strategy.lightning_restore_optimizer  # a sharded strategy loads all or nothing
         trainer.save_checkpoint(self._path(trainer, self.step), weights_only=alone)
-        self._referenced = referenced
-        self._remove_others(trainer, (self.step, referenced))
+        self._referenced, self._before = referenced, before
+        self._remove_others(trainer, (self.step, referenced, before))
 
     def restore(self, trainer: Trainer) -> Path | None:
         """Give the module the best weights; returns where they were, or ``None`` if it has them.
@@ -49,12 +51,12 @@ class BestWeights:
 
     def to_state(self) -> int | None:
         """What a checkpoint refers to."""
-        self._referenced = self.step
+        self._before, self._referenced = self._referenced, self.step
         return self.step
 
     def from_state(self, step: int | None) -> None:
         """Continue from a checkpoint."""
-        self.step = self._referenced = step
+        self.step = self._referenced = self._before = step
 
     @staticmethod
     def _path(trainer: Trainer, step: int) -> Path:
