@@ -109,8 +109,8 @@ def _plain_command(command: str, args: list[str], function: Callable[..., object
 
     args = _without_traceback(args)
     summary = (function.__doc__ or "").partition("Args:")[0]
-    said = {"prog": f"tts-align {command}", "description": cleandoc(summary)}
-    parser = PlainParser(**said, allow_abbrev=False, parser_mode=PLAIN_MODE)
+    name, text = f"tts-align {command}", cleandoc(summary)
+    parser = PlainParser(prog=name, description=text, allow_abbrev=False, parser_mode=PLAIN_MODE)
     parser.add_argument("-c", "--config", action="config", help="YAML file with these options.")
     parser.add_function_arguments(function, skip=set(groups))
     for name, kind in groups.items():

@@ -25,6 +25,8 @@ MODE = "recipe"
 """Name of the loader for ``parser_mode``."""
 OBJECTIVE_FLAGS = ("--objective", "--objective.help")
 MODULES_FLAGS = ("--run.modules", "--run.modules+")
+GROUPS = ("run", "model", "data", "trainer")
+"""Parts of a recipe that hold names and values."""
 SECTIONS = "by_objective"
 """Key of an overlay whose entries each hold for one objective only."""
 SHORT = {"cosyvoice": "CosyVoiceLM"}
@@ -78,6 +80,11 @@ def load_recipe(text: str) -> Any:
     recipe = _expand(load_yaml(text))
     if not isinstance(recipe, dict):
         return recipe
+    for key, value in recipe.items():
+        if not isinstance(key, str):
+            raise ReadError("recipe", f"expected names and values, got {key!r} for a name")
+        if key in GROUPS and not isinstance(value, dict):
+            raise ReadError(key, f"expected names and values, got {value!r:.60}")
     recipe.pop(SECTIONS, None)  # for expand_sections, which knows the objective
     objective = recipe.get("objective")
     if isinstance(objective, str):
@@ -116,7 +123,7 @@ def _read(path: str) -> dict[str, Any]:
         recipe = read_yaml(path)
     except (OSError, ReadError):
         return {}
-    return recipe if isinstance(recipe, dict) else {}
+    return recipe if isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe) else {}
 
 
 def check_names(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:

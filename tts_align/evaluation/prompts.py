@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def _span(row: Mapping[str, Any]) -> Span:
         raise ValueError(f"expected a span with start, end and right, got {row!r:.200} ({error})") from None
 
 
-def _words(value: str | Sequence[str]) -> tuple[str, ...]:
+def _words(value: Any) -> tuple[str, ...]:
     words = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(word, str) for word in words):
         raise TypeError(f"expected words, got {value!r:.60}")

@@ -202,8 +202,9 @@ def load_yaml(text: str, where: str | Path = "recipe", loader: Any = None) -> An
     """
     import yaml
 
-    made = (loader or yaml.SafeLoader)(text)
+    made = None
     try:
+        made = (loader or yaml.SafeLoader)(text)
         node = made.get_single_node()
         if node is None:
             return None
@@ -218,7 +219,8 @@ def load_yaml(text: str, where: str | Path = "recipe", loader: Any = None) -> An
     except (ValueError, TypeError, AttributeError, KeyError) as error:  # constructors of numbers and dates
         raise ReadError(where, f"not YAML: {' '.join(str(error).split())[:300]}") from None
     finally:
-        made.dispose()
+        if made is not None:
+            made.dispose()
 
 
 def _count(node: Any, known: dict[int, int], above: set[int], depth: int) -> int:
