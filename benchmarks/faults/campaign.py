@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def in_a_copy(work: Any) -> Any:
             with os.fdopen(write, "w") as pipe:
                 json.dump(result, pipe, default=str)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(write)

@@ -29,7 +29,6 @@ from tts_align.training.module import AlignModule
 from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
 from tts_align.utils.distributed import agreed
 from tts_align.utils.messages import first_process, quiet, say
-from tts_align.utils.model_directory import check_replaceable
 
 
 def objective_class(objective: Namespace | None) -> type[Objective]:
@@ -122,6 +121,7 @@ class AlignCLI(LightningCLI):
         recipes = chosen.get("config") or []
         if chosen.run.directory is None:
             stem = Path(str(recipes[0])).stem if recipes else objective_class(chosen.objective).__name__.lower()
+            stem = stem.strip(".") or "run"  # never the folder above
             chosen.run.directory = str(Path("runs", stem))
 
     @property
@@ -237,13 +237,15 @@ class AlignCLI(LightningCLI):
 
     def _begin(self) -> str | None:
         """Claim the run's directory, and say from which checkpoint to continue."""
+        from tts_align.training.stages import check_ends
+
         if self._get(self.config_init, "trainer").fast_dev_run:
             return None
         recipe = self.saved_recipe()
         anew = self.settings.overwrite
         if not anew:
             self.run.check(recipe)
-        self._check_ends()
+        check_ends(self)
         if first_process():
             if anew:
                 self.run.clear()
@@ -258,16 +260,6 @@ class AlignCLI(LightningCLI):
         else:
             say(f"continuing {self.run.directory} from step {step}")
         return str(newest)
-
-    def _check_ends(self) -> None:
-        """Look, before the training, at what is written when it is over."""
-        from tts_align.training.stages import MODEL, REWARD
-
-        objective = self.model.objective
-        if objective.trains_reward_only:
-            check_replaceable(self.run.directory / MODEL)
-        elif Part.REWARD in objective.needs - objective.trains:
-            check_replaceable(self.run.directory / REWARD / MODEL)
 
     def _stored_test(self) -> Mapping[str, Any] | None:
         """Results of the test of a run with nothing left to train, if it was tested as the recipe says."""

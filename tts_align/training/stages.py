@@ -37,6 +37,7 @@ from tts_align.training.scoring import identity
 from tts_align.training.settings import RewardFit, StageFit
 from tts_align.utils.files import write_json
 from tts_align.utils.messages import say
+from tts_align.utils.model_directory import check_replaceable
 from tts_align.utils.weights import PARTS
 
 REWARD, MODEL = "reward", "model"
@@ -245,6 +246,19 @@ def restore_reward(fitting: Fitting) -> None:
     if not place.is_dir():
         raise ValueError(f"there is no trained reward model in {place}: run `tts-align fit` on this recipe first")
     reward.load_state_dict(type(reward)(str(place)).state_dict())
+
+
+def check_ends(fitting: Fitting) -> None:
+    """Look, before the training, at what is written when it is over.
+
+    Raises:
+        ValueError: something is mounted there, or would be lost.
+    """
+    objective = fitting.model.objective
+    if objective.trains_reward_only:
+        check_replaceable(fitting.run.directory / MODEL)
+    elif Part.REWARD in objective.needs - objective.trains:
+        check_replaceable(fitting.run.directory / REWARD / MODEL)
 
 
 def keep_reward(fitting: Fitting) -> None:

@@ -192,6 +192,8 @@ def write_wav(path: Path, waveform: ArrayLike, sample_rate: int) -> Path:
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"expected finite samples of one channel, got shape {samples.shape}")
     whole = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+    content = io.BytesIO()  # what a full disk says is better heard from Python than from the library
+    soundfile.write(content, whole, sample_rate, subtype="PCM_16", format="WAV")
     with written_atomically(path, durable=False) as scratch:
-        soundfile.write(scratch, whole, sample_rate, subtype="PCM_16", format="WAV")
+        scratch.write_bytes(content.getbuffer())
     return Path(path)

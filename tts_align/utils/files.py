@@ -23,6 +23,7 @@ _HERE, _EXCHANGE = -100, 2
 """``AT_FDCWD`` and ``RENAME_EXCHANGE`` of Linux's ``renameat2``."""
 
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _UNSAFE = re.compile(r"[%/\\\0-\x1f\x7f\ud800-\udfff]")
 _LONGEST_NAME = 160
 """Bytes of a name that become part of a file's name; file systems take 255 for the whole."""
@@ -76,12 +77,25 @@ def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(scratch, path)
         if durable:
             synced(path.parent)
-    except OSError as error:
-        if error.filename is None or error.filename == str(scratch):
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if found and not isinstance(error, OSError):  # a library in Rust says only so what the system has said
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if isinstance(error, OSError) and error.filename in (None, str(scratch)):
             error.filename, error.filename2 = str(path), None  # what a person has asked for
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the operating system says within the block without a name is said of a file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def synced(path: Path) -> None:
