@@ -473,7 +473,8 @@ def campaign(place: Place, policy: Path, cases: int, seed: int) -> Result:
     """
     every, result = kinds(place, policy), Result()
     before, here = sorted(os.listdir(place.work.parent)), Path.cwd()
-    place.work.mkdir(exist_ok=True)
+    shutil.rmtree(place.work, ignore_errors=True)
+    place.work.mkdir()
     for number in range(cases):
         draw = random.Random(f"{seed} {number}")
         kind = draw.choices(every, [one.share for one in every])[0]

@@ -85,7 +85,7 @@ def make_inputs(folder: Path, steps: int = 12, sentences: int = 8) -> Path:
     rows = [row for row in read_manifest("demo:symbolic/preference.parquet").rows if row.desirable is not None]
     write_manifest(rows[: 4 * steps], folder / "rows.jsonl")
     write_manifest(rows[-8:], folder / "held_out.jsonl")
-    write_prompts(folder / "sentences.jsonl", islice(read_prompts("demo:symbolic/sentences/test.jsonl"), sentences))
+    write_prompts(folder / "sentences.jsonl", islice(read_prompts("demo:audio/sentences/test.jsonl"), sentences))
     names = save_sounds(folder / "sounds", 6)
     recordings = [{"id": f"u{i}", "text": f"say {i}", "audio": f"sounds/{name}"} for i, name in enumerate(names)]
     (folder / "recordings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recordings))

@@ -58,6 +58,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     names = saved if isinstance(saved, dict) else {}
     if lacking := [name for name in ("state_dict", "epoch", "global_step") if name not in names]:
         raise ReadError(path, f"is no checkpoint of a training: it lacks {', '.join(lacking)}")
+    if not isinstance(saved["state_dict"], dict) or not all(isinstance(name, str) for name in saved["state_dict"]):
+        raise ReadError(path, "is no checkpoint of a training: expected weights by name under state_dict")
+    if odd := [name for name in ("epoch", "global_step") if type(saved[name]) is not int or saved[name] < 0]:
+        raise ReadError(path, f"is no checkpoint of a training: {odd[0]} is {saved[odd[0]]!r:.60}")
     return saved
 
 

@@ -41,9 +41,14 @@ class StageMeans:
         """
         self.logged, self.sums, self._restored = step, self._restored, {}
 
-    def to_state(self) -> dict[str, list[float]]:
-        """What has been noted and not logged, over all processes, for a checkpoint; every process must call it."""
+    def to_state(self, trainer: Trainer) -> dict[str, list[float]]:
+        """What has been noted and not logged, over all processes, for a checkpoint; every process must call it.
+
+        What is going to be logged in this very step is not part of it: a training that resumes from here begins after.
+        """
         state: dict[str, list[float]] = {}
+        if self._is_due(trainer):
+            return state
         for mine in gathered({name: [float(one.total), float(one.count)] for name, one in self.sums.items()}):
             for name, (total, count) in mine.items():
                 before = state.get(name, [0.0, 0.0])
@@ -66,12 +71,15 @@ class StageMeans:
 
     def log_when_due(self, trainer: Trainer) -> bool:
         """Log once in ``trainer.log_every_n_steps`` optimiser steps; tells whether this call has logged."""
-        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = step != self.logged and step % every == 0
+        due = self._is_due(trainer)
         if due:
-            self.logged = step
+            self.logged = trainer.global_step
             self.log(trainer)
         return due
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step != self.logged and step % every == 0
 
     def log(self, trainer: Trainer) -> None:
         """Log what has been noted, and begin anew; every rank must call it."""

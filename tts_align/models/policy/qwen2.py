@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling,
 from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.decoding import Decoding
-from tts_align.utils.model_directory import TOKENIZER, find_model, read_sizes, read_weights_of, write_model
+from tts_align.utils.model_directory import CONFIG, TOKENIZER, find_model, load_weights_of, read_sizes, write_model
 from tts_align.utils.readers import read_text, reading
 from tts_align.utils.weights import weights_digest
 
@@ -127,12 +127,13 @@ class Qwen2CodecLM(CodecLM):
         self.directory = path
         self.tokenizer = None if tokenizer is None else _read_tokenizer(tokenizer)
         check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
-        self._build(sizes, packed, bistream)
+        with nullcontext() if path is None else reading(path / CONFIG, "sizes of a Qwen2CodecLM"):
+            self._build(sizes, packed, bistream)
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
         if path is not None:
-            self.load_state_dict(read_weights_of(path))
+            load_weights_of(self, path)
         self._add_adapters(lora)
 
     def _build(self, sizes: Sizes, packed: bool, bistream: tuple[int, int]) -> None:
