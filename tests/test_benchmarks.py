@@ -134,3 +134,20 @@ def test_the_end_to_end_benchmark_collects_what_its_runs_say(
     assert system["codes"]["entropy_bits"] > 0
     assert system["command"].startswith("tts-align fit --config recipes/e2e.yaml --config recipes/e2e/stage2.yaml")
     assert not any(key.startswith("_") for key in system)
+
+
+def test_scoring_counts_what_jiwer_counts(load: Any) -> None:
+    """Times are only noted, but the saved ones keep the bound."""
+    pytest.importorskip("jiwer")
+    scoring = load("scoring")
+    for name, language in (("cv3", "en"), ("cv3", "ja")):
+        said, heard = zip(*scoring.make_pairs(language, 20), strict=True)
+        protocol = scoring.find_protocol(name)
+        ours = scoring.ours(protocol, [scoring.Reference(text, language) for text in said], heard)
+        # Its texts end with the punctuation that the protocol deletes.
+        assert ours == scoring.theirs(protocol, language, [text[:-1] for text in said], [text[:-1] for text in heard])
+    row = scoring.compare("cv3", "en", pairs=5, rounds=1)
+    assert row["ratio"] > 0
+    saved = json.loads((BENCHMARKS / "results" / "scoring.json").read_text())["rows"]
+    assert {row["protocol"] for row in saved if row["ratio"] > scoring.LIMIT} <= {"jkyb"}
+    assert all(row["pairs"] == 2000 for row in saved)

@@ -42,6 +42,21 @@ def test_equal_loops(seed: int, count: int, size: int):
     assert (kl >= -1e-6).all()
 
 
+def test_a_token_that_cannot_be_said_has_no_part_in_the_divergence():
+    """0 log 0 is 0: tokens at -inf in both models, or in the policy alone, make no NaN; in the reference, infinity."""
+    policy, reference = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 5)
+    policy[:, 3] = reference[0, 3] = -torch.inf
+    policy.requires_grad_()
+    found = full_kl(policy, reference)
+    p, q = policy.detach().softmax(-1), reference.softmax(-1)
+    expected = torch.special.xlogy(p, p / q).nan_to_num(0).sum(-1)
+    assert torch.allclose(found, expected)
+    found.sum().backward()
+    assert policy.grad is not None
+    assert policy.grad.isfinite().all()
+    assert full_kl(torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]])).isposinf()
+
+
 def test_the_same_distribution_has_no_divergence():
     logits = torch.randn(4, 7)
     assert full_kl(logits, logits).tolist() == [0.0] * 4

@@ -37,13 +37,16 @@ def test_bounds_hold_what_the_tests_run_on(requirement: Requirement) -> None:
 
 
 def test_every_import_is_required_and_every_requirement_imported() -> None:
-    modules = {"pyyaml": "yaml"}
+    modules = {"pyyaml": "yaml", "OpenCC": "opencc", "pyopenjtalk-plus": "pyopenjtalk"}
     through_others = {"tensorboard", "rich", "jaxtyping"}  # Lightning's logger and progress bar; annotations
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "tts_align").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))
     required = {modules.get(requirement.name, requirement.name) for requirement in REQUIRED}
-    demo = {name.name.replace("-", "_") for name in _requirements(SETUP["options.extras_require"]["demo"])}
-    unknown = imported - required - demo - set(sys.stdlib_module_names) - {"tts_align"}
+    extras = {
+        one for name, text in SETUP["options.extras_require"].items() if name != "test" for one in _requirements(text)
+    }
+    optional = {modules.get(one.name, one.name.replace("-", "_")) for one in extras}
+    unknown = imported - required - optional - set(sys.stdlib_module_names) - {"tts_align"}
     assert not unknown, f"imported, but not required by setup.cfg: {sorted(unknown)}"
     unused = required - imported - through_others
     assert not unused, f"required by setup.cfg, but never imported: {sorted(unused)}"

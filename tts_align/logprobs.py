@@ -62,6 +62,8 @@ class _FullKL(torch.autograd.Function):
             dtype = torch.promote_types(ours.dtype, torch.float32)
             logp = ours.to(dtype).log_softmax(-1)
             ratio, share = logp - theirs.to(dtype).log_softmax(-1), logp.exp()
+            # A token that neither model can say, such as a forbidden one at -inf, has no part in the sum.
+            ratio = ratio.masked_fill_(share == 0, 0.0)
             found.append((share * ratio).sum(-1))
             if gradient is not None:
                 gradient[block] = share * (ratio - found[-1][:, None])
@@ -84,3 +86,13 @@ def masked_sum(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float
 def masked_mean(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float[Tensor, " r"]:
     """Mean of each row over the positions that count; 0 for a row without any."""
     return masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
+
+
+def by_label(desirable: Bool[Tensor, " r"], yes: float, no: float, like: Float[Tensor, "*rest"]) -> Float[Tensor, " r"]:
+    """One number for desirable rows and another for the rest, in the type of other numbers: float64 beside float64.
+
+    >>> by_label(torch.tensor([True, False]), 1.0, -0.1, torch.zeros(1, dtype=torch.float64))
+    tensor([ 1.0000, -0.1000], dtype=torch.float64)
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return torch.where(desirable, like.new_full((), yes, dtype=wide), like.new_full((), no, dtype=wide))

@@ -28,6 +28,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from places import ROOT
 from tiny import LORA, build, make_reward, make_trainer, weights
 from tiny_sound import VOICES, build_e2e
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from tts_align.data.datamodule import AlignData
 from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
@@ -39,7 +41,7 @@ from tts_align.training.gradients import average_gradients
 from tts_align.training.module import AlignModule
 from tts_align.training.sharding import ShardedStrategy
 from tts_align.utils.messages import quiet
-from tts_align.utils.sharded import is_sharded, plain, whole
+from tts_align.utils.sharded import is_sharded, plain, shard, whole
 
 Built = tuple[AlignModule, AlignData]
 STEPS, HALF = 4, 2
@@ -258,6 +260,12 @@ def plain_copies(folder: Path, out: Path) -> None:
 
     module, data = plain_case(SFT, folder, out)
     make_trainer(out, Copy(), strategy=ShardedStrategy(), devices=2, max_steps=2).fit(module, datamodule=data)
+    tied = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    tied[2].weight = tied[0].weight
+    shard(tied, [], init_device_mesh("cpu", (2,)))
+    copied = plain(tied)
+    assert copied[2].weight is copied[0].weight
+    assert len(list(copied.parameters())) == 1
 
 
 def main(folder: Path, actions: Sequence[str]) -> None:

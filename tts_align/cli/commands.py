@@ -14,6 +14,9 @@ COMMANDS = {
     "test": "speak the test sentences before and after, judge, and write table, figures and audio",
     "export": "write the trained policy as a model directory, CosyVoice's or vLLM's, and read it back",
     "predict": "score the held-out rows, for a callback of yours",
+    "listen make": "make a listening test: one HTML file that opens from the disk",
+    "listen score": "screen the listeners of a test, and print its tables",
+    "listen label": "turn the answers of a listening test into desirable and undesirable rows",
     "demo build": "build the embedded corpus and its models again",
 }
 """Every command, in the order in which they are used, with the line that --help shows."""
@@ -82,4 +85,4 @@ A recipe holds the options: tts-align fit --config tkto
 
 def usage() -> str:
     """What ``tts-align --help`` prints."""
-    return USAGE.format(commands="\n".join(f"  {command:12}{line}" for command, line in COMMANDS.items()))
+    return USAGE.format(commands="\n".join(f"  {command:14}{line}" for command, line in COMMANDS.items()))

@@ -72,6 +72,16 @@ def label(args: list[str]) -> None:
     _plain_command("label", args, label, rule=LabelRule)
 
 
+def listen(args: list[str]) -> None:
+    """The commands ``listen make``, ``listen score`` and ``listen label``: need no model."""
+    from tts_align.cli.listen import FUNCTIONS, GROUPS, positional
+
+    name = args[0] if args else ""
+    if name not in FUNCTIONS:
+        fail(f"expected `tts-align listen` with one of {', '.join(FUNCTIONS)}{did_you_mean(name, list(FUNCTIONS))}")
+    _plain_command(f"listen {name}", positional(name, args[1:]), FUNCTIONS[name], **GROUPS[name])
+
+
 def demo(args: list[str]) -> None:
     """The command ``demo build``."""
     if args[:1] != ["build"]:
@@ -92,7 +102,7 @@ def recipes(args: list[str]) -> None:
     recipes(args)
 
 
-PLAIN = {"prepare": prepare, "label": label, "demo": demo, "recipes": recipes}
+PLAIN = {"prepare": prepare, "label": label, "listen": listen, "demo": demo, "recipes": recipes}
 """Commands without a recipe."""
 
 
@@ -140,7 +150,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _run_command(args: list[str]) -> None:
     command = args[0] if args else "--help"
-    full = " ".join(args[:2]) if args[:2] == ["demo", "build"] else command
+    full = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else command
     if command in ("-h", "--help"):
         print(usage(), end="")
     elif command == "--version":

@@ -102,6 +102,19 @@ OWN: dict[str, tuple[Source, ...]] = {
         Source("cli/prepare.py", "Processes", prefix="trainer."),
     ),
     "label": (Source("cli/label.py", "label", hidden=("rule",)), Source("cli/label.py", "LabelRule", prefix="rule.")),
+    "listen make": (
+        Source("cli/listen.py", "make", hidden=("plan",)),
+        Source("evaluation/listening_test/design.py", "Plan", prefix="plan."),
+    ),
+    "listen score": (
+        Source("cli/listen.py", "score", hidden=("rules",)),
+        Source("evaluation/listening_test/screening.py", "Rules", prefix="rules."),
+    ),
+    "listen label": (
+        Source("cli/listen.py", "label", hidden=("rule", "rules")),
+        Source("evaluation/listening_test/labels.py", "HumanRule", prefix="rule."),
+        Source("evaluation/listening_test/screening.py", "Rules", prefix="rules."),
+    ),
     "demo build": (Source("cli/demo/command.py", "build_demo"),),
 }
 """Options of one command only."""

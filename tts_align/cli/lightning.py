@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from tts_align.cli.alphabet import with_alphabet
 from tts_align.cli.classes import check_classes
 from tts_align.cli.commands import DESCRIPTIONS, TRAINER_DEFAULTS, WITHOUT_OBJECTIVE
 from tts_align.cli.errors import RecipeError, root_cause
@@ -136,12 +137,22 @@ class AlignCLI(LightningCLI):
         """Build everything the recipe names; what is wrong then is the recipe's fault."""
         try:
             check_places(self.config[self.command].as_dict(), self.command)
-            check_classes(self.config[self.command], self.config[self.command].run.modules)
-            super().instantiate_classes()
+            check_classes(self.chosen, self.chosen.run.modules)
+            recipe = self.config
+            self.config = self._with_alphabet(recipe, Path(str(self.chosen.run.directory)))
+            try:
+                super().instantiate_classes()
+            finally:
+                self.config = recipe  # what the run's directory keeps says `auto`, too
             if self.subcommand not in WITHOUT_OBJECTIVE:
                 self.datamodule.follow(self.model.rows_wanted)
         except (ValueError, FileNotFoundError, MisconfigurationException) as error:
             raise RecipeError(str(root_cause(error))) from error
+
+    def _with_alphabet(self, recipe: Namespace, run: Path) -> Namespace:
+        filled = recipe.clone()
+        filled[self.command] = with_alphabet(recipe[self.command], run, self.command)
+        return filled
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         """Build the trainer; logs and checkpoints go to the run's directory."""
@@ -172,6 +183,12 @@ class AlignCLI(LightningCLI):
     def _fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         stored = None if ckpt_path else self._stored_test()
         ckpt_path = ckpt_path or self._begin()
+        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
+        tests = self.settings.test_after_fit and (model.test_settings is not None or held_out)
+        if tests and not self._get(self.config_init, "trainer").fast_dev_run:
+            from tts_align.training.interfaces import check_test
+
+            check_test(model.objective, model.policy, model.parts)
         try:
             for part, prepare in self._stages().items():
                 if part in model.objective.needs - model.objective.trains:
@@ -185,12 +202,11 @@ class AlignCLI(LightningCLI):
         from tts_align.training.stages import keep_reward
 
         keep_reward(self)
-        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
         stored = self.trainer.strategy.broadcast(stored)  # others may have read the recipe that the first has saved
         if stored is not None and self.settings.test_after_fit:
             if first_process():
                 show_test(stored)
-        elif self.settings.test_after_fit and (model.test_settings is not None or held_out):
+        elif tests:
             self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
         where(self.run, say)
 
@@ -222,16 +238,14 @@ class AlignCLI(LightningCLI):
         seed = config[f"{self.subcommand}.seed_everything"]
         if seed is not False:
             seed_everything(seed, workers=True, verbose=False)
-        built = self.parser.instantiate(config)[self.subcommand]
+        built = self.parser.instantiate(self._with_alphabet(config, directory))[self.subcommand]
         run = Run(directory)
         trainer = make_trainer(built.trainer, run, self.settings, "fit")
         checkpoint = agreed(run.newest())
-        if checkpoint is not None and finished(trainer, *run.progress(checkpoint)):
-            say(f"{directory} is finished: {run.progress(checkpoint)[1]} steps; nothing left to train")
-            return checkpoint
         if checkpoint is not None:
-            run.set_aside(checkpoint)
-            say(f"continuing {directory} from step {run.progress(checkpoint)[1]}")
+            run.continued(checkpoint, trainer)
+            if finished(trainer, *run.progress(checkpoint)):
+                return checkpoint
         trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
         return run.checkpoint
 
@@ -241,25 +255,9 @@ class AlignCLI(LightningCLI):
 
         if self._get(self.config_init, "trainer").fast_dev_run:
             return None
-        recipe = self.saved_recipe()
-        anew = self.settings.overwrite
-        if not anew:
-            self.run.check(recipe)
         check_ends(self)
-        if first_process():
-            if anew:
-                self.run.clear()
-            self.run.save_recipe(recipe)
-        newest = None if anew else self.run.newest()
-        if newest is None:
-            return None
-        self.run.set_aside(newest)
-        epoch, step = self.run.progress(newest)
-        if finished(self.trainer, epoch, step):
-            say(f"{self.run.directory} is finished: {step} steps; nothing left to train")
-        else:
-            say(f"continuing {self.run.directory} from step {step}")
-        return str(newest)
+        newest = self.run.begin(self.saved_recipe(), self.settings.overwrite)
+        return None if newest is None else self.run.continued(newest, self.trainer)
 
     def _stored_test(self) -> Mapping[str, Any] | None:
         """Results of the test of a run with nothing left to train, if it was tested as the recipe says."""

@@ -83,7 +83,7 @@ class AlignModule(ShardedModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # frozen parts are rebuilt from their own paths, not saved
-        check_settings(objective, policy, reference, contrast, reward_fit, stage_fit)
+        check_settings(objective, policy, reference, contrast, reward, reward_fit, stage_fit)
         self.objective, self.policy, self.contrast = objective, policy, contrast
         self.vocoder, self.judge = vocoder, judge
         self.sampling, self.test_settings = sampling or Sampling(), test

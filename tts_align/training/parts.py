@@ -18,6 +18,7 @@ def check_settings(
     policy: CodecLM,
     reference: CodecLM | None,
     contrast: Contrast | None,
+    reward: RewardHead | None,
     reward_fit: RewardFit | None,
     stage_fit: StageFit | None,
 ) -> None:
@@ -25,6 +26,11 @@ def check_settings(
     name, frozen = type(objective).__name__, objective.needs - objective.trains
     if reward_fit is not None and (Part.REWARD not in frozen or Part.TOKENIZER in objective.needs):
         raise ValueError(f"model.reward_fit has no effect: {name} does not train one first")
+    if reward_fit is not None and reward is not None and reward.directory is not None:
+        raise ValueError(
+            f"model.reward_fit has no effect: the reward model of {reward.directory} is trained already; leave it out, "
+            "or pass --model.reward_fit null"
+        )
     if stage_fit is not None and Part.TOKENIZER not in frozen:
         raise ValueError("model.stage_fit has no effect: there is no stage before the one that is to be trained")
     if contrast is not None and Part.CONTRAST not in objective.needs:

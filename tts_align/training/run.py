@@ -186,6 +186,34 @@ class Run:
             )
         return None
 
+    def begin(self, recipe: str, anew: bool) -> Path | None:
+        """Make the directory that of a recipe's run, and give the checkpoint to continue from, if there is one.
+
+        Args:
+            recipe: as YAML, in full.
+            anew: drop what an earlier run has left.
+
+        Raises:
+            RecipeChanged: the directory holds the run of another recipe.
+        """
+        if not anew:
+            self.check(recipe)
+        if first_process():
+            if anew:
+                self.clear()
+            self.save_recipe(recipe)
+        return None if anew else self.newest()
+
+    def continued(self, checkpoint: Path, trainer: Trainer) -> str:
+        """Say from where a training goes on, or that nothing is left to train; gives the checkpoint's path."""
+        self.set_aside(checkpoint)
+        epoch, step = self.progress(checkpoint)
+        if finished(trainer, epoch, step):
+            say(f"{self.directory} is finished: {step} steps; nothing left to train")
+        else:
+            say(f"continuing {self.directory} from step {step}")
+        return str(checkpoint)
+
     def set_aside(self, used: Path) -> None:
         """Give a damaged last checkpoint another name, so that it never takes the place of the one that is used."""
         if used != self.checkpoint and self.checkpoint.is_file() and first_process():

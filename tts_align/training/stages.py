@@ -270,7 +270,7 @@ def keep_reward(fitting: Fitting) -> None:
 
 
 def _trained(reward: RewardHead) -> bool:
-    return getattr(reward, "directory", None) is not None
+    return reward.directory is not None
 
 
 # ---------------------------------------------------------------------- the earlier stages of e2e

@@ -23,7 +23,7 @@ def made(monkeypatch):
     settings = {"value": 1.0, "break": ""}
 
     def stage(name):
-        def make(self, out: Path, *_: object) -> None:
+        def make(self, out: Path, *_: object, **__: object) -> None:
             ran.append(name)
             (out / "model.safetensors").write_text(name)
             if settings["break"] == name:
@@ -35,15 +35,16 @@ def made(monkeypatch):
         ran.append("gates")
         gate = {"name": "accuracy", "value": settings["value"], "low": 0.9, "high": 1.0}
         (out / "gates.json").write_text(json.dumps([gate]))
+        (out / "measured.json").write_text(json.dumps({"error": 0.5}))
 
     monkeypatch.setattr(builder, "PhraseBank", Bank)
-    for name in ("_codec", "_recogniser", "_base"):
+    for name in ("_codec", "_recogniser", "_base", "_flow"):
         monkeypatch.setattr(builder._Build, name, stage(name))
     monkeypatch.setattr(builder._Build, "_gates", gates)
     return ran, settings
 
 
-ALL = ["_codec", "_recogniser", "_recogniser", "_base", "gates"]
+ALL = ["_codec", "_recogniser", "_recogniser", "_base", "_flow", "_flow", "gates"]
 
 
 def test_ships_and_does_nothing_twice(tmp_path, made):
@@ -52,7 +53,7 @@ def test_ships_and_does_nothing_twice(tmp_path, made):
         assert builder.build(tmp_path / "audio", work=tmp_path / "work") == tmp_path / "audio"
     assert ran == ALL
     assert {path.name for path in (tmp_path / "audio").iterdir()} == {
-        *("base", "build.json", "codec", "judge", "labeller", "sentences")
+        *("base", "build.json", "codec", "flow", "judge", "labeller", "sentences")
     }
     assert len((tmp_path / "audio/sentences/test.jsonl").read_text("utf-8").splitlines()) == 576
 
@@ -65,7 +66,7 @@ def test_continues_after_an_interruption(tmp_path, made):
     assert not (tmp_path / "audio").exists()
     settings["break"] = ""
     builder.build(tmp_path / "audio", work=tmp_path / "work")
-    assert ran == [*ALL[:4], "_base", "gates"]
+    assert ran == [*ALL[:4], *ALL[3:]]
 
 
 def test_a_changed_plan_makes_anew_what_depends_on_it(tmp_path, made):

@@ -24,7 +24,7 @@ class LinearFlow(TokenFlow):
         self.ahead = nn.Linear(WIDTH, MEL, bias=False)
         self.last = {}
 
-    def condition(self, vectors, mask, streaming=False, final=True):
+    def condition(self, vectors, mask, streaming=False, final=True, voice=None):
         self.last = {"streaming": streaming, "vectors": vectors}
         coming = torch.cat((vectors[:, self.lookahead :], torch.zeros_like(vectors[:, : self.lookahead])), 1)
         mean = self.mean(vectors) + self.ahead(coming)

@@ -8,7 +8,9 @@ Stages, each written whole, and skipped when it is there and nothing it depends 
    and different
    free speech; the first labels training data, the second only tests;
 3. `base`: the language model, which misreads 辛い as often as the corpus does;
-4. `gates`: the base speaks every test sentence; unless all gates hold, nothing is shipped.
+4. `flow`: speech tokens to mel by flow matching, with the codec's decoder as its prior; and `flow_from_noise`, a flow
+   without, which is measured for the report and not shipped;
+5. `gates`: the base speaks every test sentence; unless all gates hold, nothing is shipped.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tts_align.cli.demo.gates import Gate, measure_base, measure_codec, measure_judge
+from tts_align.cli.demo.flow import FROM_NOISE, SHIPPED, reconstruction_error, train_flow
+from tts_align.cli.demo.gates import Gate, measure_base, measure_codec, measure_flow, measure_judge
 from tts_align.cli.demo.text import prompts, text_tokenizer
 from tts_align.cli.demo.training import Schedule, train_base, train_codec, train_recogniser
 from tts_align.data.demo.audio import ALPHABET, STRANGERS, Clip, PhraseBank, free_speech, speed_jitter
@@ -39,6 +43,7 @@ from tts_align.models.base.generation import Context
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.codec.mel import CodecSizes, MelCodec, encode
 from tts_align.models.codec.vocoder import MelVocoder
+from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.utils.assets import ASSETS
 from tts_align.utils.files import write_json
@@ -65,6 +70,11 @@ class Plan:
         base: Sizes of the language model, but for its vocabularies.
         base_schedule: Its training.
         renderings: How often each sentence is rendered in each reading and voice.
+        flow: Sizes of the flow.
+        flow_schedule: Its training.
+        flow_clips: Sentences and, again as many, clips of free speech that the flow learns from.
+        flow_from_noise: Sizes of the flow without a prior, which is measured only.
+        flow_from_noise_schedule: Its training.
     """
 
     seed: int = 0
@@ -88,6 +98,11 @@ class Plan:
     )
     base_schedule: Schedule = field(default_factory=lambda: Schedule(2000, 64, learning_rate=3e-3, weight_decay=0.05))
     renderings: int = 4
+    flow: DiTFlowSizes = SHIPPED
+    flow_schedule: Schedule = field(default_factory=lambda: Schedule(1000, batch_size=16, learning_rate=1e-3))
+    flow_clips: int = 1000
+    flow_from_noise: DiTFlowSizes = FROM_NOISE
+    flow_from_noise_schedule: Schedule = field(default_factory=lambda: Schedule(6000, 16, learning_rate=2e-3))
 
 
 class GateError(RuntimeError):
@@ -140,6 +155,12 @@ class _Build:
         self._stage("labeller", [*hearing, plan.labeller_channels], lambda out: self._recogniser(out, "labeller", 0))
         self._stage("judge", [*hearing, plan.judge_channels], lambda out: self._recogniser(out, "judge", 1))
         self._stage("base", speaking, self._base)
+        for name, sizes, schedule in (
+            ("flow", plan.flow, plan.flow_schedule),
+            ("flow_from_noise", plan.flow_from_noise, plan.flow_from_noise_schedule),
+        ):
+            inputs = [*common, sizes, schedule, plan.flow_clips]
+            self._stage(name, inputs, partial(self._flow, sizes=sizes, schedule=schedule))
         self._stage("gates", [plan], self._gates)
         gates = [Gate(**gate) for gate in json.loads((self.work / "gates" / "gates.json").read_text())]
         for gate in gates:
@@ -243,21 +264,33 @@ class _Build:
 
         return draw
 
+    def _flow(self, out: Path, sizes: DiTFlowSizes, schedule: Schedule) -> None:
+        plan, label = self.plan, f"flow {self.plan.seed}"
+        clips = self._sentence_clips(self.training_sentences, plan.flow_clips, random.Random(label))
+        clips += free_speech(plan.flow_clips, label, SPEAKERS)
+        codec = MelCodec.load(self.work / "codec")
+        train_flow(sizes, codec, clips, schedule, plan.seed).save(out, half=True)
+
     def _gates(self, out: Path) -> None:
         test, generator = self.splits["test"], random.Random(f"gates {self.plan.seed}")
         known = self._sentence_clips(test, 1000, generator)
         copies = copy_synthesise(self.work / "codec", known)
         gates = [*measure_codec(self.work, copies), *measure_judge(self.work, known, copies)]
+        gates += measure_flow(self.work, known)
         gates += measure_base(self.work, test, self.rates)
         write_json(out / "gates.json", [dataclasses.asdict(gate) for gate in gates])
+        from_noise = DiTFlow(directory=str(self.work / "flow_from_noise")).eval()
+        error = reconstruction_error(from_noise, self.work, known)
+        write_json(out / "measured.json", {"reconstruction CER of a flow without a prior": round(error, 4)})
 
     def _ship(self, directory: Path, gates: Sequence[Gate]) -> None:
         """Put the finished parts, and a report, in place of what was there."""
         scratch = directory.with_name(f".{directory.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        parts = ("codec", "labeller", "judge", "base")
-        stamps = {name: json.loads((self.work / f"{name}.json").read_text()) for name in (*parts, "gates")}
+        parts = ("codec", "labeller", "judge", "base", "flow")
+        stages = (*parts, "flow_from_noise", "gates")
+        stamps = {name: json.loads((self.work / f"{name}.json").read_text()) for name in stages}
         for name in parts:
             shutil.copytree(self.work / name, scratch / name)
         for split in ("preference", "dev", "test"):
@@ -265,6 +298,7 @@ class _Build:
         report = {
             "plan": dataclasses.asdict(self.plan),
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
+            "measured": json.loads((self.work / "gates" / "measured.json").read_text()),
             "seconds": {name: stamp["seconds"] for name, stamp in stamps.items()},
         }
         write_json(scratch / REPORT, report)

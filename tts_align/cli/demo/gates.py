@@ -9,12 +9,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tts_align.cli.demo.flow import reconstruction_error
 from tts_align.data.demo.audio import Clip
 from tts_align.data.demo.sentences import READINGS, SPEAKERS, Sentence
 from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample, Verdict
 from tts_align.evaluation.judges.ctc import CTCJudge, error_rate
 from tts_align.models.base.generation import Context, Sampling
 from tts_align.models.codec.vocoder import MelVocoder
+from tts_align.models.flow.dit import DiTFlow
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 
 SAMPLES = 5
@@ -55,6 +57,12 @@ def measure_codec(parts: Path, copies: Sequence[Clip]) -> list[Gate]:
     transcripts = CTCJudge(str(parts / "judge")).recogniser.transcribe([clip.audio for clip in copies])
     errors = [error_rate(clip.kana, heard) for clip, heard in zip(copies, transcripts, strict=True)]
     return [Gate("codec copy-synthesis CER", sum(errors) / len(errors), high=0.03)]
+
+
+def measure_flow(parts: Path, known: Sequence[Clip]) -> list[Gate]:
+    """Whether sentences are understood when the flow has made them of their speech tokens."""
+    flow = DiTFlow(directory=str(parts / "flow")).eval()
+    return [Gate("flow reconstruction CER", reconstruction_error(flow, parts, known), high=0.01)]
 
 
 def measure_judge(parts: Path, known: Sequence[Clip], copies: Sequence[Clip]) -> list[Gate]:

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tts_align.models.flow.dit_layers import DiTBlock, InputEmbedding, Modulation, Rotary, TimeEmbedding, modulate
+from tts_align.models.flow.prior import MelPrior, PriorSizes
 from tts_align.models.flow.token_flow import Given, Lookahead, TokenFlow, chunk_mask
+from tts_align.utils.files import read_config
+from tts_align.utils.model_directory import CONFIG, find_model, read_weights_of, write_model
 
 _ESTIMATOR = "decoder.estimator"
+_NEAR_END = 1e-3
+"""Nearer to the end of the way than this, velocities are no longer what is left of it divided by the time left."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,13 @@ class DiTFlowSizes:
         position_groups: their groups.
         chunk_frames: frames of a chunk, which streaming attention does not look beyond.
         dropout: behind attention and inside feed-forward layers, in training only.
+        patch_frames: frames of one position of the transformer; must divide frames_per_token and chunk_frames.
+        upsampling: how a token becomes frames: repeat, or learned (each frame knows which of its token's it is; starts
+            as repeat). Not with a prior, which has its own.
+        predicts: what the transformer makes: velocity (the published model), or the mel at the end of the way, from
+            which the velocity follows and whose squared error is then the loss.
+        prior: sizes of a deterministic decoder whose mel the transformer is told and corrects, from 0 at first; it
+            takes the place of the layer that looks ahead, and its blocks say how far ahead tokens depend.
     """
 
     codebook_size: int = 6561
@@ -58,9 +72,23 @@ class DiTFlowSizes:
     position_groups: int = 16
     chunk_frames: int = 50
     dropout: float = 0.1
+    patch_frames: int = 1
+    upsampling: Literal["repeat", "learned"] = "repeat"
+    predicts: Literal["velocity", "mel"] = "velocity"
+    prior: PriorSizes | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not go together."""
+        patch = self.patch_frames
+        if patch < 1 or self.frames_per_token % patch or (patch > 1 and self.chunk_frames % patch):
+            raise ValueError(
+                f"patch_frames must divide frames_per_token and chunk_frames, got {patch}, {self.frames_per_token} and "
+                f"{self.chunk_frames}"
+            )
+        if self.prior is not None and (self.predicts, self.upsampling) != ("mel", "repeat"):
+            raise ValueError(
+                "a prior is refined as mel and upsamples by itself: set predicts: mel and leave upsampling out"
+            )
         if self.dim % self.position_groups:
             raise ValueError(f"dim must be a multiple of position_groups, got {self.dim} and {self.position_groups}")
         if self.head_dim % 2 or self.time_channels % 2 or self.time_channels < 4:
@@ -72,6 +100,13 @@ class DiTFlowSizes:
                 "expected at least 1 for chunk_frames and a dropout in [0, 1), "
                 f"got {self.chunk_frames} and {self.dropout}"
             )
+
+    @classmethod
+    def read(cls, directory: Path) -> DiTFlowSizes:
+        """Sizes that the ``config.json`` of a directory holds."""
+        values = read_config(directory / CONFIG)
+        prior = values.pop("prior", None)
+        return cls(**values, prior=None if prior is None else PriorSizes(**prior))
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], chunk_frames: int = 50, frames_per_token: int = 2) -> DiTFlowSizes:
@@ -125,10 +160,10 @@ class DiT(nn.Module):
 
     def __init__(self, sizes: DiTFlowSizes) -> None:
         super().__init__()
-        self.chunk = sizes.chunk_frames
+        self.chunk, self.patch = sizes.chunk_frames // sizes.patch_frames, sizes.patch_frames
         self.time_embed = TimeEmbedding(sizes.time_channels, sizes.dim)
         self.input_embed = InputEmbedding(
-            4 * sizes.mel_channels, sizes.dim, sizes.position_kernel, sizes.position_groups
+            (3 * self.patch + 1) * sizes.mel_channels, sizes.dim, sizes.position_kernel, sizes.position_groups
         )
         self.rotary_embed = Rotary(sizes.head_dim)
         self.transformer_blocks = nn.ModuleList(
@@ -136,7 +171,10 @@ class DiT(nn.Module):
             for _ in range(sizes.depth)
         )
         self.norm_out = Modulation(sizes.dim, 2)
-        self.proj_out = nn.Linear(sizes.dim, sizes.mel_channels)
+        self.proj_out = nn.Linear(sizes.dim, self.patch * sizes.mel_channels)
+        if sizes.prior is not None:  # at first the prior's mel is left as it is
+            nn.init.zeros_(self.proj_out.weight)
+            nn.init.zeros_(self.proj_out.bias)
 
     def forward(
         self,
@@ -148,7 +186,7 @@ class DiT(nn.Module):
         mask: Bool[Tensor, "b f"],
         streaming: bool = False,
     ) -> Float[Tensor, "b f m"]:
-        """Velocity; it means nothing at padding.
+        """Velocity, or what the sizes say it predicts; it means nothing at padding.
 
         Args:
             noisy: frames on the way from noise to mel.
@@ -159,36 +197,61 @@ class DiT(nn.Module):
             mask: which frames are real.
             streaming: attention does not look beyond a frame's own chunk.
         """
+        # :: (b, positions * patch, m) -> (b, positions, patch * m)
+        noisy, known, mean = (frames.unflatten(1, (-1, self.patch)).flatten(2) for frames in (noisy, known, mean))
+        mask = mask[:, :: self.patch]
         visible = chunk_mask(mask, self.chunk if streaming else None)
         embedded = self.time_embed(time)
         angle = self.rotary_embed(noisy.shape[1])
-        vectors = self.input_embed(torch.cat((noisy, known, mean, speaker[:, None].expand_as(mean)), -1))
+        voice = speaker[:, None].expand(-1, noisy.shape[1], -1)
+        vectors = self.input_embed(torch.cat((noisy, known, mean, voice), -1))
         for block in self.transformer_blocks:
             vectors = block(vectors, embedded, angle, visible, mask)
         scale, shift = self.norm_out(embedded)
-        return self.proj_out(modulate(vectors, scale, shift))
+        made = self.proj_out(modulate(vectors, scale, shift))
+        return made.unflatten(-1, (self.patch, -1)).flatten(1, 2)  # :: (b, positions, patch * m) -> (b, f, m)
 
 
 class DiTFlow(TokenFlow):
-    """Speech tokens -> mel by a diffusion transformer that sees each token repeated for its frames.
+    """Speech tokens -> mel by a diffusion transformer: CosyVoice 3's, and variants of it for small models.
 
     Args:
-        sizes: sizes of the model; the published ones by default.
+        sizes: sizes of a new model; the published ones by default.
+        directory: directory of a trained model, with ``config.json`` and ``model.safetensors``, in the place of sizes;
+            ``demo:audio/flow`` names the embedded one.
     """
 
-    def __init__(self, sizes: DiTFlowSizes | None = None) -> None:
+    def __init__(self, sizes: DiTFlowSizes | None = None, directory: str | None = None) -> None:
+        if sizes is not None and directory is not None:
+            raise ValueError("model.flow: `sizes` have no effect beside `directory`, which has its own; leave one out")
+        path = None if directory is None else find_model(directory, "model.flow")
+        if path is not None:
+            sizes = DiTFlowSizes.read(path)
         sizes = DiTFlowSizes() if sizes is None else sizes
+        prior = sizes.prior
         super().__init__(
             codebook_size=sizes.codebook_size,
             mel_channels=sizes.mel_channels,
-            embedding_channels=sizes.mel_channels,
+            embedding_channels=sizes.mel_channels if prior is None else prior.embedding_channels,
             speaker_channels=sizes.speaker_channels,
             frames_per_token=sizes.frames_per_token,
-            lookahead=sizes.lookahead,
+            lookahead=sizes.lookahead if prior is None else prior.lookahead,
         )
-        self.sizes = sizes
-        self.pre_lookahead_layer = Lookahead(sizes.mel_channels, sizes.lookahead_channels, sizes.lookahead)
+        self.sizes, self.directory = sizes, path
+        self.prior: MelPrior | None = None
+        self.upsample: nn.Linear | None = None
+        if prior is None:
+            self.pre_lookahead_layer = Lookahead(sizes.mel_channels, sizes.lookahead_channels, sizes.lookahead)
+        else:
+            self.prior = MelPrior(prior, sizes.mel_channels, sizes.frames_per_token)
+        if sizes.upsampling == "learned":
+            self.upsample = nn.Linear(sizes.mel_channels, sizes.frames_per_token * sizes.mel_channels)
+            with torch.no_grad():
+                self.upsample.weight.copy_(torch.eye(sizes.mel_channels).repeat(sizes.frames_per_token, 1))
+                self.upsample.bias.zero_()
         self.decoder = nn.ModuleDict({"estimator": DiT(sizes)})
+        if path is not None:
+            self.load_state_dict(read_weights_of(path))
 
     def condition(
         self,
@@ -196,12 +259,21 @@ class DiTFlow(TokenFlow):
         mask: Bool[Tensor, "b s"],
         streaming: bool = False,
         final: bool = True,
+        voice: Float[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b f m"]:
-        """Tokens that have seen a little of the future, each repeated for its frames; there is no attention."""
+        """Tokens that have seen a little of the future, each as its frames; there is no attention."""
+        if self.prior is not None:
+            if voice is None:
+                raise ValueError("a prior is told the voice: give the projected speaker vectors, too")
+            made = self.prior(vectors, mask, voice)
+            return made if final else made[:, : max(made.shape[1] - self.lookahead * self.frames_per_token, 0)]
         hidden = self.pre_lookahead_layer(vectors)
         if not final:
             hidden = hidden[:, : hidden.shape[1] - self.lookahead]
-        return hidden.repeat_interleave(self.frames_per_token, 1)
+        if self.upsample is None:
+            return hidden.repeat_interleave(self.frames_per_token, 1)
+        # :: (b, s, frames_per_token * m) -> (b, s * frames_per_token, m)
+        return self.upsample(hidden).reshape(len(hidden), -1, self.mel_channels)
 
     def velocity(
         self,
@@ -212,4 +284,27 @@ class DiTFlow(TokenFlow):
         streaming: bool = False,
     ) -> Float[Tensor, "b f m"]:
         """See :class:`DiT`."""
-        return self.decoder["estimator"](noisy, given.mean, given.speaker, given.known, time, mask, streaming)
+        made = self.decoder["estimator"](noisy, given.mean, given.speaker, given.known, time, mask, streaming)
+        if self.sizes.predicts == "velocity":
+            return made
+        mel = made if self.prior is None else given.mean + made
+        return (mel - noisy) / _left(time)[:, None, None]
+
+    def error_scale(self, time: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
+        """What makes the error of a velocity that of the mel, where that is what is predicted."""
+        return None if self.sizes.predicts == "velocity" else _left(time)
+
+    def save(self, directory: Path, half: bool = False) -> None:
+        """Write sizes and weights; the directory appears whole or not at all.
+
+        Args:
+            directory: what is written.
+            half: weights in half precision.
+        """
+        weights = {key: value.half() if half else value for key, value in self.state_dict().items()}
+        write_model(directory, self.sizes, weights)
+
+
+def _left(time: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Time left until the mel is reached, never quite none."""
+    return (1 - time).clamp(min=_NEAR_END)

@@ -157,6 +157,7 @@ class TokenFlow(FlowHead):
         mask: Bool[Tensor, "b s"],
         streaming: bool = False,
         final: bool = True,
+        voice: Float[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b f m"]:
         """What the tokens say of each frame.
 
@@ -166,7 +167,12 @@ class TokenFlow(FlowHead):
             streaming: attention, if there is any, does not look beyond its own chunk.
             final: whether the utterance ends here. If not, the last ``lookahead`` tokens of each utterance are only
                 looked at, and f is (s - lookahead) * frames_per_token.
+            voice: projected speaker vectors, for models that ask them here, too.
         """
+
+    def error_scale(self, time: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
+        """Factor of the velocity's error in the loss at each time; ``None`` for 1."""
+        return None
 
     @abstractmethod
     def velocity(
@@ -230,7 +236,7 @@ class TokenFlow(FlowHead):
         speaker: Float[Tensor, "b d"],
         draws: FlowDraws,
     ) -> FlowLoss:
-        """Squared error of the velocity at random times.
+        """Squared error of the velocity (see :meth:`error_scale`) at random times.
 
         Args:
             tokens: ids or mixtures; gradients reach the latter.
@@ -260,15 +266,18 @@ class TokenFlow(FlowHead):
                 f"expected at least one token of {self.frames_per_token} frames and noise for all {length} "
                 f"frames, got mel of {mel.shape[1]} frames and noise of {draws.noise.shape[1]}"
             )
-        target, noise = mel[:, :length], draws.noise[:, :length]
+        target, noise, voice = mel[:, :length], draws.noise[:, :length], self.project_speaker(speaker)
+        known = vectors[:, : paired.shape[1]] * paired[..., None]
         given = Given(
-            mean=self.condition(vectors[:, : paired.shape[1]] * paired[..., None], paired, draws.streaming, True),
-            speaker=self.project_speaker(speaker),
+            mean=self.condition(known, paired, draws.streaming, True, voice),
+            speaker=voice,
             known=first_frames(target, mask, draws.prompt),
         ).kept(draws.keep)
         noisy = path(noise, target, draws.time)
         velocity = self.velocity(noisy, draws.time, given, mask, draws.streaming)
         error = torch.where(mask[..., None], velocity - path_velocity(noise, target), 0.0)
+        if (scale := self.error_scale(draws.time)) is not None:
+            error = error * scale[:, None, None]
         error = error.to(torch.promote_types(error.dtype, torch.float32))
         return FlowLoss(error.square().sum(), mask.sum().to(error) * self.mel_channels)
 
@@ -306,19 +315,22 @@ class TokenFlow(FlowHead):
         ahead = 0 if final else self.lookahead
         if mask.shape[1] <= ahead:
             raise ValueError(f"expected more than {ahead} tokens to make mel of, got {mask.shape[1]}")
-        mean, mask = self.condition(vectors, mask, streaming, final), self.frame_mask(mask, final)
+        voice = self.project_speaker(speaker)
+        mean, mask = self.condition(vectors, mask, streaming, final, voice), self.frame_mask(mask, final)
         known, shown = torch.zeros_like(mean), self.frame_mask(before)
         if prompt is not None:
             mel = first_frames(prompt.mel[:, : shown.shape[1]], shown, shown.sum(1))
             known = functional.pad(mel, (0, 0, 0, mean.shape[1] - mel.shape[1])).to(mean)
         if noise is None:
             noise = fixed_noise(mean.shape[1], self.mel_channels).to(mean).expand_as(mean)
-        field = self.guided(Given(mean, self.project_speaker(speaker), known), mask, guidance, streaming)
+        field = self.guided(Given(mean, voice, known), mask, guidance, streaming)
         mel = euler(field, noise[:, : mean.shape[1]], cosine_grid(steps, mean.device))
         return _cut(mel, mask, shown.sum(1), max(tokens.shape[1] - ahead, 0) * self.frames_per_token)
 
     def guided(self, given: Given, mask: Bool[Tensor, "b f"], guidance: float, streaming: bool) -> Field:
-        """Velocity with classifier-free guidance; both of its parts are computed in one batch of 2 b."""
+        """Velocity with classifier-free guidance, whose parts are computed in one batch of 2 b; one part without."""
+        if not guidance:
+            return lambda state, time: self.velocity(state, time, given, mask, streaming)
         both, twice = given.with_nothing(), torch.cat((mask, mask))
 
         def field(state: Float[Tensor, "b f m"], time: Float[Tensor, " b"]) -> Float[Tensor, "b f m"]:

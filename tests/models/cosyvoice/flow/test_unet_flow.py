@@ -46,7 +46,14 @@ OTHERS = [
 class AsPublished(UNetFlow):
     """Leaves padding as the embedding makes it, like the published code."""
 
-    def condition(self, vectors: Tensor, mask: Tensor, streaming: bool = False, final: bool = True) -> Tensor:
+    def condition(
+        self,
+        vectors: Tensor,
+        mask: Tensor,
+        streaming: bool = False,
+        final: bool = True,
+        voice: Tensor | None = None,
+    ) -> Tensor:
         return self.encoder_proj(self.encoder.encode_embedded(self.encoder.embed(vectors), mask, streaming, final))
 
 
@@ -144,7 +151,7 @@ def test_velocity_in_training_equals_the_published_one(name):
 def test_loss_of_the_published_condition_equals_the_published_loss(name):
     flow, (given, own) = published(), training(name)
     mean = own["mu"].transpose(1, 2)
-    flow.condition = lambda vectors, mask, streaming=False, final=True: mean
+    flow.condition = lambda vectors, mask, streaming=False, final=True, voice=None: mean
     assert off(flow.loss(**given).value, own["loss"]) < TOLERANCE
 
 

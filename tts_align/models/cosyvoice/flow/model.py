@@ -226,6 +226,7 @@ class UNetFlow(TokenFlow):
         mask: Bool[Tensor, "b s"],
         streaming: bool = False,
         final: bool = True,
+        voice: Float[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b f m"]:
         """What the encoder makes of the tokens, in mel channels."""
         return self.encoder_proj(self.encoder(vectors, mask, streaming, final))
