@@ -13,7 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor, nn
 
 from tts_align.objectives.base import Part
-from tts_align.utils.files import written_atomically
+from tts_align.utils.files import scratch_beside, written_atomically
 from tts_align.utils.readers import ReadError, check_archive, load_tensors
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -157,8 +157,7 @@ class _Sink:
 
 def _keep(path: Path, name: Path) -> None:
     """Give a file a second name, in the place of what has that name; where that is impossible, its only one."""
-    scratch = name.with_name(f".{name.stem}.{os.getpid()}.link")
-    scratch.unlink(missing_ok=True)
+    scratch = scratch_beside(name)
     try:
         os.link(path, scratch)
     except OSError:  # a file system without links

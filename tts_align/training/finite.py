@@ -62,6 +62,7 @@ class FiniteGuard(Callback):
         self.skipped = 0
         self._means: dict[str, Any] = {}
         self._recent: deque[_Seen] = deque()
+        self._checked = 0
         self._bad_loss: Tensor | None = None
         self._bad_step: Tensor | None = None
 
@@ -98,7 +99,9 @@ class FiniteGuard(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Look when losses are logged: the device is asked then anyway."""
-        if trainer.global_step % int(trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step != self._checked and step % int(trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self._checked = step
             self.check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -49,7 +49,7 @@ def file_name(name: str) -> str:
     return f"{encoded[:_LONGEST_NAME].decode(errors='ignore')}~{digest}"
 
 
-def _scratch_beside(path: Path, suffix: str = "") -> Path:
+def scratch_beside(path: Path, suffix: str = "") -> Path:
     """A name for what is being written, beside its final place, by which a later command knows who left it."""
     stem = path.stem.encode()[:80].decode(errors="ignore")
     return path.with_name(f".{stem}.{os.getpid()}-{HOST}-{secrets.token_hex(4)}.scratch{suffix[:20]}")
@@ -67,7 +67,7 @@ def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch_beside(path, path.suffix)
+    scratch = scratch_beside(path, path.suffix)
     os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         yield scratch
@@ -192,7 +192,7 @@ def directory_written_atomically(directory: Path, overwrite: bool = False) -> It
     directory.parent.mkdir(parents=True, exist_ok=True)
     if directory.is_mount():
         raise ValueError(f"something is mounted at {directory}, which cannot be replaced: name a folder inside it")
-    scratch = _scratch_beside(directory)
+    scratch = scratch_beside(directory)
     scratch.mkdir(mode=0o700)
     try:
         yield scratch

@@ -44,6 +44,7 @@ def locked(lock: Path, what: str | Path, command: str, option: str) -> Iterator[
     Raises:
         LockedError: another process has the lock; the message says which.
     """
+    fresh = not lock.parent.exists()
     lock.parent.mkdir(parents=True, exist_ok=True)
     mine = {
         "owner": owner(),
@@ -63,6 +64,8 @@ def locked(lock: Path, what: str | Path, command: str, option: str) -> Iterator[
         with suppress(OSError, ReadError):
             if read_json_object(lock).get("number") == mine["number"]:
                 lock.unlink()
+            if fresh:
+                lock.parent.rmdir()  # if nothing was written, as when the recipe was wrong
 
 
 def _take(lock: Path, mine: dict[str, Any], what: str | Path, option: str) -> None:
