@@ -135,6 +135,8 @@ def _plain_command(command: str, args: list[str], function: Callable[..., object
 def main(args: list[str] | None = None) -> None:
     """Console entry point; returns nothing, because ``sys.exit`` would print what it returns.
 
+    Whoever reads what is printed may have read enough: ``tts-align recipes | head`` ends quietly, as other tools do.
+
     Args:
         args: the command line by default.
     """
@@ -143,6 +145,10 @@ def main(args: list[str] | None = None) -> None:
         try:
             with plain_errors(faults=True):
                 _run_command(args)
+                sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere at exit
+            raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
         except signals.Interrupted as end:
             note(f"tts-align: {end}; what was finished is kept, and the same command resumes")
             raise

@@ -66,7 +66,7 @@ def plain_errors(faults: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if debugging():
+        if debugging() or isinstance(error, BrokenPipeError):
             raise
         if (text := explained_error(error)) is not None:
             fail(text)

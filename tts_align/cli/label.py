@@ -106,14 +106,14 @@ class LabelCounts:
 
 
 def choose(candidates: Iterable[Candidate], rule: LabelRule) -> list[tuple[Candidate, bool]]:
-    """Candidates with their labels, in the order in which they came."""
+    """Candidates with their labels, in the order in which they came; a person's label stands above the rule."""
     groups: defaultdict[tuple[str, str, bool], list[Candidate]] = defaultdict(list)
     every = list(candidates)
+    chosen: dict[str, bool] = {one.id: one.label for one in every if one.label is not None and one.speech}
     for candidate in every:
-        desirable = rule.side(candidate)
+        desirable = rule.side(candidate) if candidate.label is None else None
         if desirable is not None and candidate.speech:
             groups[candidate.prompt.id, candidate.speaker, desirable].append(candidate)
-    chosen: dict[str, bool] = {}
     for (_, _, desirable), members in groups.items():
         ranked = sorted(members, key=lambda one: _cer(one) if desirable else -_cer(one))
         limit = {"best": rule.desirable if desirable else rule.undesirable, "all": len(ranked)}[rule.keep]
@@ -144,25 +144,31 @@ def count(candidates: Sequence[Candidate], labelled: Sequence[tuple[Candidate, b
     )
 
 
-def label(judged: str | Path, out: Path, rule: LabelRule | None = None) -> LabelCounts:
+def label(
+    judged: str | Path, out: Path, rule: LabelRule | None = None, desirable_stars: float | None = None
+) -> LabelCounts:
     """Label judged candidates by a rule, write the manifest, and print how many rows and pairs there are.
 
+    A line with a ``label`` that a person added (true or false, 1 or 0, up or down, good or bad, or stars) keeps it.
+
     Args:
-        judged: JSONL file that ``judge`` wrote.
+        judged: JSONL file that ``judge`` wrote, or ``sample`` if people labelled it.
         out: manifest to write, .jsonl or .parquet.
         rule: which candidates become rows.
+        desirable_stars: number of stars from which on a row is desirable, where people gave 1 to 5 stars.
     """
     rule = rule or LabelRule()
     check_not_source(out, resolve(judged))
     remove_leftovers(Path(out).parent)
-    candidates = read_candidates(judged)
-    if not any(candidate.verdict or candidate.error for candidate in candidates):
+    candidates = read_candidates(judged, desirable_stars)
+    if not any(one.verdict or one.error or one.label is not None for one in candidates):
         raise ValueError(f"{judged}: no candidate was judged yet: run `tts-align judge` first")
     labelled = choose(candidates, rule)
     counts = count(candidates, labelled)
     print(counts, flush=True)
     if not labelled:
         raise ValueError(f"{judged}: the rule keeps no row: raise max_cer, or count neither as undesirable")
-    rows: list[Row] = [candidate.to_manifest(desirable) for candidate, desirable in labelled]
+    start, end = resolve(judged).parent, Path(out).parent
+    rows: list[Row] = [candidate.moved(start, end).to_manifest(desirable) for candidate, desirable in labelled]
     write_manifest(rows, out)
     return counts

@@ -6,12 +6,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tts_align.data.columns import read_codes
+from tts_align.data.labels import read_label
 from tts_align.data.records import Row
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.prompts import SentencePrompt
@@ -32,6 +34,8 @@ class Candidate:
         finished: whether end-of-speech was sampled.
         verdict: what the judge says; ``None`` before it has listened.
         error: why there is no verdict although the judge was asked; empty otherwise.
+        audio: path of its recording, relative to the file of candidates; empty when none was written.
+        label: a person's thumb, if the file has one.
     """
 
     prompt: SentencePrompt
@@ -42,6 +46,8 @@ class Candidate:
     finished: bool
     verdict: Verdict | None = None
     error: str = ""
+    audio: str = ""
+    label: bool | None = None
 
     @property
     def id(self) -> str:
@@ -56,11 +62,18 @@ class Candidate:
         if self.verdict is not None:
             verdict = dataclasses.asdict(self.verdict)
             row |= {name: value for name, value in verdict.items() if _is_known(value)}
-        return row | ({"error": self.error} if self.error else {})
+        later = {"audio": self.audio, "error": self.error}
+        row |= {name: value for name, value in later.items() if value}
+        return row if self.label is None else row | {"label": self.label}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Candidate:
-        """Read what :meth:`to_row` wrote; other columns are ignored."""
+    def from_row(cls, row: Mapping[str, Any], desirable_stars: float | None = None) -> Candidate:
+        """Read what :meth:`to_row` wrote; other columns are ignored.
+
+        Args:
+            row: the columns.
+            desirable_stars: see :func:`~tts_align.data.labels.read_label`.
+        """
         needed = ("sentence", "speaker", "sample", "seed", "speech", "finished")
         if missing := [name for name in needed if name not in row]:
             raise ValueError(f"column {missing[0]!r} is missing: was this file written by `tts-align sample`?")
@@ -75,7 +88,16 @@ class Candidate:
             finished=row["finished"],
             verdict=_verdict(row) if "reading" in row else None,
             error=row.get("error", ""),
+            audio=row.get("audio") or "",
+            label=read_label(row.get("label"), desirable_stars),
         )
+
+    def moved(self, old: Path, new: Path) -> Candidate:
+        """The same with the path of its recording starting from another folder."""
+        if not self.audio or Path(self.audio).is_absolute():
+            return self
+        path = Path(os.path.relpath(Path(old, self.audio).absolute(), new.absolute())).as_posix()
+        return dataclasses.replace(self, audio=path)
 
     def to_manifest(self, desirable: bool | None) -> Row:
         """The row of a manifest, with a label."""
@@ -94,6 +116,7 @@ class Candidate:
             language=self.prompt.language,
             speaker=self.speaker,
             speech=self.speech,
+            audio=self.audio,
             desirable=desirable,
             spans=self.prompt.spans,
             instruct=self.prompt.instruct,
@@ -110,6 +133,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "seed": (int,),
     "finished": (bool,),
     "error": (str,),
+    "audio": (str,),
     "transcript": (str,),
     "reading": (str,),
     "cer": (int, float),
@@ -156,8 +180,12 @@ def candidate_seed(seed: int, sentence: str, speaker: str, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
 
 
-def read_candidates(path: str | Path) -> list[Candidate]:
+def read_candidates(path: str | Path, desirable_stars: float | None = None) -> list[Candidate]:
     """Read what ``sample`` or ``judge`` wrote.
+
+    Args:
+        path: the file.
+        desirable_stars: number of stars from which on an utterance is desirable, if people gave stars.
 
     Raises:
         ValueError: with file and line of the first fault, or of an id that appears twice.
@@ -165,7 +193,7 @@ def read_candidates(path: str | Path) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     for number, row in read_json_lines(resolve(path)):
         try:
-            candidate = Candidate.from_row(row)
+            candidate = Candidate.from_row(row, desirable_stars)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}:{number}: {error}") from None
         if candidate.id in found:

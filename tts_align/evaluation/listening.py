@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,7 @@ from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.speaking import UtteranceRequest, speak, waveforms_of
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
+from tts_align.utils.audio import read_recording
 from tts_align.utils.shards import digest
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ def listen(
     candidates: Sequence[Candidate],
     batch_rows: int = 64,
     failures: Failures | None = None,
+    recordings: Path | None = None,
 ) -> Iterator[list[Candidate]]:
     """Judge candidates batch by batch, those of like length together.
 
@@ -118,36 +121,35 @@ def listen(
         candidates: what to listen to; no verdict depends on another candidate.
         batch_rows: candidates at a time.
         failures: counts what fails, over several calls if it is given; by default 1 % of ``candidates`` may.
+        recordings: folder that the paths of recordings start from; by default all sound is made by the vocoder.
 
     Yields:
         The candidates of one batch, judged.
 
     Raises:
-        ValueError: the judge needs audio, and there is no vocoder.
+        ValueError: the judge needs audio that no recording holds, and there is no vocoder.
         TooManyFailuresError: more candidates failed than may.
         Exception: what judge or vocoder raised, if memory is exhausted, or if every candidate of a batch fails so.
     """
-    if judge.needs_audio and vocoder is None:
+    if judge.needs_audio and vocoder is None and needs_vocoder(candidates, recordings):
         raise ValueError(f"{type(judge).__name__} hears sound: the recipe must set model.vocoder")
-    voice = vocoder if judge.needs_audio else None
+    voice = Sounds(vocoder, recordings) if judge.needs_audio else None
     failures = Failures(len(candidates)) if failures is None else failures
     order = sorted(candidates, key=lambda candidate: len(candidate.speech))
     for start in range(0, len(order), batch_rows):
         yield _judge_batch(judge, voice, order[start : start + batch_rows], failures)
 
 
-def _judge_batch(
-    judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate], failures: Failures
-) -> list[Candidate]:
+def _judge_batch(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate], failures: Failures) -> list[Candidate]:
     silent = [_with(one, SILENCE) for one in batch if not one.speech]
     spoken = [one for one in batch if one.speech]
     try:
-        return silent + _judged(judge, vocoder, spoken)
+        return silent + _judged(judge, voice, spoken)
     except Exception as error:
         _raise_if_memory_is_exhausted(error)
         if len(spoken) < 2:
             return silent + [_failed(one, error, failures) for one in spoken]
-    found, errors = _judged_one_by_one(judge, vocoder, spoken)
+    found, errors = _judged_one_by_one(judge, voice, spoken)
     if not found and len({_kind(error) for error in errors.values()}) == 1:
         fault = next(iter(errors.values()))
         fault.add_note(f"each of the {len(spoken)} candidates of a batch failed so, {next(iter(errors))} first")
@@ -156,13 +158,13 @@ def _judge_batch(
 
 
 def _judged_one_by_one(
-    judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate]
+    judge: Judge, voice: Sounds | None, batch: Sequence[Candidate]
 ) -> tuple[list[Candidate], dict[str, Exception]]:
     """What could be judged, and why the rest could not, by name."""
     found, errors = [], {}
     for candidate in batch:
         try:
-            found += _judged(judge, vocoder, [candidate])
+            found += _judged(judge, voice, [candidate])
         except Exception as error:
             _raise_if_memory_is_exhausted(error)
             errors[candidate.id] = error
@@ -170,10 +172,11 @@ def _judged_one_by_one(
 
 
 @torch.no_grad()
-def _judged(judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate]) -> list[Candidate]:
+def _judged(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate]) -> list[Candidate]:
     if not batch:
         return []
-    verdicts = judge.judge(speech_samples(vocoder, batch), [candidate.prompt.expected for candidate in batch])
+    samples = speech_samples(None, batch) if voice is None else voice.samples(batch)
+    verdicts = judge.judge(samples, [candidate.prompt.expected for candidate in batch])
     return [_with(candidate, verdict) for candidate, verdict in zip(batch, verdicts, strict=True)]
 
 
@@ -185,6 +188,39 @@ def speech_samples(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> 
         SpeechSample(torch.tensor(one.speech, dtype=torch.long), sound, rate, one.speaker)
         for one, sound in zip(candidates, sounds, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Where the sound of candidates comes from: the recordings that were written of them, or else the vocoder.
+
+    Args:
+        vocoder: makes the sound of those without a recording; may be absent if each has one.
+        recordings: folder that the paths of recordings start from; ``None`` to use none.
+    """
+
+    vocoder: Vocoder | None
+    recordings: Path | None = None
+
+    def samples(self, candidates: Sequence[Candidate]) -> list[SpeechSample]:
+        """Candidates with their sound, in their order.
+
+        Raises:
+            AudioError: a recording cannot be used.
+        """
+        made = [one for one in candidates if self.recordings is None or not one.audio]
+        found = dict(zip((one.id for one in made), speech_samples(self.vocoder, made), strict=True)) if made else {}
+        return [found.get(one.id) or self._recorded(one) for one in candidates]
+
+    def _recorded(self, candidate: Candidate) -> SpeechSample:
+        assert self.recordings is not None
+        sound, rate = read_recording(self.recordings / candidate.audio)
+        return SpeechSample(torch.tensor(candidate.speech, dtype=torch.long), sound, rate, candidate.speaker)
+
+
+def needs_vocoder(candidates: Sequence[Candidate], recordings: Path | None) -> bool:
+    """Whether the sound of any candidate must be made, because it has speech tokens and no recording."""
+    return any(one.speech and (recordings is None or not one.audio) for one in candidates)
 
 
 def _with(candidate: Candidate, verdict: Verdict) -> Candidate:

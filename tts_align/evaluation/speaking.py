@@ -68,6 +68,30 @@ def utterance_requests(
     ]
 
 
+def chosen_speakers(
+    policy: CodecLM, vocoder: Vocoder | None, prompts: Sequence[SentencePrompt], speakers: Sequence[str], option: str
+) -> Sequence[str]:
+    """Voices to speak in: those asked for or, if none is, the only one there is.
+
+    Args:
+        policy: what speaks.
+        vocoder: what makes the sound; asked when the policy takes any name.
+        prompts: the sentences; those that name their own voice need no other.
+        speakers: voices asked for.
+        option: what a user sets to choose some.
+
+    Raises:
+        ValueError: none is asked for, and there are several; the message lists them.
+    """
+    if speakers or all(prompt.speaker for prompt in prompts):
+        return speakers
+    known = policy.speakers or (None if vocoder is None else vocoder.speakers) or ()
+    if len(known) > 1:
+        listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        raise ValueError(f"no voice is named, and there are {len(known)}: {listed}; choose some with {option}")
+    return known
+
+
 def speak(
     policy: CodecLM,
     sampling: Sampling,

@@ -16,7 +16,13 @@ from tts_align.evaluation.listening import MAX_FAILED_SHARE, Failures, speak_and
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.report import JudgedUtterance, System, print_table, write_report
-from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests, waveforms_of
+from tts_align.evaluation.speaking import (
+    UtteranceRequest,
+    chosen_speakers,
+    evenly_spread,
+    utterance_requests,
+    waveforms_of,
+)
 from tts_align.models.base.policy import CodecLM
 from tts_align.utils.distributed import gathered
 from tts_align.utils.seeds import part_seed
@@ -29,7 +35,8 @@ class TestSettings:
     Args:
         prompts: file of sentences, none of which was trained on: JSONL, or plain text with one sentence per line; demo:
             names an embedded one.
-        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
+        speakers: voices to speak in; by default the only one there is. A sentence that names its own is spoken in that
+            one only.
         samples: utterances per sentence and voice.
         sentences: number of sentences to test, evenly spread, for trials; all by default.
         seed: seed of all utterances, the same before and after; by default 1 plus that of the run (seed_everything).
@@ -75,7 +82,9 @@ class Evaluation:
         """This rank's utterances in batches of sentences of like length."""
         settings = self.settings
         prompts = evenly_spread(read_prompts(settings.prompts), settings.sentences)
-        items = utterance_requests(prompts, settings.speakers, settings.samples, part_seed(settings.seed, 1))
+        policy, vocoder = self.module.policy, self.module.vocoder
+        voices = chosen_speakers(policy, vocoder, prompts, settings.speakers, "model.test.speakers")
+        items = utterance_requests(prompts, voices, settings.samples, part_seed(settings.seed, 1))
         mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
         self._failures = {system: Failures(len(mine), settings.max_failed_share) for system in self.judged}
         batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]

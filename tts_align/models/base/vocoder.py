@@ -28,6 +28,11 @@ class Vocoder(OwnsItsDevice, ABC):
     sample_rate: int
     """Of the waveforms, in Hz."""
 
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices it can speak in; ``None`` when it does not know them, or a name is just a name."""
+        return None
+
     def bind(self, policy: CodecLM) -> None:
         """Take over what the recipe leaves out from the policy whose speech tokens are to be heard; called once."""
 

@@ -116,6 +116,11 @@ class CosyVoiceVocoder(Vocoder):
         settings = repr((facts, self.steps, self.guidance))
         return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices of the directory and of the recipe's file, if there are any."""
+        return tuple(self.voices) or None
+
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for a voice that is not there, or whose recording cannot be used."""
         for name in speakers:
