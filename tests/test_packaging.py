@@ -38,6 +38,7 @@ def test_bounds_hold_what_the_tests_run_on(requirement: Requirement) -> None:
 
 def test_every_import_is_required_and_every_requirement_imported() -> None:
     modules = {"pyyaml": "yaml", "OpenCC": "opencc", "pyopenjtalk-plus": "pyopenjtalk"}
+    modules |= {"faster-whisper": "faster_whisper"}
     through_others = {"tensorboard", "rich", "jaxtyping"}  # Lightning's logger and progress bar; annotations
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "tts_align").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))

@@ -203,7 +203,7 @@ def read_candidates(path: str | Path, desirable_stars: float | None = None) -> l
 
 
 def _is_known(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+    return value is not None and value != {} and not (isinstance(value, float) and math.isnan(value))
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:
@@ -215,4 +215,5 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
         nearest_cer=row["nearest_cer"],
         margin=row.get("margin", math.nan),
         target_share=None if share is None else (share[0], share[1]),
+        readings=row.get("readings") or {},
     )

@@ -33,6 +33,15 @@ MAX_FAILED_SHARE = 0.01
 SILENCE = Verdict(transcript="", reading=Reading.NEITHER, cer=1.0, nearest_cer=1.0)
 """Verdict on an utterance without speech tokens: every character is missing."""
 _NAMED = 5
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to allocate memory",
+)
+"""How the errors of PyTorch, cuDNN, cuBLAS, CTranslate2 and ONNX Runtime say so."""
 
 
 class TooManyFailuresError(ValueError):
@@ -47,11 +56,13 @@ class Failures:
         candidates: number of candidates that are to be judged.
         max_share: largest share of them that may fail; one of several always may, unless the share is 0.
         reasons: what failed, by name of the candidate.
+        split_batches: number of batches that failed although each of their candidates can be judged alone.
     """
 
     candidates: int
     max_share: float = MAX_FAILED_SHARE
     reasons: dict[str, str] = field(default_factory=dict)
+    split_batches: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
@@ -75,6 +86,25 @@ class Failures:
             raise TooManyFailuresError(
                 f"{len(self.reasons)} of {self.candidates} candidates could not be judged, {self.allowed} may "
                 f"(max_failed_share {self.max_share:g}):\n{_listed(self.reasons)}"
+            )
+
+    def split(self, candidates: int, error: Exception) -> None:
+        """Note a batch of which every candidate could be judged alone; the 1st, 10th, 100th, ... is said.
+
+        Args:
+            candidates: in the batch.
+            error: what the batch failed with.
+        """
+        self.split_batches += 1
+        if 10 ** (len(str(self.split_batches)) - 1) == self.split_batches:
+            log.warning(
+                "%d %s failed as a whole although each utterance can be judged alone, which is slow; the last one, of "
+                "%d utterances, with %s: %s",
+                self.split_batches,
+                "batch" if self.split_batches == 1 else "batches",
+                candidates,
+                type(error).__name__,
+                error,
             )
 
 
@@ -146,10 +176,13 @@ def _judge_batch(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate],
     try:
         return silent + _judged(judge, voice, spoken)
     except Exception as error:
-        _raise_if_memory_is_exhausted(error)
+        raise_if_memory_is_exhausted(error)
         if len(spoken) < 2:
             return silent + [_failed(one, error, failures) for one in spoken]
+        whole = error
     found, errors = _judged_one_by_one(judge, voice, spoken)
+    if not errors:
+        failures.split(len(spoken), whole)
     if not found and len({_kind(error) for error in errors.values()}) == 1:
         fault = next(iter(errors.values()))
         fault.add_note(f"each of the {len(spoken)} candidates of a batch failed so, {next(iter(errors))} first")
@@ -166,7 +199,7 @@ def _judged_one_by_one(
         try:
             found += _judged(judge, voice, [candidate])
         except Exception as error:
-            _raise_if_memory_is_exhausted(error)
+            raise_if_memory_is_exhausted(error)
             errors[candidate.id] = error
     return found, errors
 
@@ -241,7 +274,8 @@ def _kind(error: Exception) -> tuple[type[Exception], str]:
     return type(error), re.sub(r"\d+", "#", str(error))
 
 
-def _raise_if_memory_is_exhausted(error: Exception) -> None:
+def raise_if_memory_is_exhausted(error: Exception) -> None:
+    """Raise an error that says nothing about an utterance, with advice."""
     if is_out_of_memory(error):
         error.add_note("there is not enough memory to speak and judge so many candidates at a time: lower batch_rows")
         raise error
@@ -255,8 +289,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    # ONNX Runtime's errors are of classes of its own.
+    machine = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return machine and any(words in str(error) for words in _NO_MEMORY)
 
 
 def warn_of_failures(candidates: Sequence[Candidate]) -> list[str]:

@@ -70,7 +70,7 @@ class SentencePrompt:
     @property
     def expected(self) -> Expected:
         """What a judge compares with."""
-        return Expected(self.text, self.transcripts, self.right)
+        return Expected(self.text, self.transcripts, self.right, self.spans, self.language)
 
     @property
     def target_text(self) -> str:

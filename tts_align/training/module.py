@@ -89,6 +89,7 @@ class AlignModule(ShardedModule):
         self.sampling, self.test_settings = sampling or Sampling(), test
         self.reward_fit, self.stage_fit = reward_fit, stage_fit
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
+        self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         for listener in self._listeners:
             listener.requires_grad_(False).eval()
         if vocoder is not None:
@@ -102,8 +103,8 @@ class AlignModule(ShardedModule):
         self.testing: Testing
 
     @property
-    def _listeners(self) -> Iterable[Vocoder | Judge]:
-        return [one for one in (self.vocoder, self.judge) if one is not None]
+    def _listeners(self) -> Iterable[torch.nn.Module]:
+        return [one for one in (self.vocoder, self.judge, *self.test_listeners) if one is not None]
 
     @property
     def rows_wanted(self) -> RowsWanted:

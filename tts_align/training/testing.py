@@ -64,6 +64,8 @@ class Testing:
         """What is tested are models on their own."""
         self._merged = self.module.objective.merged(self.module.policy, self.module.parts)
         self._merged.__enter__()
+        if isinstance(self.evaluation, Evaluation):
+            self.evaluation.begin(Path(self.trainer.default_root_dir))
 
     def end(self) -> None:
         """Put back what was learnt besides."""

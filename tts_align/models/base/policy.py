@@ -64,6 +64,17 @@ class CodecLM(Float32Buffers, ABC):
         """Voices it can be asked for; ``None`` when a name is just a name."""
         return None
 
+    def use_voices(self, path: Path) -> None:
+        """Speak from now on in the voices of a file of recordings, which a test set brings.
+
+        Args:
+            path: JSONL file of voices: speaker, audio, text (its transcript).
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
+
     @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None

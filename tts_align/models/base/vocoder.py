@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -48,6 +49,17 @@ class Vocoder(OwnsItsDevice, ABC):
     def digest(self) -> str:
         """Digest of what decides its sound: the part of a judge's key that the vocoder changes."""
         return weights_digest(self.state_dict())
+
+    def use_voices(self, path: Path) -> None:
+        """Speak from now on in the voices of a file of recordings, which a test set brings; see ``CodecLM``.
+
+        Args:
+            path: JSONL file of voices: speaker, audio, text.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
 
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""

@@ -108,6 +108,10 @@ class CosyVoiceLM(Qwen2CodecLM):
         """The voices of the recipe's file and of the directory."""
         return open_voices(str(self.source.path), self.voices_path)
 
+    def use_voices(self, path: Path) -> None:
+        """Speak in the voices of a file of recordings, beside those of the directory."""
+        self.voices_path = str(path)
+
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the text behind what the published inference puts before it.
 

@@ -91,6 +91,10 @@ class CosyVoiceVocoder(Vocoder):
         """The voices it can speak in."""
         return open_voices(str(self.directory.path), self.voices_path)
 
+    def use_voices(self, path: Path) -> None:
+        """Speak in the voices of a file of recordings, beside those of the directory."""
+        self.voices_path = str(path)
+
     def nets(self) -> tuple[TokenFlow, HiFT]:
         """Flow and vocoder, on this module's device."""
         device = self.own_device
