@@ -13,7 +13,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 from jsonargparse import Namespace
@@ -117,7 +116,7 @@ def check_classes(recipe: Mapping[str, Any] | Namespace, modules: Any = ()) -> N
                 expected = " or ".join(kind.__name__ for kind in kinds)
                 raise RecipeError(f"{key}: expected a class of the kind {expected}, got {_said(value)}")
         elif root not in own | ({inside} - {"lightning", "torch", "pytorch_lightning"}) and not (
-            inspect.isclass(found) and (issubclass(found, parts) or (is_dataclass(found) and root == _PACKAGE))
+            inspect.isclass(found) and (issubclass(found, parts) or root == _PACKAGE)
         ):
             raise RecipeError(
                 f"{key}: {_said(value)} is no part of a training; if it is yours, name its module in run.modules"

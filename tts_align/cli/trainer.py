@@ -253,6 +253,7 @@ class AlignTrainer(Trainer):
             return
         if ckpt_path is not None:
             load_trained(model, ckpt_path)
+        remove_leftovers(Path(to).resolve().parent)
         model.parts.clear()  # a reference is as large as the policy, and not needed
         from tts_align.cli.export import export
 
