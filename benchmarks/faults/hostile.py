@@ -157,7 +157,7 @@ def compressed(path: Path, out: Path) -> None:
     with zipfile.ZipFile(path) as good, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
         for member in good.infolist():
             content = good.read(member)
-            made.writestr(member.filename, b"\0" * 2**28 if "/data/" in member.filename else content)
+            made.writestr(member.filename, b"\0" * 2**20 if "/data/" in member.filename else content)
 
 
 # ---------------------------------------------------------------------- kinds of inputs
