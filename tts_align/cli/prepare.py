@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 
 from tts_align.cli.places import check_no_hub
-from tts_align.cli.trainer import AlignTrainer, writing
+from tts_align.cli.trainer import AlignTrainer
+from tts_align.cli.writing import writing
 from tts_align.data.cosyvoice import is_place, shard_of
 from tts_align.data.manifest import read_manifest, to_dict
 from tts_align.data.prepared import OnBadRow, Target, finish

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.cli.writing import writing
+from tts_align.evaluation.calibration import CALIBRATION
 from tts_align.training.callbacks.keep_last import KeepLast, StopOnSignal
 from tts_align.training.callbacks.logs import TrainingLog, continue_logs
 from tts_align.training.callbacks.movement import Movement
@@ -32,8 +33,8 @@ from tts_align.training.run import Run, RunSettings
 from tts_align.utils import signals
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import check_inside, check_not_source, remove_leftovers, write_json
-from tts_align.utils.locks import lock_of, locked
 from tts_align.utils.messages import first_process, say
+from tts_align.utils.seeds import run_seed
 
 
 class _Work(LightningModule):
@@ -99,32 +100,6 @@ class _Signals(_SignalConnector):
         launcher = self.trainer.strategy.launcher
         if launcher is not None and number == signal.SIGTERM:
             launcher.kill(signal.SIGTERM)
-
-
-@contextmanager
-def writing(out: Path, command: str) -> Iterator[None]:
-    """Within the block no other command writes the same file; its first process speaks for all.
-
-    Args:
-        out: what is written at the end; what killed commands left unfinished beside it is removed.
-        command: that writes it.
-
-    Raises:
-        LockedError: another one is at work.
-        ValueError: ``out`` is a directory, or its folder of work in progress leads elsewhere.
-    """
-    out = Path(out)
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a directory: name a file in it")
-    if not first_process():
-        yield
-        return
-    for name in (f"{out.name}.parts", f"{out.name}.work.parts"):
-        check_inside(out.with_name(name), out.parent)
-    with locked(lock_of(out), out, command, "out"):
-        remove_leftovers(out.parent)
-        remove_leftovers(out.with_name(f"{out.name}.audio"), deep=True)
-        yield
 
 
 class AlignTrainer(Trainer):
@@ -193,25 +168,48 @@ class AlignTrainer(Trainer):
     def judge(
         self,
         model: AlignModule,
-        candidates: Path,
-        out: Path,
+        candidates: Path | None = None,
+        out: Path | None = None,
         batch_rows: int = 64,
         overwrite: bool = False,
         max_failed_share: float = 0.01,
+        calibrate: Path | None = None,
+        accuracy: Path | None = None,
+        speakers: Sequence[str] = (),
         ckpt_path: Path | None = None,
     ) -> None:
         """Listen to every candidate with the recipe's judge, and write what was heard; resumes.
 
         Args:
             model: module whose judge listens, and whose vocoder speaks if the judge hears sound.
-            candidates: JSONL file that ``sample`` wrote.
+            candidates: JSONL file that ``sample`` wrote; this and out, or calibrate, must be given.
             out: JSONL file of judged candidates to write, whole or not at all.
             batch_rows: candidates judged together on each device; does not change the verdicts.
             overwrite: whether to replace a file that was made from other candidates or with another judge.
             max_failed_share: largest share of the candidates that may go without a verdict because vocoder or judge
                 failed on them.
+            calibrate: instead of listening to candidates, measure how often the judge itself hears the right reading:
+                on recordings whose reading is known (a JSONL file with columns id, text, spans and audio, or a folder
+                with recordings.jsonl), or on sentences with marked words, which the policy speaks with each reading
+                written out.
+            accuracy: file of the judge's own accuracy, which calibrate writes and test and label show beside theirs; by
+                default judge_accuracy.json in run.directory.
+            speakers: voices to calibrate with; a sentence that names its own is spoken in that one only.
             ckpt_path: checkpoint of the models that the vocoder is made of.
         """
+        accuracy = accuracy or Path(self.default_root_dir, CALIBRATION)
+        if calibrate is not None:
+            if candidates is not None or out is not None:
+                raise ValueError("calibrate listens to no candidates: leave out candidates and out")
+            from tts_align.cli.calibrate import calibrate as measure
+
+            measured = partial(measure, source=calibrate, out=accuracy, speakers=speakers, batch_rows=batch_rows)
+            self._work_trained(model, ckpt_path, partial(measured, seed=run_seed()))
+            return
+        if candidates is None or out is None:
+            raise ValueError("judge needs --candidates and --out, or --calibrate")
+        if speakers:
+            raise ValueError("speakers has no effect without calibrate: candidates have their voices")
         from tts_align.cli.judge import judge
 
         work = partial(
@@ -221,6 +219,7 @@ class AlignTrainer(Trainer):
             batch_rows=batch_rows,
             overwrite=overwrite,
             max_failed_share=max_failed_share,
+            accuracy=accuracy,
         )
         check_not_source(out, resolve(candidates))
         with writing(out, "judge"):

@@ -20,12 +20,14 @@ from tts_align.training.finite import OnNotFinite
 from tts_align.utils.files import check_inside, remove_leftovers, written_atomically
 from tts_align.utils.locks import LOCK, locked
 from tts_align.utils.messages import first_process, say
-from tts_align.utils.readers import ReadError, read_yaml
+from tts_align.utils.readers import ReadError, read_json_object, read_yaml
 
 RECIPE, CHECKPOINTS, LOGS, TEST = "config.yaml", "checkpoints", "tensorboard", "test"
 DAMAGED = "damaged"
 """Name of a checkpoint that could not be read, beside the others, until the next one is."""
 EXPORT = "export.json"
+CHOICE = "chosen.json"
+"""In the folder of checkpoints: which of them was heard best."""
 SUMMARY, REWARD_NUMBERS = "summary.json", "reward.json"
 """What a test writes about a policy, and about a reward model."""
 ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast", "reward", "model", "stage1", "stage2", "parts")
@@ -115,6 +117,7 @@ class Run:
         self.directory = Path(directory)
         self.recipe = self.directory / RECIPE
         self.checkpoint = self.directory / CHECKPOINTS / LAST
+        self.choice = self.directory / CHECKPOINTS / CHOICE
         self.logs = self.directory / LOGS
         self.test = self.directory / TEST
 
@@ -122,6 +125,30 @@ class Run:
     def begun(self) -> bool:
         """Whether something was learned here that another recipe must not go on from."""
         return self.recipe.is_file() and next(self.directory.rglob("*.ckpt"), None) is not None
+
+    @property
+    def chosen(self) -> Path:
+        """The checkpoint that was heard best, which ``test`` and the others use; the last one if none was chosen.
+
+        Raises:
+            FileNotFoundError: somebody removed it.
+        """
+        if not self.choice.is_file():
+            return self.newest() or self.checkpoint
+        path = self.choice.with_name(Path(str(read_json_object(self.choice).get("file"))).name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no checkpoint at {path}, which {self.choice} says was heard best: put it back, or remove "
+                f"{self.choice.name} to use {self.checkpoint.name}"
+            )
+        return path
+
+    def stopped(self) -> str:
+        """Why a guard has stopped the run for good, by its last checkpoint; empty if none has."""
+        if not self.checkpoint.is_file():
+            return ""
+        states = read_checkpoint(self.checkpoint).get("callbacks", {}).values()
+        return next((str(one["stopped"]) for one in states if isinstance(one, dict) and one.get("stopped")), "")
 
     def check(self, recipe: str) -> None:
         """Raise :class:`RecipeChanged` if the directory holds a begun run of another recipe than this YAML text."""
@@ -266,6 +293,21 @@ def finished(trainer: Trainer, epoch: int, step: int) -> bool:
     """Whether a training that got this far has nothing left to do."""
     by_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch
     return by_epochs or 0 <= trainer.max_steps <= step
+
+
+def how_to_test(run: Run, has_judge: bool) -> str:
+    """The command that compares before and after, for a run whose recipe has no test sentences.
+
+    Args:
+        run: that was trained.
+        has_judge: whether its recipe names a judge.
+    """
+    judge = "" if has_judge else " --model.judge WhisperJudge --model.judge.model FOLDER --model.judge.language CODE"
+    return (
+        "not tested:   the recipe names no test sentences; for a before and after, give some that were not trained on"
+        f"{'' if has_judge else ', and a recogniser'}:\n"
+        f"  tts-align test --config {run.directory / RECIPE} --model.test.prompts sentences.txt{judge}"
+    )
 
 
 def where(run: Run, say: Callable[[str], None]) -> None:
