@@ -278,6 +278,6 @@ def label(
     if not labelled:
         raise ValueError(f"{judged}: the rule keeps no row: raise max_cer, or count neither as undesirable")
     start, end = resolve(judged).parent, Path(out).parent
-    rows: list[Row] = [candidate.moved(start, end).to_manifest(desirable) for candidate, desirable in labelled]
+    rows: list[Row] = [row for one, desirable in labelled for row in one.moved(start, end).to_rows(desirable)]
     write_manifest(rows, out)
     return counts
