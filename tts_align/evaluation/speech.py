@@ -7,7 +7,6 @@ similarity, quality; then the report. A new measure needs no new synthesis, and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from tts_align.evaluation.audio import keep_only, write_pair
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.judges.base import Judge
 from tts_align.evaluation.listening import warn_of_failures
 from tts_align.evaluation.measures.base import describe
 from tts_align.evaluation.parts import SpeaksAndListens
@@ -47,8 +45,6 @@ __all__ = ["Evaluation", "TestSettings"]
 
 STAGES, VOICES = "stages", "voices.jsonl"
 """Folder of the stages' rows in ``test``, and the file of a test set's voices there."""
-JUDGE_ACCURACY = "judge_accuracy.json"
-"""File in a run's directory with what was measured of its judge where the reading is known."""
 
 
 class Evaluation:
@@ -223,7 +219,7 @@ class Evaluation:
                 utterances.append(
                     judged_utterance(one, system, rows[system], listeners, self.protocol, item.reference, **columns)
                 )
-        summary = write_report(directory, utterances, self._facts(directory.parent))
+        summary = write_report(directory, utterances, self._facts())
         print()  # the progress bar has left the line open
         print_table(summary)
 
@@ -233,7 +229,7 @@ class Evaluation:
             return candidate.id
         return candidate.prompt.id if self.settings.samples == 1 else f"{candidate.prompt.id}-{candidate.sample}"
 
-    def _facts(self, run: Path) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """What the numbers were made with."""
         module, settings = self.module, self.settings
         assert module.judge is not None
@@ -246,9 +242,7 @@ class Evaluation:
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}
         suite["digest"] = digest([item.reference for item in self.suite.items])
         protocol = {} if self.protocol is None else {"protocol": self.protocol.identity()}
-        known = judge_accuracy(run / JUDGE_ACCURACY, settings.readings or module.judge)
-        accuracy = {} if known is None else {"judge_accuracy": known}
-        return {"suite": suite, **protocol, "models": models | describe(settings.measures), **accuracy}
+        return {"suite": suite, **protocol, "models": models | describe(settings.measures)}
 
     def _audio(self, folder: Path, judged: dict[str, list[Candidate]]) -> dict[tuple[str, str], str]:
         """Keep the sound of some sentences before and after; where the reading changed first."""
@@ -281,24 +275,6 @@ class Evaluation:
         heard = [pair for pair in pairs if all(one.speech for one in pair.values())]
         heard.sort(key=lambda pair: (len({_reading(one) for one in pair.values()}) == 1, next(iter(pair.values())).id))
         return heard[: self.settings.audio]
-
-
-def judge_accuracy(path: Path, judge: Judge) -> dict[str, Any] | None:
-    """Accuracy of a judge as ``tts-align judge --calibrate`` has measured it; ``None`` if that was another, or never.
-
-    Args:
-        path: of the file it wrote.
-        judge: that listens now; the name of its model's folder does not count.
-    """
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text("utf-8"))
-    mine, measured = (
-        {name: value for name, value in identity.items() if name != "model"}
-        for identity in (judge.identity(), found.get("judge", {}))
-    )
-    accuracy: dict[str, Any] | None = found.get("accuracy")
-    return accuracy if mine == measured else None
 
 
 def _reading(candidate: Candidate) -> str:

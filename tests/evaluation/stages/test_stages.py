@@ -349,20 +349,6 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
     assert summary["further"]["aligned"]["error_rate"]["value"] == pytest.approx(summary["rates"]["aligned"]["macro"])
 
 
-def test_the_judges_own_accuracy_stands_beside_the_numbers(tmp_path, prompts, capsys):
-    path = tmp_path / "run/judge_accuracy.json"
-    path.parent.mkdir()
-    path.write_text(
-        json.dumps({"judge": {**Ear().identity(), "model": "elsewhere"}, "accuracy": {"value": 0.97, "n": 60}})
-    )
-    evaluate(tmp_path / "run", prompts)
-    assert json.loads((tmp_path / "run/test/summary.json").read_text())["judge_accuracy"] == {"value": 0.97, "n": 60}
-    assert "its own accuracy is 97.0 % of 60 utterances" in capsys.readouterr().out
-    path.write_text(json.dumps({"judge": Ear(deaf_to=(1,)).identity(), "accuracy": {"value": 0.97, "n": 60}}))
-    evaluate(tmp_path / "run", prompts)
-    assert "judge_accuracy" not in json.loads((tmp_path / "run/test/summary.json").read_text())
-
-
 def test_accuracy_of_marked_words_alone():
     """Two right of three marked, one abstention, one sentence without a marked word: 2 of 3."""
     rows = [
