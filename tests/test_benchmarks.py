@@ -41,26 +41,25 @@ def toy(step: ModuleType, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "packed"), [("sft", True), ("dpo", True), ("kto", True), ("tkto", True), ("kto", False)]
+    ("name", "bucketed"), [("sft", True), ("dpo", True), ("kto", True), ("tkto", True), ("kto", False)]
 )
-def test_a_step_does_what_the_bare_loops_do(name: str, packed: bool, folder: Path, load: Any) -> None:
+def test_a_step_does_what_the_lean_loop_does(name: str, bucketed: bool, folder: Path, load: Any) -> None:
     step = load("step")
-    row = step.compare(name, packed, folder, toy(step, folder), steps=1, rounds=1)
+    row = step.compare(name, bucketed, folder, toy(step, folder), steps=1, rounds=1)
     assert row["first_step_differs"] <= step.AGREES
     assert row["any_step_differs"] <= 1e-3
     assert row["passes"] == step.PASSES[name]
-    assert row["seconds_per_step"].keys() == {"ours", "bare_packed", "bare_padded"}
-    for kind in ("packed", "padded"):
-        ratio = row[f"ratio_to_bare_{kind}"]["cpu"]
-        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-    assert f"{name} {'packed' if packed else 'padded'}" in step.table([row])
+    assert row["seconds_per_step"].keys() == {"ours", "lean"}
+    ratio = row["ratio_to_lean"]["cpu"]
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert f"{name} tiny {'bucketed' if bucketed else 'random'}" in step.table([{"size": "tiny", **row}])
 
 
-def test_a_bare_loop_that_does_other_work_is_found_out(
+def test_a_lean_loop_that_does_other_work_is_found_out(
     folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = load("step")
-    monkeypatch.setattr(load("bare"), "BETA", 0.1002)
+    monkeypatch.setattr(load("lean"), "BETA", 0.1002)
     with pytest.raises(AssertionError, match="do not do the same work"):
         step.compare("dpo", True, folder, toy(step, folder), steps=1, rounds=1)
 

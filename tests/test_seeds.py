@@ -106,7 +106,7 @@ def test_what_an_objective_draws_for_a_row(data: Any):
 
     def seeds(**options: Any) -> tuple[int, ...]:
         split = data(utterances=True, **options)
-        batches = MicroBatches(split.examples, split.layout, split.packed)
+        batches = MicroBatches(split.examples, split.layout)
         return batches[MicroBatch(tuple(range(6)), Totals(6, 6, 6, 6), epoch=3)].utterances.seeds
 
     def always() -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from tts_align.cli.trainer import AlignTrainer, make_trainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
 from tts_align.training.module import AlignModule
-from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
+from tts_align.training.run import EXPORT, Run, RunSettings, finished, how_to_test, where
 from tts_align.utils.messages import first_process, quiet, say
 
 
@@ -193,7 +193,12 @@ class AlignCLI(LightningCLI):
             if first_process():
                 show_test(stored)
         elif tests:
-            self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
+            chosen = str(self.run.chosen) if self.run.choice.is_file() else None
+            self.trainer.test(
+                model, datamodule=kwargs["datamodule"], ckpt_path=chosen, weights_only=True, verbose=False
+            )
+        elif self.settings.test_after_fit and not model.objective.trains_reward_only:
+            say(how_to_test(self.run, model.judge is not None))
         where(self.run, say)
 
     @staticmethod
@@ -262,7 +267,8 @@ class AlignCLI(LightningCLI):
         run, trainer = self.run, self._get(self.config_init, "trainer")
         if self.settings.overwrite or trainer.fast_dev_run or not run.begun or not run.checkpoint.is_file():
             return None
-        return stored_test(run, self.saved_recipe()) if finished(self.trainer, *run.progress()) else None
+        over = finished(self.trainer, *run.progress()) or run.stopped()
+        return stored_test(run, self.saved_recipe()) if over else None
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Validate the run's last checkpoint, or another."""

@@ -220,7 +220,7 @@ class AlignData(LightningDataModule):
         counts = usable(rows, self.seed, self.wants.readers)
         _say_once(f"{path}\n{counts}\nused here: {len(examples.rows)} rows as {self.wants.reads}")
         keys = tuple(map(policy.layout.key, examples.rows))
-        return Split(examples, plan, targets, policy.layout, policy.packed, keys)
+        return Split(examples, plan, targets, policy.layout, keys)
 
     @property
     def _extractor(self) -> FeatureExtractor:
@@ -235,11 +235,7 @@ class AlignData(LightningDataModule):
         world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
         split.plan.check(world, accumulate)
         steps = limited_steps(split.plan.steps_per_epoch, accumulate, self.trainer.limit_train_batches)
-        rank_zero_info(
-            f"{steps} optimiser steps per epoch; "
-            f"padding to the longest row would cost {split.padding(world, accumulate):.2f} times the useful tokens"
-            + ("; rows are packed instead" if split.packed else "")
-        )
+        rank_zero_info(f"{steps} optimiser steps per epoch")
         sampler = PlanSampler(
             plan=split.plan,
             examples=split.examples,

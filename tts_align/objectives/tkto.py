@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tts_align.batch import Mean, Reads, across_ranks
-from tts_align.logprobs import by_label, full_kl, masked_sum
+from tts_align.logprobs import by_label, masked_sum
 from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 ReferencePoint = Literal["token", "batch_position", "batch"]
@@ -168,11 +168,8 @@ class TKTO(Objective, name="tkto"):
 
     def kl(self, step: Step) -> Float[Tensor, "r t"]:
         """Reference point of each token, without gradient."""
-        assert step.policy.logits is not None
-        assert step.reference is not None
-        assert step.reference.logits is not None
         with torch.no_grad():
-            exact = step.batch.rows.scatter(full_kl(step.policy.logits, step.reference.logits))
+            exact = step.batch.rows.scatter(step.exact_kl())
             mask = step.policy.mask
             if self.reference_point == "batch":
                 return across_ranks(Mean.of(exact, mask)).value.expand_as(exact)

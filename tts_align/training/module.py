@@ -28,6 +28,7 @@ from tts_align.objectives.base import Objective, Outcome, Part, Step
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
 from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
+from tts_align.training.gradients import fused
 from tts_align.training.means import StageMeans
 from tts_align.training.parts import check_can_learn, check_settings, make_parts
 from tts_align.training.scoring import Scoring
@@ -210,7 +211,7 @@ class AlignModule(ShardedModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer from the trainable parameters only."""
-        optimizer = self.optimizer([value for value in self.parameters() if value.requires_grad])
+        optimizer = fused(self.optimizer([value for value in self.parameters() if value.requires_grad]))
         if self.lr_scheduler is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}

@@ -29,8 +29,6 @@ class CodecLM(Float32Buffers, ABC):
 
     layout: Layout
     """Special ids and block sizes of its sequences."""
-    packed: bool
-    """Whether rows should be collated several to a bin."""
 
     @property
     def table(self) -> nn.Embedding:
@@ -74,6 +72,10 @@ class CodecLM(Float32Buffers, ABC):
             ValueError: it cannot.
         """
         raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
+
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """What is spoken of a text, one utterance after the other; by default the text as it is."""
+        return (text,)
 
     @abstractmethod
     def generate(
