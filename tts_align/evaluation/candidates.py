@@ -140,7 +140,9 @@ class Candidate:
         rows = []
         for number, (piece, speech, spans) in enumerate(zip(self.pieces, self.cut, self._marks(), strict=True)):
             if speech:
-                own: dict[str, Any] = {"audio": "", "transcript": "", "id": f"{whole.id}-piece-{number}"} if many else {}
+                own: dict[str, Any] = (
+                    {"audio": "", "transcript": "", "id": f"{whole.id}-piece-{number}"} if many else {}
+                )
                 rows.append(dataclasses.replace(whole, text=piece.text, speech=speech, spans=spans, **own))
         marked = [row for row in rows if row.spans]
         return marked if marked and many and desirable is False else rows
