@@ -86,9 +86,8 @@ class AlignModule(ShardedModule):
         self.strict_loading = False  # frozen parts are rebuilt from their own paths, not saved
         check_settings(objective, policy, reference, contrast, reward, reward_fit, stage_fit)
         self.objective, self.policy, self.contrast = objective, policy, contrast
-        self.vocoder, self.judge = vocoder, judge
         self.sampling, self.test_settings = sampling or Sampling(), test
-        self.reward_fit, self.stage_fit = reward_fit, stage_fit
+        self.vocoder, self.judge, self.reward_fit, self.stage_fit = vocoder, judge, reward_fit, stage_fit
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
         self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         for listener in self._listeners:
@@ -131,7 +130,7 @@ class AlignModule(ShardedModule):
 
     def setup(self, stage: str) -> None:
         """Keep Lightning's precisions away from batches, which hold whole numbers; refuse those that cannot train."""
-        self.trainer.precision_plugin.convert_input = lambda batch: batch  # type: ignore[method-assign,assignment]
+        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
         if stage == "fit":
             check_can_learn(self.policy, self.parts, self.trainer.precision)
 
@@ -245,3 +244,7 @@ class AlignModule(ShardedModule):
         if self.trained_tokenizer is not None:
             batch = self.objective.prepare(batch, self.policy, self.parts)
         return self.policy(batch.rows)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
