@@ -16,11 +16,13 @@ from tts_align.data.datamodule import AlignData
 from tts_align.models.base.reward import RewardHead
 from tts_align.objectives.base import Objective, Part
 from tts_align.objectives.e2e import E2E
+from tts_align.objectives.e2e_losses import SHAPERS, used
 from tts_align.objectives.kto import KTO
 from tts_align.objectives.mtr import MTR
 from tts_align.objectives.tkto import TKTO
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.callbacks.keep_base import KeepBase
 from tts_align.training.callbacks.keep_best import KeepBest
 from tts_align.training.checkpoint import read_checkpoint
 from tts_align.training.contrast import (
@@ -45,7 +47,7 @@ REWARD, MODEL = "reward", "model"
 """Run of the reward model inside another run; directory of the reward model inside its own."""
 NOT_FOR_PAIRS = ("contrast", "test", "vocoder", "judge")
 NOT_FOR_REWARDS = ("reference", "contrast", "flow", "tokenizer", "reward_fit", "vocoder", "judge", "test")
-NOT_FOR_STAGES = ("stage_fit", "vocoder", "judge", "test")
+NOT_FOR_STAGES = ("stage_fit", "vocoder", "judge", "test", "lr_scheduler")
 """What a recipe holds under ``model:`` for the last fit only, and the fits before it have no use for."""
 
 
@@ -102,7 +104,8 @@ def _variant(
 
 def _without_guards(recipe: Namespace) -> dict[str, Any]:
     """The recipe's callbacks but for those that listen to the policy of the fit itself."""
-    callbacks, listening = recipe.trainer.callbacks, (HackingGuard.__module__, KeepBest.__module__)
+    callbacks = recipe.trainer.callbacks
+    listening = (HackingGuard.__module__, KeepBest.__module__, KeepBase.__module__)
     if not isinstance(callbacks, list):
         return {}
     return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in listening]}
@@ -300,13 +303,21 @@ def _stage_changes(recipe: Namespace, fit: StageFit, stage: int, earlier: Path) 
     """What of the recipe is different in an earlier stage."""
     knobs = Namespace(**vars(recipe.objective.init_args))
     knobs.stage, knobs.start = stage, None if stage == 1 else str(earlier)
+    knobs.unfreeze_after = dict(fit.unfreeze_after) if stage == 1 else {}
+    losses = fit.losses if stage == 1 else SHAPERS
+    for name in used(3, SHAPERS) | used(2, SHAPERS):  # what only a later stage uses
+        if name not in used(stage, losses):
+            setattr(knobs, name, None)
     without: tuple[str, ...] = NOT_FOR_STAGES
-    epochs, rate = fit.second_epochs, fit.second_learning_rate
+    epochs, rate, decay = fit.second_epochs, fit.second_learning_rate, fit.second_decay_steps
     if stage == 1:
         knobs.losses = list(fit.losses)
         without = (*without, *(name for name in ("reward", "flow") if name not in fit.losses))
-        epochs, rate = fit.epochs, fit.learning_rate
+        epochs, rate, decay = fit.epochs, fit.learning_rate, None
     objective = Namespace(class_path=recipe.objective.class_path, init_args=knobs)
-    changes = _variant(objective, without, epochs, rate)
+    changes = _variant(objective, without, epochs, rate, decay)
     changes |= _without_guards(recipe)  # they listen with the judge, which belongs to the last stage
+    if groups := recipe.model.get("optimizer_groups"):
+        trains = {"policy", "reward", "flow"} if stage == 2 else {"tokenizer", "objective", *losses}
+        changes["model.optimizer_groups"] = {name: one for name, one in groups.items() if name in trains}
     return changes
