@@ -49,7 +49,7 @@ def first_batch(corpus: Corpus, rows: int) -> Batch:
     data.prepare(corpus.base)
     split = data._splits["train"]
     micro = next(iter(PlanSampler(split.plan, split.examples, split.targets)))
-    return MicroBatches(split.examples, split.layout, split.packed)[micro]
+    return MicroBatches(split.examples, split.layout)[micro]
 
 
 def trained_step(objective: Objective, corpus: Corpus, batch: Batch) -> Callable[[], None]:

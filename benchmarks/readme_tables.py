@@ -143,13 +143,14 @@ def written(path: Path) -> str:
 
 
 def cost(found: dict[str, Any]) -> str:
-    """Ratios of CPU time per objective, packed and padded, median and range over the rounds."""
-    lines = ["| objective | forward passes F | packed | padded, length-bucketed |", "|---|---|---|---|"]
-    for name in dict.fromkeys(row["objective"] for row in found["rows"]):
-        mine = {row["packed"]: row for row in found["rows"] if row["objective"] == name}
-        ratios = [mine[packed]["ratio_to_bare_packed"][mine[packed]["measure"]] for packed in (True, False)]
+    """Ratios of CPU time to the lean loop, median and range over the rounds."""
+    lines = ["| model | objective | forward passes F | rows of similar length | rows in any order |"]
+    lines += ["|---|---|---|---|---|"]
+    for size, name in dict.fromkeys((row["size"], row["objective"]) for row in found["rows"]):
+        mine = {row["bucketed"]: row for row in found["rows"] if (row["size"], row["objective"]) == (size, name)}
+        ratios = [mine[kind]["ratio_to_lean"][mine[kind]["measure"]] for kind in (True, False)]
         cells = " | ".join(f"{one['median']:.2f} ({one['low']:.2f}–{one['high']:.2f})" for one in ratios)
-        lines.append(f"| `{name}` | {mine[True]['passes']} | {cells} |")
+        lines.append(f"| {size} | `{name}` | {mine[True]['passes']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -190,18 +191,41 @@ def demo(found: dict[str, Any]) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
+BUDGETS = {
+    "none": "",
+    "updates": "as many updates",
+    "seconds": "as many CPU seconds",
+    "epochs": "as many epochs",
+}
+
+
 def recipe(found: dict[str, Any]) -> str:
     """The shipped recipe and KTO beside it, at budgets that are named."""
     lines = [
-        "| method | budget | policy updates | policy CPU s | accuracy % | CER % | nearest CER % |",
-        "|---|---|---|---|---|---|---|",
+        "| method | budget | seeds | updates | CPU s | accuracy % | CER % | nearest CER % |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for method in dict.fromkeys(row["method"] for row in found["rows"]):
-        mine = [row for row in found["rows"] if row["method"] == method]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        # TKTO is the same run at every budget: the others are matched to it.
+        budget = "" if row["method"] == "tkto" else BUDGETS[row["budget"]]
+        groups.setdefault((row["method"], budget), []).append(row)
+    for (method, budget), rows in groups.items():
+        mine = list({row["seed"]: row for row in rows}.values())
         cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS[:3])
-        steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
+        updates = f"{np.mean([row['updates'] for row in mine]):.0f}" if "updates" in mine[0] else ""
         seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
-        lines.append(f"| `{method}` | {mine[0]['budget']} | {steps} | {seconds} | {cells} |")
+        lines.append(f"| `{method}` | {budget} | {len(mine)} | {updates} | {seconds} | {cells} |")
+    return "\n".join(lines)
+
+
+def against(found: dict[str, Any]) -> str:
+    """Paired differences of TKTO at equal compute, seed by seed."""
+    lines = ["| against | budget | seed | accuracy, points | CER, points | nearest CER, points |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for one in found["comparisons"]:
+        cells = " | ".join(points(one[metric]) for metric in ("accuracy", "cer", "nearest_cer"))
+        lines.append(f"| `{one['second']}` | {BUDGETS[one['budget']]} | {one['seed']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -255,9 +279,10 @@ def whole(one: dict[str, float], digits: int) -> str:
 
 
 BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
-    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("tkto_recipe.json", recipe)},
+    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", recipe)},
     Path("benchmarks/README.md"): {
-        "recipe": ("tkto_recipe.json", recipe),
+        "recipe": ("equal_compute.json", recipe),
+        "against": ("equal_compute.json", against),
         "table1": ("demo_table1.json", table1),
         "cost": ("step.json", cost),
         "batched": ("sampling.json", batched),

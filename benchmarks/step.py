@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one optimiser step of each objective costs, against a bare loop that does only the passes it needs.
+"""What one optimiser step of each objective costs, against a lean loop that does only the passes it needs.
 
     OMP_NUM_THREADS=1 python benchmarks/step.py    # some ten minutes of one core; writes results/step.json
 
-Ours is the whole of it: AlignModule, AlignData and Lightning's trainer, frozen numbers in their cache. The bare loops
-(``bare.py``) train the same weights on the same rows, packed or padded. All take turns in one process: some steps of
-ours, then as many of each bare loop on the rows ours has just seen; the first round is warming up. As all begin with
-equal weights and see equal rows, their losses and gradient norms must agree, which is checked.
+Ours is the whole of it: AlignModule, AlignData and Lightning's trainer, frozen numbers in their cache. The lean loop
+(``lean.py``) trains the same weights on the same rows. Both take turns in one process: some steps of ours, then as
+many of the lean loop on the rows ours has just seen; the first round is warming up. As both begin with equal weights
+and see equal rows, their losses and gradient norms must agree, which is checked.
 
+Two sizes of model, rows of similar length together (as recipes have it) and rows in random order.
 ``--device cuda`` runs the same on a GPU and takes ratios of the wall clock around a synchronisation; untested so far.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from bare import Loop, Model, Rows
 from jsonargparse import auto_cli
+from lean import Loop, Model, Rows
 from lightning.pytorch import Callback, Trainer
 from machine import Clock, machine, ratio, save
 from tokenizers import Tokenizer
@@ -54,6 +54,15 @@ SIZES = Sizes(
     heads=4,
     key_value_heads=2,
     intermediate_size=1024,
+)
+LARGER = Sizes(
+    codebook_size=6561,
+    text_vocabulary=500,
+    hidden_size=512,
+    layers=6,
+    heads=8,
+    key_value_heads=2,
+    intermediate_size=2048,
 )
 AGREES = 1e-4
 """Largest relative difference of the first step's loss and gradient norm."""
@@ -110,17 +119,17 @@ class Shape:
 
 @dataclass
 class TakingTurns(Callback):
-    """After some steps of the trainer every bare loop does the same steps.
+    """After some steps of the trainer the lean loop does the same steps.
 
     Args:
-        loops: by name.
+        loop: the lean one.
         data: knows the rows behind a batch.
         steps: in a turn.
         clock: of all.
         log_ratios: by key of the row, for TKTO.
     """
 
-    loops: dict[str, Loop]
+    loop: Loop
     data: AlignData
     steps: int
     clock: Clock
@@ -153,15 +162,13 @@ class TakingTurns(Callback):
         self.times.setdefault("ours", []).append(self.clock.read())
         rows = [self._rows(batch) for batch in self.waiting]
         if self.cached:
-            for loop in self.loops.values():
-                loop.prepare([row for one in rows for row in (*one.rows, *one.mismatched)])
+            self.loop.prepare([row for one in rows for row in (*one.rows, *one.mismatched)])
         self.useful += sum(len(text) + len(speech) + 2 for one in rows for text, speech in one.rows)
-        for name, loop in self.loops.items():
-            self.clock.start()
-            found = [loop.step(one) for one in rows]
-            self.times.setdefault(name, []).append(self.clock.read())
-            self.losses.setdefault(name, []).extend(loss for loss, _ in found)
-            self.norms.setdefault(name, found[0][1])
+        self.clock.start()
+        found = [self.loop.step(one) for one in rows]
+        self.times.setdefault("lean", []).append(self.clock.read())
+        self.losses.setdefault("lean", []).extend(loss for loss, _ in found)
+        self.norms.setdefault("lean", found[0][1])
         self.waiting.clear()
         self.clock.start()
 
@@ -181,7 +188,7 @@ def _plain(row: TokenRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def compare(
     name: Name,
-    packed: bool,
+    bucketed: bool,
     folder: Path,
     shape: Shape,
     steps: int = 2,
@@ -189,11 +196,11 @@ def compare(
     learning_rate: float = 1e-4,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train ours and the bare loops turn by turn.
+    """Train ours and the lean loop turn by turn.
 
     Args:
         name: of the objective.
-        packed: whether ours packs its rows.
+        bucketed: whether rows of similar length meet, as is the default; otherwise any rows.
         folder: holds the models and rows of ``shape``.
         shape: what is trained on what.
         steps: in a turn.
@@ -202,15 +209,16 @@ def compare(
         device: of all.
 
     Raises:
-        AssertionError: the first step's loss or gradient norm differs between ours and a bare loop.
+        AssertionError: the first step's loss or gradient norm differs between ours and the lean loop.
     """
     objective: Objective = Objective.registry[name]()
-    policy = Qwen2CodecLM(str(folder / "policy"), packed=packed)
-    reference = Qwen2CodecLM(str(folder / "reference"), packed=packed)
+    policy = Qwen2CodecLM(str(folder / "policy"))
+    reference = Qwen2CodecLM(str(folder / "reference"))
     data = AlignData(
         str(folder / "rows.jsonl"),
         wants=objective.rows_wanted,
         rows_per_step=shape.rows_per_step,
+        bucket_steps=8 if bucketed else 1,
     )
     data.prepare(policy)
     log_ratios = random_log_ratios(data, policy, folder) if Part.CONTRAST in objective.needs else None
@@ -222,12 +230,8 @@ def compare(
         cache=str(folder / "cache"),
         optimizer=functools.partial(torch.optim.AdamW, lr=learning_rate),
     )
-    loops = {
-        f"bare_{kind}": Loop(name, Model(policy), Model(reference), kind == "packed", learning_rate, device)
-        for kind in ("packed", "padded")
-    }
-    loops["bare_padded"].known = loops["bare_packed"].known
-    turns = TakingTurns(loops, data, steps, Clock(device), log_ratios)
+    loop = Loop(name, Model(policy), Model(reference), learning_rate, device)
+    turns = TakingTurns(loop, data, steps, Clock(device), log_ratios)
     quiet()
     trainer = Trainer(
         accelerator="gpu" if device.startswith("cuda") else "cpu",
@@ -246,7 +250,7 @@ def compare(
         default_root_dir=folder,
     )
     trainer.fit(module, data)
-    return {"objective": name, "packed": packed, "passes": PASSES[name], **_summary(turns, device)}
+    return {"objective": name, "bucketed": bucketed, "passes": PASSES[name], **_summary(turns, device)}
 
 
 def random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> TokenCache:
@@ -262,28 +266,24 @@ def random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> To
 def _summary(turns: TakingTurns, device: str) -> dict[str, Any]:
     measure = "wall" if device.startswith("cuda") else "cpu"
     losses = {name: torch.stack(values).double().cpu() for name, values in turns.losses.items()}
-    gaps = {name: ((losses[name] - losses["ours"]) / losses["ours"]).abs() for name in turns.loops}
-    first = {name: float(gap[0]) for name, gap in gaps.items()}
-    first |= {f"{name}_norm": abs(float(turns.norms[name] / turns.norms["ours"]) - 1) for name in turns.loops}
-    wrong = {name: gap for name, gap in first.items() if not gap <= AGREES}
-    assert not wrong, f"ours and the bare loops do not do the same work: relative differences {wrong}"
+    gap = ((losses["lean"] - losses["ours"]) / losses["ours"]).abs()
+    first = {"loss": float(gap[0]), "norm": abs(float(turns.norms["lean"] / turns.norms["ours"]) - 1)}
+    wrong = {name: one for name, one in first.items() if not one <= AGREES}
+    assert not wrong, f"ours and the lean loop do not do the same work: relative differences {wrong}"
     counted = {name: times[1:] for name, times in turns.times.items()}
     done = turns.steps * len(turns.times["ours"])
     return {
         "first_loss": float(losses["ours"][0]),
         "first_step_differs": max(first.values()),
-        "any_step_differs": max(float(gap.max()) for gap in gaps.values()),
+        "any_step_differs": float(gap.max()),
         "useful_tokens_per_step": round(turns.useful / done),
         "seconds_per_step": {
             name: {kind: round(median(one[kind] for one in times) / turns.steps, 4) for kind in ("cpu", "wall")}
             for name, times in counted.items()
         },
-        **{
-            f"ratio_to_{name}": {
-                kind: ratio([one[kind] for one in counted["ours"]], [one[kind] for one in counted[name]])
-                for kind in ("cpu", "wall")
-            }
-            for name in turns.loops
+        "ratio_to_lean": {
+            kind: ratio([one[kind] for one in counted["ours"]], [one[kind] for one in counted["lean"]])
+            for kind in ("cpu", "wall")
         },
         "measure": measure,
     }
@@ -291,18 +291,22 @@ def _summary(turns: TakingTurns, device: str) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The ratios, one line each."""
-    lines = [f"{'':18}{'step':>9}  {'to bare packed':>24}  {'to bare padded':>24}"]
+    lines = []
     for row in rows:
-        measure, name = row["measure"], f"{row['objective']} {'packed' if row['packed'] else 'padded'}"
-        cells = [row[f"ratio_to_bare_{kind}"][measure] for kind in ("packed", "padded")]
-        cells = [f"{cell['median']:.2f} [{cell['low']:.2f}-{cell['high']:.2f}]" for cell in cells]
-        lines.append(f"{name:18}{row['seconds_per_step']['ours'][measure]:8.3f}s  {cells[0]:>24}  {cells[1]:>24}")
+        measure = row["measure"]
+        name = f"{row['objective']} {row['size']} {'bucketed' if row['bucketed'] else 'random'}"
+        seconds = {kind: times[measure] for kind, times in row["seconds_per_step"].items()}
+        ratios = row["ratio_to_lean"][measure]
+        lines.append(
+            f"{name:24}{seconds['ours']:8.3f} s, lean {seconds['lean']:.3f} s: {ratios['median']:.2f} times "
+            f"[{ratios['low']:.2f}-{ratios['high']:.2f}]"
+        )
     return "\n".join(lines)
 
 
 def main(
     objectives: tuple[Name, ...] = ("sft", "dpo", "kto", "tkto"),
-    steps: int = 2,
+    sizes: tuple[Literal["small", "larger"], ...] = ("small", "larger"),
     rounds: int = 6,
     device: str = "cpu",
     out: str = "step",
@@ -311,21 +315,24 @@ def main(
 
     Args:
         objectives: which.
-        steps: in a turn.
-        rounds: of turns.
+        sizes: of the model; the larger one trains on half as many rows in a step.
+        rounds: of turns that count.
         device: cpu or cuda.
         out: name of the results.
     """
-    shape, rows = Shape(), []
-    with tempfile.TemporaryDirectory() as scratch:
-        shape.save_models(Path(scratch))
-        shape.save_rows(Path(scratch))
-        for name in objectives:
-            for packed in (True, False):
-                rows.append(compare(name, packed, Path(scratch), shape, steps, rounds, device=device))
-                print(table(rows[-1:]), file=sys.stderr, flush=True)
-                path = save(out, {"machine": machine(device), "steps": steps, "rounds": rounds, "rows": rows})
-    print(f"{table(rows)}\n{path}")
+    shapes = {"small": Shape(), "larger": Shape(LARGER, rows_per_step=8)}
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            shapes[size].save_models(Path(scratch))
+            shapes[size].save_rows(Path(scratch))
+            for name in objectives:
+                for bucketed in (True, False):
+                    found = compare(name, bucketed, Path(scratch), shapes[size], 1, rounds, device=device)
+                    rows.append({"size": size, **found})
+                    print(table(rows[-1:]), flush=True)
+                    path = save(out, {"machine": machine(device), "rounds": rounds, "rows": rows})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ LAYOUT = Layout("cosyvoice2", codebook_size=10)
 TOTALS = Totals(2, 6, 1, 3)
 
 
-def make_rows(packed: bool = False) -> Rows:
-    return collate([TokenRow((1, 2), (3, 4)), TokenRow((1,), (5,))], LAYOUT, packed)
+def make_rows() -> Rows:
+    return collate([TokenRow((1, 2), (3, 4)), TokenRow((1,), (5,))], LAYOUT)
 
 
 def make_batch() -> Batch:
-    return Batch(make_rows(packed=True), torch.tensor([True, False]), TOTALS, (make_rows(), make_rows(packed=True)))
+    return Batch(make_rows(), torch.tensor([True, False]), TOTALS, (make_rows(), make_rows()))
 
 
 def tensors(record: object) -> list[torch.Tensor]:
@@ -36,7 +36,7 @@ def tensors(record: object) -> list[torch.Tensor]:
 def test_a_batch_moves_as_one():
     batch = make_batch()
     moved = batch.to("meta")
-    assert len(tensors(batch)) == 9 + 8 + 9 + 1  # three sets of rows, one of them without segments, and the labels
+    assert len(tensors(batch)) == 3 * 10 + 1  # three sets of rows, and the labels
     assert {value.device.type for value in tensors(moved)} == {"meta"}
     assert {value.device.type for value in tensors(batch)} == {"cpu"}
     assert (moved.totals, moved.first, moved.rows.keys) == (batch.totals, batch.first, batch.rows.keys)

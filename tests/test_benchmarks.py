@@ -41,26 +41,25 @@ def toy(step: ModuleType, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "packed"), [("sft", True), ("dpo", True), ("kto", True), ("tkto", True), ("kto", False)]
+    ("name", "bucketed"), [("sft", True), ("dpo", True), ("kto", True), ("tkto", True), ("kto", False)]
 )
-def test_a_step_does_what_the_bare_loops_do(name: str, packed: bool, folder: Path, load: Any) -> None:
+def test_a_step_does_what_the_lean_loop_does(name: str, bucketed: bool, folder: Path, load: Any) -> None:
     step = load("step")
-    row = step.compare(name, packed, folder, toy(step, folder), steps=1, rounds=1)
+    row = step.compare(name, bucketed, folder, toy(step, folder), steps=1, rounds=1)
     assert row["first_step_differs"] <= step.AGREES
     assert row["any_step_differs"] <= 1e-3
     assert row["passes"] == step.PASSES[name]
-    assert row["seconds_per_step"].keys() == {"ours", "bare_packed", "bare_padded"}
-    for kind in ("packed", "padded"):
-        ratio = row[f"ratio_to_bare_{kind}"]["cpu"]
-        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-    assert f"{name} {'packed' if packed else 'padded'}" in step.table([row])
+    assert row["seconds_per_step"].keys() == {"ours", "lean"}
+    ratio = row["ratio_to_lean"]["cpu"]
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert f"{name} tiny {'bucketed' if bucketed else 'random'}" in step.table([{"size": "tiny", **row}])
 
 
-def test_a_bare_loop_that_does_other_work_is_found_out(
+def test_a_lean_loop_that_does_other_work_is_found_out(
     folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = load("step")
-    monkeypatch.setattr(load("bare"), "BETA", 0.1002)
+    monkeypatch.setattr(load("lean"), "BETA", 0.1002)
     with pytest.raises(AssertionError, match="do not do the same work"):
         step.compare("dpo", True, folder, toy(step, folder), steps=1, rounds=1)
 
@@ -133,3 +132,20 @@ def test_the_end_to_end_benchmark_collects_what_its_runs_say(
     monkeypatch.setattr(e2e, "run", None)
     e2e.main(tmp_path / "work", (0,), **short, out="again")
     assert json.loads((tmp_path / "again").read_text())["rows"] == found["rows"]
+
+
+def test_scoring_counts_what_jiwer_counts(load: Any) -> None:
+    """Times are only noted, but the saved ones keep the bound."""
+    pytest.importorskip("jiwer")
+    scoring = load("scoring")
+    for name, language in (("cv3", "en"), ("cv3", "ja")):
+        said, heard = zip(*scoring.make_pairs(language, 20), strict=True)
+        protocol = scoring.find_protocol(name)
+        ours = scoring.ours(protocol, [scoring.Reference(text, language) for text in said], heard)
+        # Its texts end with the punctuation that the protocol deletes.
+        assert ours == scoring.theirs(protocol, language, [text[:-1] for text in said], [text[:-1] for text in heard])
+    row = scoring.compare("cv3", "en", pairs=5, rounds=1)
+    assert row["ratio"] > 0
+    saved = json.loads((BENCHMARKS / "results" / "scoring.json").read_text())["rows"]
+    assert {row["protocol"] for row in saved if row["ratio"] > scoring.LIMIT} <= {"jkyb"}
+    assert all(row["pairs"] == 2000 for row in saved)

@@ -42,6 +42,21 @@ def test_equal_loops(seed: int, count: int, size: int):
     assert (kl >= -1e-6).all()
 
 
+def test_a_token_that_cannot_be_said_has_no_part_in_the_divergence():
+    """0 log 0 is 0: tokens at -inf in both models, or in the policy alone, make no NaN; in the reference, infinity."""
+    policy, reference = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 5)
+    policy[:, 3] = reference[0, 3] = -torch.inf
+    policy.requires_grad_()
+    found = full_kl(policy, reference)
+    p, q = policy.detach().softmax(-1), reference.softmax(-1)
+    expected = torch.special.xlogy(p, p / q).nan_to_num(0).sum(-1)
+    assert torch.allclose(found, expected)
+    found.sum().backward()
+    assert policy.grad is not None
+    assert policy.grad.isfinite().all()
+    assert full_kl(torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]])).isposinf()
+
+
 def test_the_same_distribution_has_no_divergence():
     logits = torch.randn(4, 7)
     assert full_kl(logits, logits).tolist() == [0.0] * 4
@@ -126,3 +141,22 @@ def test_divergences_do_not_depend_on_the_blocks(block: int, monkeypatch: pytest
     monkeypatch.setitem(logprobs._BLOCK, "cpu", block)
     torch.testing.assert_close(full_kl(ours, theirs), whole, rtol=0, atol=1e-7)
     assert full_kl(ours[:0], theirs[:0]).shape == (0,)
+
+
+def test_known_sums_and_no_gradient_change_no_number(monkeypatch: pytest.MonkeyPatch):
+    random = torch.Generator().manual_seed(3)
+    policy, reference = (torch.randn(5, 7, generator=random) for _ in range(2))
+    policy.requires_grad_()
+    plain = full_kl(policy, reference)
+    known = full_kl(policy, reference, policy.detach().logsumexp(-1), reference.logsumexp(-1))
+    torch.testing.assert_close(known, plain)
+    one, other = (torch.autograd.grad(found.sum(), policy)[0] for found in (known, plain))
+    torch.testing.assert_close(one, other)
+    made: list[torch.Size] = []
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda like, **options: made.append(like.shape) or empty_like(like))
+    with torch.no_grad():
+        torch.testing.assert_close(full_kl(policy, reference), plain.detach())
+    assert not made  # a gradient that nobody asks for is not made, either
+    full_kl(policy, reference)
+    assert made == [policy.shape]

@@ -1,6 +1,7 @@
 """What an installation needs: metadata, versions, short imports, no leftovers."""
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -37,13 +38,17 @@ def test_bounds_hold_what_the_tests_run_on(requirement: Requirement) -> None:
 
 
 def test_every_import_is_required_and_every_requirement_imported() -> None:
-    modules = {"pyyaml": "yaml"}
+    modules = {"pyyaml": "yaml", "OpenCC": "opencc", "pyopenjtalk-plus": "pyopenjtalk"}
+    modules |= {"faster-whisper": "faster_whisper"}
     through_others = {"tensorboard", "rich", "jaxtyping"}  # Lightning's logger and progress bar; annotations
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "tts_align").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))
     required = {modules.get(requirement.name, requirement.name) for requirement in REQUIRED}
-    demo = {name.name.replace("-", "_") for name in _requirements(SETUP["options.extras_require"]["demo"])}
-    unknown = imported - required - demo - set(sys.stdlib_module_names) - {"tts_align"}
+    extras = {
+        one for name, text in SETUP["options.extras_require"].items() if name != "test" for one in _requirements(text)
+    }
+    optional = {modules.get(one.name, one.name.replace("-", "_")) for one in extras}
+    unknown = imported - required - optional - set(sys.stdlib_module_names) - {"tts_align"}
     assert not unknown, f"imported, but not required by setup.cfg: {sorted(unknown)}"
     unused = required - imported - through_others
     assert not unused, f"required by setup.cfg, but never imported: {sorted(unused)}"
@@ -119,7 +124,8 @@ def test_an_installation_runs_in_an_empty_folder(installed: Path, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"recipe: tkto is the packaged {installed / 'tts_align/recipes/tkto.yaml'}\n" in done.stderr
-    assert (tmp_path / "runs/tkto/test/summary.json").is_file()
+    assert set(json.loads((tmp_path / "runs/tkto/test/summary.json").read_text())["forgetting"]) == {"ja"}
+    assert (tmp_path / "runs/tkto/test/report.html").is_file()
 
 
 def test_every_folder_of_the_package_is_a_package() -> None:

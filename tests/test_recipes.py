@@ -45,6 +45,20 @@ def test_a_recipe_trains_tests_and_says_where_things_are(name: str, tmp_path: Pa
     assert (place / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "mtr", "diffro"])
+def test_the_symbolic_overlay_serves_every_objective_it_names(name: str, tmp_path: Path):
+    """With its own constants, as far as the first steps; the reward model reads its codebook."""
+    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "200"]
+    if name == "diffro":
+        short += ["--model.reward_fit.epochs", "1"]
+    short += ["--trainer.limit_test_batches", "1"] if name == "mtr" else ["--model.test.sentences", "3"]
+    recipes = ["--config", str(RECIPES / f"{name}.yaml"), "--config", str(RECIPES / "models/symbolic.yaml")]
+    cli = run(["fit", *recipes, *short, "--run.threads", "1", "--run.directory", str(tmp_path / name)])
+    assert cli.trainer.global_step == 2
+    assert cli.model.policy.layout.codebook_size == 196
+    assert (tmp_path / name / "test" / ("reward.json" if name == "mtr" else "summary.json")).is_file()
+
+
 END_TO_END = ((), ("rm", "stage2"), ("rm_fm", "scratch", "stage2"), ("rm_fm_lm", "stage2"), ("cascaded",))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from lightning.pytorch import seed_everything
 from talker import Module, make_prompts
 from tiny import build, make_reward, make_rows, make_trainer, save_recipe, save_rows
 
-from tts_align.batch import Reads, RowsWanted, Totals
+from tts_align.batch import Batch, Reads, RowsWanted, Totals
 from tts_align.cli.entry import run
 from tts_align.cli.sample import sample
 from tts_align.data.collate import MicroBatch, MicroBatches, row_seed
@@ -105,7 +106,7 @@ def test_what_an_objective_draws_for_a_row(data: Any):
 
     def seeds(**options: Any) -> tuple[int, ...]:
         split = data(utterances=True, **options)
-        batches = MicroBatches(split.examples, split.layout, split.packed)
+        batches = MicroBatches(split.examples, split.layout)
         return batches[MicroBatch(tuple(range(6)), Totals(6, 6, 6, 6), epoch=3)].utterances.seeds
 
     def always() -> tuple[int, ...]:
@@ -180,6 +181,26 @@ def test_a_whole_run(tmp_path: Path, tiny_policy: Path, tiny_rows: str, monkeypa
 
     assert learnt() == learnt("--seed_everything", "0") != learnt("--seed_everything", "1")
     assert learnt("--data.seed", "0", "--seed_everything", "0") == learnt("--data.seed", "0")
+
+
+def test_a_seed_of_0_is_a_seed_of_ones_own():
+    assert after(5, lambda: part_seed(0, 7)) == 0
+    assert after(5, lambda: part_seed(None, 7)) == 12
+
+
+def test_each_process_draws_its_own(tmp_path: Path, tiny_policy: Path, tiny_rows: str, monkeypatch: pytest.MonkeyPatch):
+    """Two processes of one step must not drop out the same units."""
+    module, _ = build(MTR(), tiny_policy, tiny_rows, tmp_path, parts={"reward": make_reward()})
+    monkeypatch.setattr(module, "step", lambda *_: torch.rand(()))
+
+    def drawn_by(rank: int, number: int = 4) -> Any:
+        progress = SimpleNamespace(total=SimpleNamespace(ready=number))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        module._trainer = SimpleNamespace(fit_loop=loop, global_rank=rank)  # type: ignore[assignment]
+        return module.training_step(object.__new__(Batch), 0)
+
+    assert drawn_by(0) == drawn_by(0)
+    assert len({float(drawn_by(*where)) for where in [(0,), (1,), (2,), (0, 5)]}) == 4
 
 
 def test_without_any_seed_the_run_is_that_of_seed_0():

@@ -89,7 +89,6 @@ def build(
     manifest: str,
     cache: Path,
     lora: LoRA | None = None,
-    packed: bool = False,
     lr: float = 0.1,
     optimizer: Any = torch.optim.SGD,
     bistream: tuple[int, int] = (5, 15),
@@ -98,7 +97,7 @@ def build(
 ) -> tuple[AlignModule, AlignData]:
     """A module and its data, as a recipe would build them; token-level KTO gets random log-ratios for weights."""
     torch.manual_seed(1)  # of the adapters
-    policy = Qwen2CodecLM(str(directory), lora=lora, packed=packed, bistream=bistream)
+    policy = Qwen2CodecLM(str(directory), lora=lora, bistream=bistream)
     datamodule = AlignData(manifest, **({"rows_per_step": 8} | data))
     contrast = None
     if Part.CONTRAST in objective.needs:

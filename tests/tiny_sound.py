@@ -115,14 +115,14 @@ def parts(seed: int = 0) -> dict[str, Any]:
 
 
 def build_e2e(
-    objective: E2E, directory: Path, manifest: str, lr: float = 0.05, seed: int = 0, packed: bool = False, **data: Any
+    objective: E2E, directory: Path, manifest: str, lr: float = 0.05, seed: int = 0, **data: Any
 ) -> tuple[AlignModule, AlignData]:
     """A module and its data, as a recipe would build them."""
     torch.manual_seed(seed + 1)
     models = {name: model for name, model in parts(seed).items() if Part(name) in objective.needs}
     optimizer = data.pop("optimizer", torch.optim.SGD)
     bistream = data.pop("bistream", (5, 15))
-    policy = Qwen2CodecLM(str(directory), packed=packed, bistream=bistream)
+    policy = Qwen2CodecLM(str(directory), bistream=bistream)
     torch.manual_seed(seed + 2)  # of the bridges
     module = AlignModule(objective, policy, **models, optimizer=functools.partial(optimizer, lr=lr))
     return module, AlignData(manifest, **({"rows_per_step": 8} | data))
@@ -134,7 +134,7 @@ def micro_batches(module: AlignModule, data: AlignData, cut: int = 1) -> list[Ba
     split = data._splits["train"]
     sampler = PlanSampler(split.plan, split.examples, split.targets, accumulate=cut)
     micro: list[MicroBatch] = sampler.step(next(iter(split.plan.steps(0))))
-    collated = MicroBatches(split.examples, split.layout, split.packed)
+    collated = MicroBatches(split.examples, split.layout)
     return [collated[one] for one in micro]
 
 

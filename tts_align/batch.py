@@ -13,8 +13,7 @@ letter meaning
 ``c``  real speech tokens of all rows, flat, without padding
 ``t``  targets of a row, padded: speech tokens, fill tokens, end-of-speech
 ``m``  real targets of all rows, flat, without padding
-``b``  bins: sequences given to the backbone (padded: one row each; packed: several)
-``l``  positions of a bin
+``l``  inputs of all rows, flat, without padding
 ``v``  speech vocabulary, speech tokens and special tokens
 ====== =====================================================================
 
@@ -76,18 +75,20 @@ def _pin(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Rows(Record):
-    """Rows as the backbone reads them: inputs in bins, and where each target is predicted.
+    """Rows as the backbone reads them: inputs one row behind the other, and where each target is predicted.
 
-    Padded or packed, unistream or bistream is decided once, when the rows are collated, so that policy, reference and
-    contrast see the same layout. Only real targets are listed, so the speech head runs on nothing else.
+    Unistream or bistream is decided once, when the rows are collated, so that policy, reference and contrast see the
+    same layout. Nothing is padded but the target matrix, and only real targets are listed, so the speech head runs on
+    nothing else.
 
     Args:
         token: ids, each in the embedding table that ``table`` names.
         table: 0 text, 1 speech, 2 special; see :mod:`tts_align.models.base.layout`.
         position: rotary position of each input inside its row.
-        segment: number of the row inside its bin, counted from 1, 0 for padding; ``None`` when every bin is one
-            right-padded row, where a causal mask alone is enough.
-        hidden_index: for each real target the flat index (bin * l + position) of the input that predicts it.
+        row: number of the row that each input belongs to, counted from 0.
+        offset: where each row begins among the inputs, and the end of the last.
+        lengths: inputs of each row, on the host.
+        hidden_index: for each real target the index of the input that predicts it.
         target_index: for each real target its flat index (row * t + target) in the padded target matrix.
         target: speech-vocabulary id of each real target, in the order of ``target_index``.
         mask: which entries of the target matrix are real.
@@ -96,17 +97,19 @@ class Rows(Record):
         vectors: added to the vectors of the inputs, for gradients that reach what made the speech tokens.
     """
 
-    token: Int[Tensor, "b l"]
-    table: Int[Tensor, "b l"]
-    position: Int[Tensor, "b l"]
-    segment: Int[Tensor, "b l"] | None
+    token: Int[Tensor, " l"]
+    table: Int[Tensor, " l"]
+    position: Int[Tensor, " l"]
+    row: Int[Tensor, " l"]
+    offset: Int[Tensor, " r_plus_1"]
+    lengths: tuple[int, ...]
     hidden_index: Int[Tensor, " m"]
     target_index: Int[Tensor, " m"]
     target: Int[Tensor, " m"]
     mask: Bool[Tensor, "r t"]
     end: Bool[Tensor, "r t"]
     keys: tuple[str, ...]
-    vectors: Float[Tensor, "b l h"] | None = None
+    vectors: Float[Tensor, "l h"] | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without waiting for a device."""
@@ -261,11 +264,13 @@ class Scored(Record):
         logp: log-probability of each target given what precedes it; 0 where ``mask`` is ``False``.
         mask: which targets are real.
         logits: unnormalised scores at the real targets, when the objective wants distributions.
+        normaliser: logarithm of the sum of their exponentials, without gradient, so that nobody sums them again.
     """
 
     logp: Float[Tensor, "r t"]
     mask: Bool[Tensor, "r t"]
     logits: Float[Tensor, "m v"] | None = None
+    normaliser: Float[Tensor, " m"] | None = None
 
     def sums(self) -> Float[Tensor, " r"]:
         """Log-probability of each whole row: the sum over its real targets."""

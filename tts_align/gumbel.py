@@ -64,9 +64,9 @@ def gumbel_softmax_st(
 ) -> Float[Tensor, "m c"]:
     """Sample speech tokens so that gradients reach the logits.
 
-    Ids from ``codes`` on are end-of-speech and other special tokens; they are left out before the sampling, so that
-    the result is a distribution over tokens alone, c of them. Beside the logits two tensors of shape (m, c) are held
-    when ``hard``, one when not; noise given as a tensor is not changed, and comes on top.
+    Ids from ``codebook_size`` on are end-of-speech and other special tokens; they are left out before the sampling, so
+    that the result is a distribution over tokens alone, c of them. Beside the logits two tensors of shape (m, c) are
+    held when ``hard``, one when not; noise given as a tensor is not changed, and comes on top.
 
     Args:
         logits: scores at the real targets.

@@ -21,14 +21,22 @@ def chosen_logp(logits: Float[Tensor, "m v"], target: Int[Tensor, " m"]) -> Floa
     return -torch.nn.functional.cross_entropy(wide, target, reduction="none")
 
 
-def full_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
+def full_kl(
+    policy: Float[Tensor, "m v"],
+    reference: Float[Tensor, "m v"],
+    policy_normaliser: Float[Tensor, " m"] | None = None,
+    reference_normaliser: Float[Tensor, " m"] | None = None,
+) -> Float[Tensor, " m"]:
     """Exact KL(policy || reference) at every position, over the whole vocabulary, in float32.
 
-    Gradients reach the policy only; for them one tensor of the shape of the logits is held, in their type.
+    Gradients reach the policy only; for them one tensor of the shape of the logits is held, in their type. Where none
+    are wanted (``torch.no_grad()``) none is.
 
     Args:
         policy: logits of the policy.
         reference: logits of the reference at the same positions.
+        policy_normaliser: logarithm of the sum of the policy's exponentials, where it is known already.
+        reference_normaliser: likewise of the reference.
 
     Example:
         >>> from tts_align import full_kl
@@ -39,7 +47,9 @@ def full_kl(policy: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Fl
         (tensor([0.0000, 0.3278]), tensor([[ 0.0000,  0.0000],
                 [ 0.2100, -0.2100]]))
     """
-    return _FullKL.apply(policy, reference)
+    # A custom function does not see that nobody asks for a gradient.
+    wanted = policy if torch.is_grad_enabled() else policy.detach()
+    return _FullKL.apply(wanted, reference, policy_normaliser, reference_normaliser)
 
 
 _BLOCK = {"cpu": 2**19, "cuda": 2**25}
@@ -50,7 +60,9 @@ class _FullKL(torch.autograd.Function):
     """The divergence, and with it its gradient p (log p - log q - KL) where one is wanted."""
 
     @staticmethod
-    def forward(ctx: Any, policy: Tensor, reference: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, policy: Tensor, reference: Tensor, policy_sum: Tensor | None, reference_sum: Tensor | None
+    ) -> Tensor:
         # A block of positions at a time: what stays in the processor's cache costs a quarter, and little memory is
         # needed.
         positions = max(_BLOCK.get(policy.device.type, _BLOCK["cuda"]) // policy.shape[-1], 1)
@@ -60,20 +72,27 @@ class _FullKL(torch.autograd.Function):
             block = slice(start, start + positions)
             ours, theirs = policy[block], reference[block]
             dtype = torch.promote_types(ours.dtype, torch.float32)
-            logp = ours.to(dtype).log_softmax(-1)
-            ratio, share = logp - theirs.to(dtype).log_softmax(-1), logp.exp()
-            found.append((share * ratio).sum(-1))
+            logp = _log_softmax(ours.to(dtype), None if policy_sum is None else policy_sum[block])
+            ratio = logp - _log_softmax(theirs.to(dtype), None if reference_sum is None else reference_sum[block])
+            share = logp.exp_()
+            # A token that neither model can say, such as a forbidden one at -inf, has no part in the sum.
+            ratio.masked_fill_(share == 0, 0.0)
+            found.append(torch.linalg.vecdot(share, ratio))
             if gradient is not None:
-                gradient[block] = share * (ratio - found[-1][:, None])
+                gradient[block] = ratio.sub_(found[-1][:, None]).mul_(share)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return torch.cat(found)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None
+
+
+def _log_softmax(logits: Tensor, normaliser: Tensor | None) -> Tensor:
+    return logits.log_softmax(-1) if normaliser is None else logits - normaliser[:, None]
 
 
 def masked_sum(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float[Tensor, " r"]:
@@ -84,3 +103,13 @@ def masked_sum(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float
 def masked_mean(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"]) -> Float[Tensor, " r"]:
     """Mean of each row over the positions that count; 0 for a row without any."""
     return masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
+
+
+def by_label(desirable: Bool[Tensor, " r"], yes: float, no: float, like: Float[Tensor, "*rest"]) -> Float[Tensor, " r"]:
+    """One number for desirable rows and another for the rest, in the type of other numbers: float64 beside float64.
+
+    >>> by_label(torch.tensor([True, False]), 1.0, -0.1, torch.zeros(1, dtype=torch.float64))
+    tensor([ 1.0000, -0.1000], dtype=torch.float64)
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return torch.where(desirable, like.new_full((), yes, dtype=wide), like.new_full((), no, dtype=wide))

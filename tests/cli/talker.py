@@ -24,7 +24,6 @@ class Talker(CodecLM):
     """Says 1 to 6 speech tokens, drawn by text and seed; counts what it is asked, and dies when told to."""
 
     layout = Layout("cosyvoice2", 50)
-    packed = False
     adapted = False
 
     def __init__(self, dies_after=None):

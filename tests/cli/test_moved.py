@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tts_align.cli.entry import run
-from tts_align.cli.moved import MOVED, new_key, new_path, outdated
+from tts_align.cli.moved import MOVED, gone, new_key, new_path, outdated
 
 CLASSES = {
     "callbacks.guards": ("HackingGuard", "CollapseGuard"),
@@ -94,3 +94,16 @@ def test_old_names_as_flags(flags: str, message: str, capsys: pytest.CaptureFixt
 def test_other_names_pass(name: str):
     assert new_path(name) is None
     assert new_key(name) is None
+
+
+def test_a_key_that_is_gone_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = tmp_path / "config.yaml"
+    policy = {"class_path": "Qwen2CodecLM", "init_args": {"directory": "demo:audio/base", "packed": True}}
+    recipe.write_text(yaml.safe_dump({"objective": "sft", "model": {"policy": policy}}))
+    for args in (["--config", str(recipe)], ["--config", "sft", "--model.policy.init_args.packed", "true"]):
+        with pytest.raises(SystemExit) as raised:
+            run(["fit", *args])
+        assert raised.value.code == 2
+        message = capsys.readouterr().err
+        assert "model.policy.init_args.packed is no longer there, leave it out: rows are scored without" in message
+    assert gone("model.policy.init_args.lora") is None

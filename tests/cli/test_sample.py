@@ -2,7 +2,7 @@
 import dataclasses
 
 import pytest
-from talker import VOICES, Module, Talker, make_candidates, make_prompts, sentences
+from talker import VOICES, Module, Talker, Tube, make_candidates, make_prompts, sentences
 
 from tts_align.cli.sample import sample
 from tts_align.evaluation.candidates import candidate_seed, read_candidates
@@ -95,3 +95,49 @@ def test_settings_that_cannot_work(tmp_path, prompts):
         sample(Module(), prompts, tmp_path / "out.jsonl", 0)
     with pytest.raises(FileNotFoundError):
         sample(Module(), tmp_path / "none.jsonl", tmp_path / "out.jsonl")
+
+
+class Choir(Talker):
+    """Knows its voices."""
+
+    names = ("anna", "bert")
+
+    @property
+    def speakers(self):
+        return self.names
+
+
+def test_without_speakers_the_only_voice_speaks(tmp_path, prompts):
+    solo = Choir()
+    solo.names = ("anna",)
+    assert {row.speaker for row in read_candidates(sample(Module(solo), prompts, tmp_path / "out.jsonl", 1))} == {
+        "anna"
+    }
+
+
+def test_without_speakers_several_voices_are_listed(tmp_path, prompts):
+    with pytest.raises(
+        ValueError, match=r"no voice is named, and there are 2: anna, bert; choose some with --speakers"
+    ):
+        sample(Module(Choir()), prompts, tmp_path / "out.jsonl", 1)
+    own = [dataclasses.replace(one, speaker="bert") for one in sentences()]
+    write_prompts(tmp_path / "own.jsonl", own)
+    rows = read_candidates(sample(Module(Choir()), tmp_path / "own.jsonl", tmp_path / "out.jsonl", 1))
+    assert {row.speaker for row in rows} == {"bert"}
+
+
+def test_a_policy_that_takes_any_name_asks_the_vocoder(tmp_path, prompts):
+    class Pipes(Tube):
+        speakers = ("flute", "horn")
+
+    with pytest.raises(ValueError, match="there are 2: flute, horn"):
+        sample(Module(vocoder=Pipes()), prompts, tmp_path / "out.jsonl", 1)
+
+
+def test_a_text_file_of_sentences(tmp_path):
+    (tmp_path / "list.txt").write_text("\ufeffHello there.\n\n  Second one.  \n", "utf-8")
+    rows = read_candidates(sample(Module(), tmp_path / "list.txt", tmp_path / "out.jsonl", 1, ["sakura"]))
+    assert [(row.id, row.prompt.text) for row in rows] == [
+        ("line-1-sakura-0", "Hello there."),
+        ("line-3-sakura-0", "Second one."),
+    ]

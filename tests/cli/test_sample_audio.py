@@ -166,7 +166,10 @@ def test_what_was_made_with_another_vocoder_is_not_mixed(place: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("speakers", "message"),
-    [(("knwon",), "unknown voices knwon: the policy speaks as clear, hushed"), ((), "no voice ''")],
+    [
+        (("knwon",), "unknown voices knwon: the policy speaks as clear, hushed"),
+        ((), "no voice is named, and there are 5: clear, hushed"),
+    ],
 )
 def test_a_voice_that_is_missing_is_told_before_anything_is_spoken(
     speakers: tuple[str, ...], message: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """Recipes of the package, from any folder, by name."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,3 +118,14 @@ def test_recipes_copies_them(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
         main(monkeypatch, "recipes", "--copy", "mine")
     assert "are there already" in capsys.readouterr().err
     assert (here / "mine/tkto.yaml").read_text() == "changed"
+
+
+def test_whoever_reads_the_list_may_stop_reading():
+    """`tts-align recipes | head -1` printed a traceback."""
+    command = [sys.executable, "-c", "from tts_align.cli.entry import main; main()", "recipes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

@@ -14,8 +14,6 @@ from tts_align.models.base.policy import CodecLM
 class Letters(CodecLM):
     """One text token per letter, the voice's initial in front; it cannot score or speak."""
 
-    packed = False
-
     def __init__(self) -> None:
         super().__init__()
         self.layout = Layout("cosyvoice2", codebook_size=50)

@@ -54,10 +54,9 @@ def test_the_cut_changes_nothing(reads: Reads, world: int, accumulate: int, seed
         assert all(one.mismatched == () for together in micro[1:] for one in together)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_batches_hold_what_the_manifest_says(packed: bool):
+def test_batches_hold_what_the_manifest_says():
     examples, policy = build(Reads.LABELLED)
-    data = MicroBatches(examples, policy.layout, packed)
+    data = MicroBatches(examples, policy.layout)
     for micro in sampler(examples, policy):
         batch = data[micro]
         expected = [examples.sources[row] for row in micro.rows]
@@ -69,13 +68,12 @@ def test_batches_hold_what_the_manifest_says(packed: bool):
         assert batch.totals.tokens == sum(map(len, targets))
         good = [target for target, source in zip(targets, expected, strict=True) if source.desirable]
         assert (batch.totals.desirable_rows, batch.totals.desirable_tokens) == (len(good), sum(map(len, good)))
-        assert (batch.rows.segment is not None) == packed
         assert [twin.count for twin in batch.mismatched] == [len(expected)]
 
 
 def test_pairs_come_chosen_first():
     examples, policy = build(Reads.PAIR, 60)
-    data = MicroBatches(examples, policy.layout, False)
+    data = MicroBatches(examples, policy.layout)
     for micro in sampler(examples, policy, accumulate=2):
         batch = data[micro]
         half = batch.rows.count // 2

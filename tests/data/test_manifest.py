@@ -83,7 +83,7 @@ FAULTS = [
     ({"text": "a", "speech": [10]}, "speech tokens must lie in 0..9, got 10..10: were they made by another tokenizer?"),
     ({"text": "a", "audio": "none.wav"}, "speech: there is no recording"),
     ({"text": "a", "audio": "broken.wav"}, "speech: cannot read the recording"),
-    ({"text": "a", "speech": [1], "label": "good"}, "label: expected true, false, 1, 0, desirable or undesirable"),
+    ({"text": "a", "speech": [1], "label": "fine"}, "label: expected true or false, 1 or 0, up or down"),
     ({"text": "a", "speech": [1], "label": [1]}, "label: expected true"),
     ({"text": "a", "pair": {"chosen": [1], "rejected": [1]}}, "chosen and rejected are the same"),
     ({"text": "a", "chosen": [1]}, "pair: expected chosen and rejected"),

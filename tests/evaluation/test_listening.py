@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fault is not a verdict: what is raised, what is counted, and what is a number of the model."""
 
+import logging
+
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException as OrtError
 from talker import Ear, Tube, make_candidates
 
 from tts_align.evaluation.candidates import read_candidates
@@ -47,8 +50,12 @@ def test_a_broken_vocoder_is_raised_not_a_verdict(candidates):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OrtError(
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 9"
+        ),
     ],
-    ids=["accelerator", "CPU", "Python"],
+    ids=["accelerator", "CPU", "Python", "cuBLAS", "ONNX Runtime"],
 )
 def test_exhausted_memory_is_raised_at_once(candidates, error):
     broken = Broken(lambda _: error)
@@ -69,6 +76,25 @@ def test_memory_exhausted_by_one_row_alone_is_raised_too(candidates):
 def test_an_ordinary_error_is_no_exhausted_memory():
     assert not is_out_of_memory(RuntimeError("shapes"))
     assert not is_out_of_memory(ValueError("out of memory"))
+    assert not is_out_of_memory(OrtError("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions"))
+
+
+def test_a_batch_that_only_works_one_by_one_is_said_once_and_counted(candidates, caplog):
+    class Lonely(Tube):
+        def speak(self, speech, speakers):
+            if len(speech) > 1:
+                raise RuntimeError("one at a time, please")
+            return super().speak(speech, speakers)
+
+    failures = Failures(len(candidates))
+    with caplog.at_level(logging.WARNING):
+        judged = heard(Ear(), Lonely(), candidates, batch_rows=2, failures=failures)
+    assert all(one.verdict for one in judged)
+    assert failures.split_batches == len(candidates) // 2 == 12
+    first, tenth = (record.getMessage() for record in caplog.records)
+    assert first.startswith("1 batch failed as a whole although each utterance can be judged alone, which is slow")
+    assert first.endswith("of 2 utterances, with RuntimeError: one at a time, please")
+    assert tenth.startswith("10 batches failed")
 
 
 def test_single_failures_are_counted_and_come_back_without_a_verdict(candidates):

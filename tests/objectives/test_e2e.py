@@ -330,12 +330,12 @@ def test_a_soft_token_is_a_mixture_of_the_codebook(build: Any):
 # --- speech tokens in their places ---
 
 
-@pytest.mark.parametrize("way", ["padded", "packed", "bistream"])
+@pytest.mark.parametrize("way", ["unistream", "bistream"])
 def test_codes_stand_where_the_placeholders_stood(way: str, tiny_policy: Path, tmp_path: Path):
     """The same rows collated with the speech tokens that the tokenizer makes, by the code that every objective uses."""
     rows = spoken_rows(sentences=6, longest=14)
     manifest = str(write_manifest(rows, tmp_path / "rows.jsonl"))
-    options: dict[str, Any] = {"packed": way == "packed", "bistream": (1, 2)}
+    options: dict[str, Any] = {"bistream": (1, 2)}
     if way == "bistream":
         options["bistream_share"] = 1.0
     module, data = build_e2e(make(2), tiny_policy, manifest, vocoder=Tones(), **options)
@@ -354,7 +354,6 @@ def test_codes_stand_where_the_placeholders_stood(way: str, tiny_policy: Path, t
     again = collate(
         [replace(order[key], speech=speech_tokens[key]) for key in batch.rows.keys],
         module.policy.layout,
-        way == "packed",
     )
     for name in ("token", "table", "target", "hidden_index", "mask", "end"):
         assert torch.equal(getattr(again, name), getattr(prepared.rows, name)), name

@@ -120,6 +120,15 @@ def test_equals_the_equations(knobs: dict[str, Any], labels: tuple[bool, ...]):
     assert outcome(TKTO(**knobs), step).loss.item() == pytest.approx(slow_loss(step, **knobs), rel=1e-6, abs=1e-6)
 
 
+def test_float64_is_computed_in_float64():
+    ratio, label = torch.tensor([[0.3], [-0.4]], dtype=torch.float64), torch.tensor([True, False])
+    assert token_weights(ratio, label, mu=0.1)[:, 0].tolist() == pytest.approx(
+        [math.exp(0.03), math.exp(0.04)], rel=1e-14
+    )
+    found = token_values(ratio, torch.zeros_like(ratio), label, 0.1, 0.1, 0.7)[:, 0].tolist()
+    assert found == pytest.approx([0.1 / (1 + math.exp(-0.03)), 0.7 / (1 + math.exp(-0.04))], rel=1e-14)
+
+
 def test_every_option_has_an_effect():
     step = make_step(LABELS, seed=5)
     found = [outcome(TKTO(**knobs), step).loss.item() for knobs in OPTIONS]

@@ -175,7 +175,7 @@ def test_batches_are_not_larger_than_asked(tmp_path: Path):
         sizes.append(rows.token.numel())
         return rows.scatter(torch.zeros(len(rows.target)))
 
-    found = {key for keys, _ in scored(ROWS, score, LAYOUT, "cpu", packed=False, tokens=20) for key in keys}
+    found = {key for keys, _ in scored(ROWS, score, LAYOUT, "cpu", tokens=20) for key in keys}
     assert found == ROWS.keys()
     assert len(sizes) > 1
     assert max(sizes) <= 20 + max(map(LAYOUT.input_count, ROWS.values()))
@@ -198,7 +198,7 @@ def test_learning_rate_shuffle_and_batch_do_not_change_the_file(tmp_path: Path, 
     assert len(once) == 1
     written = next((tmp_path / "cache").iterdir()).stat().st_mtime_ns
     assert files(tmp_path, tiny_policy, tiny_rows, lr=0.5, rows_per_step=4, bucket_steps=1) == once
-    assert files(tmp_path, tiny_policy, tiny_rows, {"accumulate_grad_batches": 2}, packed=True) == once
+    assert files(tmp_path, tiny_policy, tiny_rows, {"accumulate_grad_batches": 2}) == once
     assert next((tmp_path / "cache").iterdir()).stat().st_mtime_ns == written
 
 

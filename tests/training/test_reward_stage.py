@@ -124,7 +124,10 @@ def test_fit_trains_the_reward_model_first(recipe: Callable[..., str], capsys: p
     assert metrics["val/reward"] < 0
     # A reward model that the recipe names is not trained again, and the policy learns the same from it.
     named = {"class_path": "RewardModel", "init_args": {"directory": "runs/one/reward/model"}}
-    other = fit(recipe(model__reward=named, model__reward_fit=None), "runs/two")
+    with pytest.raises(SystemExit):
+        fit(recipe(model__reward=named), "runs/two")
+    assert "is trained already; leave it out, or pass --model.reward_fit null" in capsys.readouterr().err
+    other = fit(recipe(model__reward=named), "runs/two", "--model.reward_fit", "null")
     assert not Path("runs/two/reward").exists()
     assert gap(final("runs/one"), final("runs/two")) == 0
     assert same(other.model.parts[Part.REWARD], reward)

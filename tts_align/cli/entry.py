@@ -70,6 +70,51 @@ def label(args: list[str]) -> None:
     _plain_command("label", args, label, rule=LabelRule)
 
 
+def score(args: list[str]) -> None:
+    """The command ``score``: needs recordings and something that listens, but no model that speaks."""
+    from tts_align.cli.score import Processes, score, with_recipes
+
+    with plain_errors():
+        words = with_recipes(args)
+    _plain_command("score", words, score, trainer=Processes)
+
+
+def compare(args: list[str]) -> None:
+    """The command ``compare``: needs no recipe and no model."""
+    from tts_align.cli.compare import compare
+
+    _plain_command("compare", named(args, ("first", "second")), compare)
+
+
+def named(args: list[str], names: tuple[str, ...]) -> list[str]:
+    """Words before the first option as options of these names; dashes in options as underscores, alone they are true.
+
+    >>> named(["runs/a", "runs/b", "--fail-on-regression", "--out", "x"], ("first", "second"))
+    ['--first=runs/a', '--second=runs/b', '--fail_on_regression=true', '--out', 'x']
+    """
+    count = next((place for place, word in enumerate(args) if word.startswith("-")), len(args))
+    if count > len(names):
+        fail(f"expected at most {len(names)} folders, got {' '.join(args[:count])}")
+    found = [f"--{name}={word}" for name, word in zip(names, args[:count], strict=False)]
+    for word, following in zip(args[count:], [*args[count + 1 :], "--"], strict=False):
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            option = f"--{option[2:].replace('-', '_')}"
+            equals, value = (equals, value) if equals or not following.startswith("--") else ("=", "true")
+        found.append(option + equals + value)
+    return found
+
+
+def listen(args: list[str]) -> None:
+    """The commands ``listen make``, ``listen score`` and ``listen label``: need no model."""
+    from tts_align.cli.listen import FUNCTIONS, GROUPS, positional
+
+    name = args[0] if args else ""
+    if name not in FUNCTIONS:
+        fail(f"expected `tts-align listen` with one of {', '.join(FUNCTIONS)}{did_you_mean(name, list(FUNCTIONS))}")
+    _plain_command(f"listen {name}", positional(name, args[1:]), FUNCTIONS[name], **GROUPS[name])
+
+
 def demo(args: list[str]) -> None:
     """The command ``demo build``."""
     if args[:1] != ["build"]:
@@ -90,7 +135,15 @@ def recipes(args: list[str]) -> None:
     recipes(args)
 
 
-PLAIN = {"prepare": prepare, "label": label, "demo": demo, "recipes": recipes}
+PLAIN = {
+    "prepare": prepare,
+    "label": label,
+    "score": score,
+    "compare": compare,
+    "listen": listen,
+    "demo": demo,
+    "recipes": recipes,
+}
 """Commands without a recipe."""
 
 
@@ -120,10 +173,22 @@ def _plain_command(command: str, args: list[str], function: Callable[..., object
 
 
 def main() -> None:
-    """Console entry point; returns nothing, because ``sys.exit`` would print what it returns."""
+    """Console entry point; returns nothing, because ``sys.exit`` would print what it returns.
+
+    Whoever reads what is printed may have read enough: ``tts-align recipes | head`` ends quietly, as other tools do.
+    """
+    try:
+        _main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere at exit
+        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
+
+
+def _main() -> None:
     args = _without_traceback(sys.argv[1:])
     command = args[0] if args else "--help"
-    full = " ".join(args[:2]) if args[:2] == ["demo", "build"] else command
+    full = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else command
     if command in ("-h", "--help"):
         print(usage(), end="")
     elif command == "--version":

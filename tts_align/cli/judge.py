@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from tts_align.evaluation.calibration import accuracy_of, calibration_of, write_calibration
 from tts_align.evaluation.candidates import Candidate, read_candidates
-from tts_align.evaluation.listening import MAX_FAILED_SHARE, Failures, listen, listener_digest, warn_of_failures
+from tts_align.evaluation.judges.base import Judge, Reading
+from tts_align.evaluation.listening import (
+    MAX_FAILED_SHARE,
+    Failures,
+    listen,
+    listener_digest,
+    needs_vocoder,
+    warn_of_failures,
+)
 from tts_align.evaluation.parts import SpeaksAndListens
+from tts_align.utils.assets import resolve
+from tts_align.utils.messages import say
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
 
@@ -26,14 +39,18 @@ def judge(
     overwrite: bool = False,
     barrier: Callable[[], None] | None = None,
     max_failed_share: float = MAX_FAILED_SHARE,
+    accuracy: Path | None = None,
 ) -> Path:
     """Listen to every candidate, and write error rates and readings to one file.
+
+    Recordings that ``sample --audio`` wrote are listened to as they are; the sound of other candidates is made by the
+    module's vocoder.
 
     What is finished when the process is killed is kept: the same call resumes from there. A candidate that cannot be
     judged keeps its row, with the reason under ``error``, and is counted and named; called again, it is tried again.
 
     Args:
-        module: module whose judge listens, and whose vocoder speaks if the judge hears sound.
+        module: module whose judge listens, and whose vocoder speaks if the judge hears sound that was not recorded.
         candidates: JSONL file that ``sample`` wrote.
         out: JSONL file of judged candidates to write, whole or not at all.
         batch_rows: candidates judged together; does not change the verdicts.
@@ -42,23 +59,79 @@ def judge(
         overwrite: whether to replace a file that was made from other candidates or with another judge.
         barrier: waits for the other processes.
         max_failed_share: largest share of each process's candidates that may go without a verdict.
+        accuracy: where the judge's own accuracy is kept, if it was measured; laid beside ``out`` for ``label``.
 
     Raises:
         ValueError: no judge is configured, more candidates failed than may, or rows of another process are missing.
     """
     if module.judge is None:
         raise ValueError("no judge configured: the recipe must set model.judge")
-    rows = read_candidates(candidates)
-    key = digest("judge", listener_digest(module), [(row.id, row.speech) for row in rows])
+    start = resolve(candidates).parent
+    rows = with_recordings(read_candidates(candidates), start, module)
+    key = digest("judge", *_listened_to(module, rows, start))
     shards = Shards(out, key, [row.id for row in rows], rank, world, overwrite)
     again = {*shards.missing, *(name for name, row in shards.rows.items() if row.get("error"))}
     mine = [row for row in rows[rank::world] if row.id in again]
     share = len(rows[rank::world])
     with bar(share, share - len(mine), "judge", rank) as shown:
-        for batch in listen(module.judge, module.vocoder, mine, batch_rows, Failures(share, max_failed_share)):
-            shards.append(candidate.to_row() for candidate in batch)
+        failures = Failures(share, max_failed_share)
+        for batch in listen(module.judge, module.vocoder, mine, batch_rows, failures, start):
+            shards.append(candidate.moved(start, Path(out).parent).to_row() for candidate in batch)
             shown.advance(len(batch))
     shards.merge(barrier, rank)
     if rank == 0:
-        warn_of_failures([Candidate.from_row(row) for row in shards.rows.values()])
+        judged = [Candidate.from_row(row) for row in shards.rows.values()]
+        warn_of_failures(judged)
+        if any(one.verdict and one.verdict.reading is not Reading.UNMARKED for one in judged):
+            _show_accuracy(module.judge, accuracy, Path(out))
     return Path(out)
+
+
+def _show_accuracy(listener: Judge, accuracy: Path | None, out: Path) -> None:
+    """Say how far the judge can be trusted, and lay it beside its verdicts."""
+    known = None if accuracy is None else calibration_of(accuracy, listener)
+    beside = accuracy_of(out)
+    if known is None:
+        beside.unlink(missing_ok=True)
+        say("judge:        its own accuracy is not known: measure it with tts-align judge --calibrate")
+        return
+    write_calibration(beside, known)
+    say(f"judge:        {known}")
+
+
+def with_recordings(rows: Sequence[Candidate], start: Path, module: SpeaksAndListens) -> list[Candidate]:
+    """The candidates, without recordings that are named but not there if a vocoder can make them again; says so.
+
+    Args:
+        rows: candidates.
+        start: folder that the paths of their recordings start from.
+        module: whose vocoder speaks.
+    """
+    assert module.judge is not None
+    if not module.judge.needs_audio or module.vocoder is None:
+        return list(rows)  # without a vocoder a recording that is not there is a fault of its candidate
+    lost = {row.id for row in rows if row.audio and not Path(start, row.audio).is_file()}
+    if lost:
+        first = next(row.audio for row in rows if row.id in lost)
+        log.warning(
+            "%d of %d recordings are not where they were written, %s first: the vocoder makes their sound again",
+            len(lost),
+            sum(bool(row.audio) for row in rows),
+            Path(start, first),
+        )
+    return [dataclasses.replace(row, audio="") if row.id in lost else row for row in rows]
+
+
+def _listened_to(module: SpeaksAndListens, rows: Sequence[Candidate], start: Path) -> tuple[Any, ...]:
+    """Everything that verdicts depend on."""
+    assert module.judge is not None
+    if not module.judge.needs_audio or not any(row.audio for row in rows):
+        return listener_digest(module), [(row.id, row.speech) for row in rows]
+    made = needs_vocoder(rows, start) and module.vocoder is not None
+    voice = module.vocoder.digest() if made and module.vocoder is not None else ""
+    sounds = [(row.id, row.speech, row.audio and _size(Path(start, row.audio))) for row in rows]
+    return module.judge.identity(), voice, sounds
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from tts_align.cli.alphabet import with_alphabet
 from tts_align.cli.commands import DESCRIPTIONS, TRAINER_DEFAULTS, WITHOUT_OBJECTIVE
 from tts_align.cli.errors import RecipeError, root_cause
 from tts_align.cli.parser import PlainParser
@@ -24,7 +25,7 @@ from tts_align.cli.trainer import AlignTrainer, make_trainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
 from tts_align.training.module import AlignModule
-from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
+from tts_align.training.run import EXPORT, Run, RunSettings, finished, how_to_test, where
 from tts_align.utils.messages import first_process, quiet, say
 
 
@@ -132,11 +133,21 @@ class AlignCLI(LightningCLI):
         """Build everything the recipe names; what is wrong then is the recipe's fault."""
         try:
             check_places(self.config[self.command].as_dict(), self.command)
-            super().instantiate_classes()
+            recipe = self.config
+            self.config = self._with_alphabet(recipe, Path(str(self.chosen.run.directory)))
+            try:
+                super().instantiate_classes()
+            finally:
+                self.config = recipe  # what the run's directory keeps says `auto`, too
             if self.subcommand not in WITHOUT_OBJECTIVE:
                 self.datamodule.follow(self.model.rows_wanted)
         except (ValueError, FileNotFoundError, MisconfigurationException) as error:
             raise RecipeError(str(root_cause(error))) from error
+
+    def _with_alphabet(self, recipe: Namespace, run: Path) -> Namespace:
+        filled = recipe.clone()
+        filled[self.command] = with_alphabet(recipe[self.command], run, self.command)
+        return filled
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         """Build the trainer; logs and checkpoints go to the run's directory."""
@@ -158,6 +169,12 @@ class AlignCLI(LightningCLI):
         """Train, from where an earlier call stopped; then test."""
         stored = None if ckpt_path else self._stored_test()
         ckpt_path = ckpt_path or self._begin()
+        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
+        tests = self.settings.test_after_fit and (model.test_settings is not None or held_out)
+        if tests and not self._get(self.config_init, "trainer").fast_dev_run:
+            from tts_align.training.interfaces import check_test
+
+            check_test(model.objective, model.policy, model.parts)
         try:
             for part, prepare in self._stages().items():
                 if part in model.objective.needs - model.objective.trains:
@@ -171,13 +188,17 @@ class AlignCLI(LightningCLI):
         from tts_align.training.stages import keep_reward
 
         keep_reward(self)
-        held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
         stored = self.trainer.strategy.broadcast(stored)  # others may have read the recipe that the first has saved
         if stored is not None and self.settings.test_after_fit:
             if first_process():
                 show_test(stored)
-        elif self.settings.test_after_fit and (model.test_settings is not None or held_out):
-            self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
+        elif tests:
+            chosen = str(self.run.chosen) if self.run.choice.is_file() else None
+            self.trainer.test(
+                model, datamodule=kwargs["datamodule"], ckpt_path=chosen, weights_only=True, verbose=False
+            )
+        elif self.settings.test_after_fit and not model.objective.trains_reward_only:
+            say(how_to_test(self.run, model.judge is not None))
         where(self.run, say)
 
     @staticmethod
@@ -208,7 +229,7 @@ class AlignCLI(LightningCLI):
         seed = config[f"{self.subcommand}.seed_everything"]
         if seed is not False:
             seed_everything(seed, workers=True, verbose=False)
-        built = self.parser.instantiate(config)[self.subcommand]
+        built = self.parser.instantiate(self._with_alphabet(config, directory))[self.subcommand]
         run = Run(directory)
         trainer = make_trainer(built.trainer, run, self.settings, "fit")
         checkpoint = run.checkpoint if run.checkpoint.exists() else None
@@ -246,7 +267,8 @@ class AlignCLI(LightningCLI):
         run, trainer = self.run, self._get(self.config_init, "trainer")
         if self.settings.overwrite or trainer.fast_dev_run or not run.begun or not run.checkpoint.is_file():
             return None
-        return stored_test(run, self.saved_recipe()) if finished(self.trainer, *run.progress()) else None
+        over = finished(self.trainer, *run.progress()) or run.stopped()
+        return stored_test(run, self.saved_recipe()) if over else None
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Validate the run's last checkpoint, or another."""
@@ -259,10 +281,15 @@ class AlignCLI(LightningCLI):
         self.trainer.validate(ckpt_path=checkpoint, weights_only=True, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Test the run's last checkpoint, or another."""
-        checkpoint = self._trained(ckpt_path)
-        self._prepare_stages()
-        self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
+        """Test the run's last checkpoint, or another; where nothing was trained yet, the policy as it is."""
+        untrained = ckpt_path is None and not self.run.checkpoint.exists() and Part.TOKENIZER not in self.model.parts
+        if untrained and self.model.test_settings is not None:
+            say("policy:       as model.policy names it; nothing was trained yet, so there is no before and after")
+            self.trainer.test(weights_only=True, **kwargs)
+        else:
+            checkpoint = self._trained(ckpt_path)
+            self._prepare_stages()
+            self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:

@@ -36,6 +36,10 @@ RENAMED = {("sizes", "codes"): ("sizes", "codebook_size")}
 """Last two parts of a dotted key, before version 0.2 and now."""
 
 
+GONE = {("init_args", "packed"): "rows are scored without padding, whatever it says"}
+"""Last two parts of a dotted key that has no effect any more, and why."""
+
+
 def new_path(path: str) -> str | None:
     """Import path of a class today, if it is an import path of an earlier version.
 
@@ -59,6 +63,16 @@ def new_key(key: str) -> str | None:
     return ".".join([*parts[:-2], *new]) if new else None
 
 
+def gone(key: str) -> str | None:
+    """Why a dotted key is not there any more, if it was there in an earlier version.
+
+    >>> gone("model.policy.init_args.packed")
+    'rows are scored without padding, whatever it says'
+    """
+    parts = key.split(".")
+    return GONE.get((parts[-2], parts[-1])) if len(parts) > 1 else None
+
+
 def outdated(node: Any, key: str = "") -> Iterator[str]:
     """A line for everything in a recipe that has another name now.
 
@@ -71,6 +85,8 @@ def outdated(node: Any, key: str = "") -> Iterator[str]:
             inside = f"{key}.{name}" if key else str(name)
             if new := new_key(inside):
                 yield f"{inside} is now {new}"
+            elif why := gone(inside):
+                yield f"{inside} is no longer there, leave it out: {why}"
             yield from outdated(value, inside)
     elif isinstance(node, list):
         for number, value in enumerate(node):

@@ -81,6 +81,7 @@ def prepare(
     batch_size: int = 8,
     num_workers: int = 4,
     on_bad_row: OnBadRow = "drop",
+    desirable_stars: float | None = None,
     overwrite: bool = False,
     trainer: Processes | None = None,
 ) -> None:
@@ -103,12 +104,13 @@ def prepare(
         batch_size: recordings encoded together, if the directory has a speech tokenizer for batches.
         num_workers: threads in each process that read recordings ahead.
         on_bad_row: what a row that cannot be prepared does: drop the row and say so, or stop.
+        desirable_stars: number of stars from which on a row is desirable, for labels that are 1 to 5 stars.
         overwrite: whether to replace a file that was made with other settings or inputs.
         trainer: where the work is done.
     """
     quiet()
     check_no_hub("directory", directory)
-    target = Target(Path(out), overwrite, on_bad_row)
+    target = Target(Path(out), overwrite, on_bad_row, desirable_stars)
     recording_encoder = RecordingEncoder.of(directory, batch_size, speaker_vectors)
     limits = Limits(max_seconds, min_seconds, lowest_rate)
     longest = recording_encoder.tokenizer.max_seconds
@@ -154,9 +156,8 @@ def prepare_share(
         barrier: waits for the other processes.
     """
     path = resolve(source)
-    given = read_manifest(
-        path, target.on_bad_row, recording_encoder.tokenizer.codebook_size, check_audio=False, unprepared=True
-    )
+    codebook = recording_encoder.tokenizer.codebook_size
+    given = read_manifest(path, target.on_bad_row, codebook, False, True, target.desirable_stars)
     speaks = recording_encoder.speaker_encoder is not None
     stamps = [_stamp(row, given, speaks) for row in given.rows]
     key = digest("prepare", recording_encoder.identity, limits, speaks, window)

@@ -13,7 +13,7 @@ from jsonargparse import set_loader
 
 from tts_align import PUBLIC
 from tts_align.cli.errors import did_you_mean, fail
-from tts_align.cli.moved import new_key, new_path, outdated
+from tts_align.cli.moved import gone, new_key, new_path, outdated
 from tts_align.cli.shelf import CONFIG_FLAGS, config_places, named_at
 from tts_align.objectives import Objective
 
@@ -125,6 +125,8 @@ def check_names(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> N
         flag, _, value = arg.partition("=")
         if flag.startswith("--") and (key := new_key(flag)):
             fail(f"{flag} is now {key}")
+        if flag.startswith("--") and (why := gone(flag)):
+            fail(f"{flag} is no longer there, leave it out: {why}")
         if new := new_path(value or arg):
             fail(f"{before if not value else flag}: {value or arg} is now {new}")
 

@@ -10,7 +10,14 @@ from typing import Any
 
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.speaking import check_speakers, encode, speak, utterance_requests, write_sound
+from tts_align.evaluation.speaking import (
+    check_speakers,
+    chosen_speakers,
+    encode,
+    speak,
+    utterance_requests,
+    write_sound,
+)
 from tts_align.utils.files import write_json
 from tts_align.utils.progress import bar
 from tts_align.utils.seeds import part_seed
@@ -40,7 +47,8 @@ def sample(
         prompts: file of sentences: JSONL, or plain text with one sentence per line.
         out: JSONL file of candidates to write, whole or not at all.
         samples: utterances per sentence and voice.
-        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
+        speakers: voices to speak in; by default the only one there is. A sentence that names its own is spoken in that
+            one only.
         batch_rows: utterances spoken together on each device; does not change them.
         seed: seed of all utterances; that of the run (seed_everything) by default.
         rank: number of this process.
@@ -60,7 +68,8 @@ def sample(
         raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
     seed = part_seed(seed)
     sentences = read_prompts(prompts)
-    items = utterance_requests(sentences, speakers, samples, seed)
+    voices = chosen_speakers(module.policy, module.vocoder, sentences, speakers, "--speakers")
+    items = utterance_requests(sentences, voices, samples, seed)
     check_speakers(module.policy, items)
     if vocoder is not None:
         vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))

@@ -171,8 +171,8 @@ class MicroBatch:
 class MicroBatches(Dataset[Batch]):
     """Collates micro-batches; the index is the plan's, so workers need no state."""
 
-    def __init__(self, examples: Examples, layout: Layout, packed: bool) -> None:
-        self.examples, self.layout, self.packed = examples, layout, packed
+    def __init__(self, examples: Examples, layout: Layout) -> None:
+        self.examples, self.layout = examples, layout
 
     def __len__(self) -> int:
         return len(self.examples.items)
@@ -181,12 +181,10 @@ class MicroBatches(Dataset[Batch]):
         """Collate the rows of one micro-batch."""
         examples = self.examples
         return Batch(
-            rows=collate([examples.rows[i] for i in micro.rows], self.layout, self.packed),
+            rows=collate([examples.rows[i] for i in micro.rows], self.layout),
             desirable=torch.from_numpy(examples.desirable[list(micro.rows)]),
             totals=micro.totals,
-            mismatched=tuple(
-                collate([examples.mismatched[i] for i in rows], self.layout, self.packed) for rows in micro.mismatched
-            ),
+            mismatched=tuple(collate([examples.mismatched[i] for i in rows], self.layout) for rows in micro.mismatched),
             first=micro.first,
             utterances=self._utterances(micro) if examples.utterances else None,
             recordings=collate_recordings([examples.recordings[i] for i in micro.rows])

@@ -58,13 +58,13 @@ class AlignData(LightningDataModule):
         validation: held-out rows on which the loss is watched; the same kinds of file.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: text and speech tokens in one optimiser step, about; instead of rows_per_step.
-        bucket_steps: optimiser steps within which rows are sorted by length, which saves padding; a quarter of an epoch
-            at most, 1 for no sorting.
+        bucket_steps: optimiser steps within which rows are sorted by length, a quarter of an epoch at most; 1 for none.
         seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: whether to use only those labelled rows that stand in pairs.
         unlabelled: what rows without a label are where others have one and good speech is read: a fault that stops,
             desirable, or left out.
+        desirable_stars: number of stars from which on a row is desirable, for labels that are 1 to 5 stars.
         bistream_share: share of the long enough rows whose text and speech are interleaved.
         flip_labels: whether to train on the opposite labels.
         max_rows: number of manifest rows to use, drawn by the seed, for trials; all by default.
@@ -73,8 +73,7 @@ class AlignData(LightningDataModule):
         acoustic: mel frames that model.flow makes, for objectives that want sound; what model.tokenizer reads by
             default.
         num_workers: processes that prepare batches; 0 for the training process itself.
-        wants: what the objective wants of the rows. By default that of the module that is trained; only rows that are
-            read without a module need it.
+        wants: what the objective wants of the rows, if they are read without a module.
     """
 
     def __init__(
@@ -88,6 +87,7 @@ class AlignData(LightningDataModule):
         on_bad_row: Literal["stop", "drop"] = "stop",
         paired_only: bool = False,
         unlabelled: Unlabelled = "stop",
+        desirable_stars: float | None = None,
         bistream_share: float = 0.0,
         flip_labels: bool = False,
         max_rows: int | None = None,
@@ -111,9 +111,8 @@ class AlignData(LightningDataModule):
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
         self.own_seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
-        self.unlabelled = unlabelled
-        self.tokenizer, self.num_workers = tokenizer, num_workers
-        self.vocoder, self.acoustic = vocoder, acoustic
+        self.unlabelled, self.desirable_stars, self.num_workers = unlabelled, desirable_stars, num_workers
+        self.tokenizer, self.vocoder, self.acoustic = tokenizer, vocoder, acoustic
         self._wants: RowsWanted | None = None
         self._hearer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
@@ -188,8 +187,9 @@ class AlignData(LightningDataModule):
             self._splits["validation"] = self._split(self.validation, policy, training=False)
 
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
+        codebook = None if self.wants.sound else policy.layout.codebook_size
         manifest = read_manifest(
-            path, self.on_bad_row, codebook_size=None if self.wants.sound else policy.layout.codebook_size
+            path, self.on_bad_row, codebook, self.wants.sound or "needed", False, self.desirable_stars
         )
         rows = manifest.rows if self.wants.sound else encode_audio(manifest, self.tokenizer)
         if training and self.max_rows is not None:
@@ -220,7 +220,7 @@ class AlignData(LightningDataModule):
         counts = usable(rows, self.seed, self.wants.readers)
         _say_once(f"{path}\n{counts}\nused here: {len(examples.rows)} rows as {self.wants.reads}")
         keys = tuple(map(policy.layout.key, examples.rows))
-        return Split(examples, plan, targets, policy.layout, policy.packed, keys)
+        return Split(examples, plan, targets, policy.layout, keys)
 
     @property
     def _extractor(self) -> FeatureExtractor:
@@ -235,11 +235,7 @@ class AlignData(LightningDataModule):
         world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
         split.plan.check(world, accumulate)
         steps = limited_steps(split.plan.steps_per_epoch, accumulate, self.trainer.limit_train_batches)
-        rank_zero_info(
-            f"{steps} optimiser steps per epoch; "
-            f"padding to the longest row would cost {split.padding(world, accumulate):.2f} times the useful tokens"
-            + ("; rows are packed instead" if split.packed else "")
-        )
+        rank_zero_info(f"{steps} optimiser steps per epoch")
         sampler = PlanSampler(
             plan=split.plan,
             examples=split.examples,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tts_align.data.labels import NEEDS_STARS, stars_of
 from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound, folder
 from tts_align.data.sources import read_rows
@@ -23,8 +24,9 @@ def read_manifest(
     path: str | Path,
     on_bad_row: Literal["stop", "drop"] = "stop",
     codebook_size: int | None = None,
-    check_audio: bool = True,
+    check_audio: bool | Literal["needed"] = True,
     unprepared: bool = False,
+    desirable_stars: float | None = None,
 ) -> Manifest:
     """Read a whole manifest and check every row of it.
 
@@ -33,26 +35,30 @@ def read_manifest(
             one, a directory or a ``data.list`` of them, and Kaldi-style folders are manifests too.
         on_bad_row: ``stop`` raises one error that names every fault, ``drop`` leaves the rows out and names them.
         codebook_size: size of the codebook, if known; speech tokens beyond it are faults.
-        check_audio: look at each recording's header.
+        check_audio: look at each recording's header; ``needed``: only where there are no speech tokens.
         unprepared: take what only ``tts-align prepare`` can use: recordings inside shards, which
             :func:`~tts_align.data.cosyvoice.read_recordings` reads, and prompts without speech tokens.
+        desirable_stars: number of stars from which on a row is desirable, for labels that are stars.
 
     Raises:
-        ManifestError: there are faults and ``on_bad_row`` is ``stop``, or nothing is left.
+        ManifestError: there are faults and ``on_bad_row`` is ``stop``, or nothing is left, or labels may be stars and
+            nothing says how many are desirable: then 1 may be the best or the worst.
     """
     path = resolve(path)
-    rules = Rules(codebook_size, _AudioCheck(folder(path)) if check_audio else Rules().audio_fault, unprepared)
+    audio_fault = _AudioCheck(folder(path)) if check_audio else Rules().audio_fault
+    rules = Rules(codebook_size, audio_fault, unprepared, desirable_stars, check_audio == "needed")
     rows: dict[str, Row] = {}
     places: dict[str, str] = {}
     faults: list[Fault] = []
     ignored: set[str] = set()
-    bad = 0
+    bad, starred = 0, False
     for number, (where, raw, broken) in enumerate(read_rows(path, unprepared), start=1):
         row: Row | None = None
         wrong = [broken]
         if not broken:
             row, wrong, unknown = parse(raw, f"row-{number}", rules)
             ignored |= unknown
+            starred |= isinstance(raw, dict) and stars_of(raw.get("label")) is not None
         if row is not None and (holder := places.get(row.id)):
             wrong, row = [f"id {row.id!r} is taken by {holder}"], None
         if row is None:
@@ -60,10 +66,14 @@ def read_manifest(
             faults += [Fault(where, what) for what in wrong]
         else:
             rows[row.id], places[row.id] = row, where
+    if unsure := [fault for fault in faults if NEEDS_STARS in fault.what]:
+        raise ManifestError(path, unsure, hint="no row is taken until it is known what they mean")
     if faults and (on_bad_row == "stop" or not rows):
         raise ManifestError(path, faults)
     if not rows:
         raise ManifestError(path, [Fault(str(path), "expected at least one row, got none")])
+    if desirable_stars is not None and not starred:
+        log.warning("%s: desirable_stars has no effect: none of its labels is a number of stars", path)
     if ignored:
         log.warning("%s: columns that are not known are ignored: %s", path, ", ".join(sorted(ignored)))
     if bad:

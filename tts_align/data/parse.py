@@ -17,6 +17,7 @@ from tts_align.data.columns import (
     read_vector,
     string,
 )
+from tts_align.data.labels import read_label
 from tts_align.data.records import Pair, Row, Sound
 
 COLUMNS = (
@@ -26,8 +27,6 @@ COLUMNS = (
 TRL = ("prompt", "completion", "chosen", "rejected")
 """Other names that are understood: those of TRL's data sets."""
 
-_LABELS: Mapping[Any, bool] = {True: True, False: False, "desirable": True, "undesirable": False}
-
 
 class Rules(NamedTuple):
     """What rows are checked against.
@@ -36,11 +35,15 @@ class Rules(NamedTuple):
         codebook_size: size of the codebook; ``None`` when not known.
         audio_fault: says what is wrong with a recording, or nothing.
         unprepared: take what only ``tts-align prepare`` can use.
+        desirable_stars: number of stars from which on a row is desirable; ``None`` when labels are no stars.
+        needed_audio_only: look for faults only in recordings of utterances without speech tokens.
     """
 
     codebook_size: int | None = None
     audio_fault: Callable[[str], str | None] = lambda _: None
     unprepared: bool = False
+    desirable_stars: float | None = None
+    needed_audio_only: bool = False
 
 
 def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[str], set[str]]:
@@ -62,10 +65,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
     text = _text(given, faults)
     sound, pair = _content(given, rules, faults)
     prompt = _prompt(given, rules, faults)
-    label = given.get("label")
-    if label is not None and (not isinstance(label, (bool, int, str)) or label not in _LABELS):
-        faults.append(f"label: expected true, false, 1, 0, desirable or undesirable, got {label!r}")
-        label = None
+    label = _label(given, rules, faults)
     if pair is not None and label is not None:
         faults.append("a pair takes no label: chosen is desirable, rejected is not")
     identity = given.get("id", default_id)
@@ -78,7 +78,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
         speaker=string(given, "speaker", faults),
         speech=sound.speech,
         audio=sound.audio,
-        desirable=None if label is None else _LABELS[label],
+        desirable=label,
         pair=pair,
         spans=read_spans(given.get("spans", ()), text, faults),
         scores=read_scores(given.get("scores", {}), faults),
@@ -120,6 +120,14 @@ def _text(given: Mapping[str, Any], faults: list[str]) -> str:
         faults.append("text is missing" if text is None else f"text: expected words, got {text!r}")
         return ""
     return text
+
+
+def _label(given: Mapping[str, Any], rules: Rules, faults: list[str]) -> bool | None:
+    try:
+        return read_label(given.get("label"), rules.desirable_stars)
+    except ValueError as error:
+        faults.append(str(error))
+        return None
 
 
 def _content(given: Mapping[str, Any], rules: Rules, faults: list[str]) -> tuple[Sound, Pair | None]:
@@ -173,7 +181,7 @@ def _sound(raw: Any, name: str, rules: Rules, faults: list[str]) -> Sound:
             faults.append(f"{name}: {fault}")
     if audio is not None and (not isinstance(audio, str) or not audio):
         faults.append(f"{name}: expected the path of a recording, got {audio!r}")
-    elif audio is not None and (fault := rules.audio_fault(audio)):
+    elif audio is not None and not (speech and rules.needed_audio_only) and (fault := rules.audio_fault(audio)):
         faults.append(f"{name}: {fault}")
     if speech is None and audio is None:
         faults.append(f"{name}: {SOUND}")

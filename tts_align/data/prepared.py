@@ -66,6 +66,7 @@ class Target:
         out: the manifest.
         overwrite: replace one made with other settings or inputs.
         on_bad_row: what a row that cannot be prepared does.
+        desirable_stars: number of stars from which on a row is desirable, for labels that are stars.
 
     Raises:
         ValueError: the name has no known suffix.
@@ -74,6 +75,7 @@ class Target:
     out: Path
     overwrite: bool = False
     on_bad_row: OnBadRow = "drop"
+    desirable_stars: float | None = None
 
     def __post_init__(self) -> None:
         """Look at the name before hours of work."""

@@ -141,13 +141,18 @@ class Fault:
 class ManifestError(ValueError):
     """A manifest cannot be used; ``faults`` holds all reasons, the message the first of them."""
 
-    def __init__(self, path: Path | str, faults: Sequence[Fault], shown: int = 20) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        faults: Sequence[Fault],
+        shown: int = 20,
+        hint: str = "mend these rows, or leave them out with on_bad_row: drop",
+    ) -> None:
         self.faults = tuple(faults)
         lines = [f"  {fault}" for fault in self.faults[:shown]]
         if len(self.faults) > shown:
             lines.append(f"  ... and {len(self.faults) - shown} more")
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        hint = "mend these rows, or leave them out with on_bad_row: drop"
         super().__init__("\n".join([f"{path}: {count}; {hint}", *lines]))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
@@ -74,7 +73,6 @@ class Split:
         plan: which of them meet.
         targets: predicted tokens of each row.
         layout: of the policy.
-        packed: whether the policy wants several rows in a bin.
         keys: digest of each row.
     """
 
@@ -82,12 +80,11 @@ class Split:
     plan: Plan
     targets: Indices
     layout: Layout
-    packed: bool
     keys: tuple[str, ...]
 
     def loader(self, sampler: PlanSampler, workers: int, pin_memory: bool) -> AlignLoader:
         """Batches in the order of ``sampler``."""
-        data = MicroBatches(self.examples, self.layout, self.packed)
+        data = MicroBatches(self.examples, self.layout)
         return AlignLoader(
             data,
             batch_size=None,
@@ -95,17 +92,6 @@ class Split:
             num_workers=workers,
             pin_memory=pin_memory,
         )
-
-    def padding(self, world: int, accumulate: int, steps: int = 50) -> float:
-        """Backbone positions over useful ones when each row is padded to the longest of its micro-batch."""
-        lengths = np.asarray([self.layout.input_count(row) for row in self.examples.rows])
-        padded = useful = 0
-        for items in self.plan.steps(0)[:steps]:
-            for ranks in self.plan.deal(items, world, accumulate):
-                for dealt in ranks:
-                    rows = lengths[self.examples.items[dealt].ravel()]
-                    padded, useful = padded + rows.max() * len(rows), useful + rows.sum()
-        return float(padded / useful)
 
 
 def limited_steps(steps: int, accumulate: int, limit: int | float) -> int:

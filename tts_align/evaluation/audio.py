@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +30,17 @@ def write_pair(folder: Path, name: str, waveforms: Mapping[str, ArrayLike], samp
         system: write_wav(Path(folder, f"{file_name(name)}-{system}.wav"), gain * np.asarray(sound), sample_rate)
         for system, sound in waveforms.items()
     }
+
+
+def keep_only(folder: Path, names: Collection[str], systems: Sequence[str]) -> None:
+    """Remove recordings that an earlier test has left: those of its systems that are not among today's.
+
+    Args:
+        folder: of the recordings; files with other names stay.
+        names: of today's recordings.
+        systems: with whose names a test's recordings end.
+    """
+    for system in systems:
+        for path in Path(folder).glob(f"*-{system}.wav"):
+            if path.name not in names:
+                path.unlink()

@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,7 @@ from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.speaking import UtteranceRequest, speak, waveforms_of
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
+from tts_align.utils.audio import read_recording
 from tts_align.utils.shards import digest
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,15 @@ MAX_FAILED_SHARE = 0.01
 SILENCE = Verdict(transcript="", reading=Reading.NEITHER, cer=1.0, nearest_cer=1.0)
 """Verdict on an utterance without speech tokens: every character is missing."""
 _NAMED = 5
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to allocate memory",
+)
+"""How the errors of PyTorch, cuDNN, cuBLAS, CTranslate2 and ONNX Runtime say so."""
 
 
 class TooManyFailuresError(ValueError):
@@ -45,11 +56,13 @@ class Failures:
         candidates: number of candidates that are to be judged.
         max_share: largest share of them that may fail; one of several always may, unless the share is 0.
         reasons: what failed, by name of the candidate.
+        split_batches: number of batches that failed although each of their candidates can be judged alone.
     """
 
     candidates: int
     max_share: float = MAX_FAILED_SHARE
     reasons: dict[str, str] = field(default_factory=dict)
+    split_batches: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
@@ -73,6 +86,25 @@ class Failures:
             raise TooManyFailuresError(
                 f"{len(self.reasons)} of {self.candidates} candidates could not be judged, {self.allowed} may "
                 f"(max_failed_share {self.max_share:g}):\n{_listed(self.reasons)}"
+            )
+
+    def split(self, candidates: int, error: Exception) -> None:
+        """Note a batch of which every candidate could be judged alone; the 1st, 10th, 100th, ... is said.
+
+        Args:
+            candidates: in the batch.
+            error: what the batch failed with.
+        """
+        self.split_batches += 1
+        if 10 ** (len(str(self.split_batches)) - 1) == self.split_batches:
+            log.warning(
+                "%d %s failed as a whole although each utterance can be judged alone, which is slow; the last one, of "
+                "%d utterances, with %s: %s",
+                self.split_batches,
+                "batch" if self.split_batches == 1 else "batches",
+                candidates,
+                type(error).__name__,
+                error,
             )
 
 
@@ -106,6 +138,7 @@ def listen(
     candidates: Sequence[Candidate],
     batch_rows: int = 64,
     failures: Failures | None = None,
+    recordings: Path | None = None,
 ) -> Iterator[list[Candidate]]:
     """Judge candidates batch by batch, those of like length together.
 
@@ -118,36 +151,38 @@ def listen(
         candidates: what to listen to; no verdict depends on another candidate.
         batch_rows: candidates at a time.
         failures: counts what fails, over several calls if it is given; by default 1 % of ``candidates`` may.
+        recordings: folder that the paths of recordings start from; by default all sound is made by the vocoder.
 
     Yields:
         The candidates of one batch, judged.
 
     Raises:
-        ValueError: the judge needs audio, and there is no vocoder.
+        ValueError: the judge needs audio that no recording holds, and there is no vocoder.
         TooManyFailuresError: more candidates failed than may.
         Exception: what judge or vocoder raised, if memory is exhausted, or if every candidate of a batch fails so.
     """
-    if judge.needs_audio and vocoder is None:
+    if judge.needs_audio and vocoder is None and needs_vocoder(candidates, recordings):
         raise ValueError(f"{type(judge).__name__} hears sound: the recipe must set model.vocoder")
-    voice = vocoder if judge.needs_audio else None
+    voice = Sounds(vocoder, recordings) if judge.needs_audio else None
     failures = Failures(len(candidates)) if failures is None else failures
     order = sorted(candidates, key=lambda candidate: len(candidate.speech))
     for start in range(0, len(order), batch_rows):
         yield _judge_batch(judge, voice, order[start : start + batch_rows], failures)
 
 
-def _judge_batch(
-    judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate], failures: Failures
-) -> list[Candidate]:
+def _judge_batch(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate], failures: Failures) -> list[Candidate]:
     silent = [_with(one, SILENCE) for one in batch if not one.speech]
     spoken = [one for one in batch if one.speech]
     try:
-        return silent + _judged(judge, vocoder, spoken)
+        return silent + _judged(judge, voice, spoken)
     except Exception as error:
-        _raise_if_memory_is_exhausted(error)
+        raise_if_memory_is_exhausted(error)
         if len(spoken) < 2:
             return silent + [_failed(one, error, failures) for one in spoken]
-    found, errors = _judged_one_by_one(judge, vocoder, spoken)
+        whole = error
+    found, errors = _judged_one_by_one(judge, voice, spoken)
+    if not errors:
+        failures.split(len(spoken), whole)
     if not found and len({_kind(error) for error in errors.values()}) == 1:
         fault = next(iter(errors.values()))
         fault.add_note(f"each of the {len(spoken)} candidates of a batch failed so, {next(iter(errors))} first")
@@ -156,24 +191,25 @@ def _judge_batch(
 
 
 def _judged_one_by_one(
-    judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate]
+    judge: Judge, voice: Sounds | None, batch: Sequence[Candidate]
 ) -> tuple[list[Candidate], dict[str, Exception]]:
     """What could be judged, and why the rest could not, by name."""
     found, errors = [], {}
     for candidate in batch:
         try:
-            found += _judged(judge, vocoder, [candidate])
+            found += _judged(judge, voice, [candidate])
         except Exception as error:
-            _raise_if_memory_is_exhausted(error)
+            raise_if_memory_is_exhausted(error)
             errors[candidate.id] = error
     return found, errors
 
 
 @torch.no_grad()
-def _judged(judge: Judge, vocoder: Vocoder | None, batch: Sequence[Candidate]) -> list[Candidate]:
+def _judged(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate]) -> list[Candidate]:
     if not batch:
         return []
-    verdicts = judge.judge(speech_samples(vocoder, batch), [candidate.prompt.expected for candidate in batch])
+    samples = speech_samples(None, batch) if voice is None else voice.samples(batch)
+    verdicts = judge.judge(samples, [candidate.prompt.expected for candidate in batch])
     return [_with(candidate, verdict) for candidate, verdict in zip(batch, verdicts, strict=True)]
 
 
@@ -185,6 +221,39 @@ def speech_samples(vocoder: Vocoder | None, candidates: Sequence[Candidate]) -> 
         SpeechSample(torch.tensor(one.speech, dtype=torch.long), sound, rate, one.speaker)
         for one, sound in zip(candidates, sounds, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Where the sound of candidates comes from: the recordings that were written of them, or else the vocoder.
+
+    Args:
+        vocoder: makes the sound of those without a recording; may be absent if each has one.
+        recordings: folder that the paths of recordings start from; ``None`` to use none.
+    """
+
+    vocoder: Vocoder | None
+    recordings: Path | None = None
+
+    def samples(self, candidates: Sequence[Candidate]) -> list[SpeechSample]:
+        """Candidates with their sound, in their order.
+
+        Raises:
+            AudioError: a recording cannot be used.
+        """
+        made = [one for one in candidates if self.recordings is None or not one.audio]
+        found = dict(zip((one.id for one in made), speech_samples(self.vocoder, made), strict=True)) if made else {}
+        return [found.get(one.id) or self._recorded(one) for one in candidates]
+
+    def _recorded(self, candidate: Candidate) -> SpeechSample:
+        assert self.recordings is not None
+        sound, rate = read_recording(self.recordings / candidate.audio)
+        return SpeechSample(torch.tensor(candidate.speech, dtype=torch.long), sound, rate, candidate.speaker)
+
+
+def needs_vocoder(candidates: Sequence[Candidate], recordings: Path | None) -> bool:
+    """Whether the sound of any candidate must be made, because it has speech tokens and no recording."""
+    return any(one.speech and (recordings is None or not one.audio) for one in candidates)
 
 
 def _with(candidate: Candidate, verdict: Verdict) -> Candidate:
@@ -205,7 +274,8 @@ def _kind(error: Exception) -> tuple[type[Exception], str]:
     return type(error), re.sub(r"\d+", "#", str(error))
 
 
-def _raise_if_memory_is_exhausted(error: Exception) -> None:
+def raise_if_memory_is_exhausted(error: Exception) -> None:
+    """Raise an error that says nothing about an utterance, with advice."""
     if is_out_of_memory(error):
         error.add_note("there is not enough memory to speak and judge so many candidates at a time: lower batch_rows")
         raise error
@@ -219,8 +289,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    # ONNX Runtime's errors are of classes of its own.
+    machine = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return machine and any(words in str(error) for words in _NO_MEMORY)
 
 
 def warn_of_failures(candidates: Sequence[Candidate]) -> list[str]:
@@ -239,4 +310,6 @@ def _listed(reasons: dict[str, str]) -> str:
 def listener_digest(module: SpeaksAndListens) -> str:
     """Digest of everything a verdict depends on: the judge's identity, and the vocoder's sound."""
     assert module.judge is not None
-    return digest(module.judge.identity(), module.vocoder.digest() if module.vocoder is not None else "")
+    # A folder of weights may have another name.
+    identity = {name: value for name, value in module.judge.identity().items() if name != "model"}
+    return digest(identity, module.vocoder.digest() if module.vocoder is not None else "")

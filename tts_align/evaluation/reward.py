@@ -20,12 +20,11 @@ from tts_align.batch import Batch
 from tts_align.evaluation.metrics.functional import cer
 from tts_align.evaluation.statistics.intervals import cluster_bootstrap
 from tts_align.models.base.reward import RewardHead
-from tts_align.models.reward.config import Attribute
-from tts_align.models.reward.model import RewardModel
+from tts_align.models.base.reward_records import AttributeTask
 from tts_align.utils.distributed import gathered
 from tts_align.utils.files import write_json
 
-_LETTERS_PER_CODE = 4
+_LETTERS_PER_TOKEN = 4
 """No speech is faster; a model that has hardly learnt would write for ever."""
 Answer = Mapping[str, Any]
 """What is known of one utterance (``said``, and attributes) and what the model says (``heard``, and ``predicted``)."""
@@ -42,11 +41,15 @@ class RewardEvaluation:
     """
 
     def __init__(self, model: RewardHead) -> None:
-        if not isinstance(model, RewardModel):
-            raise ValueError(
-                f"only a RewardModel can be tested, got {type(model).__name__}: set run.test_after_fit: false"
-            )
         self.model = model
+        self.transcribes = bool({"asr", "ctc"} & set(model.tasks))
+        lacking = [("transcribe", self.transcribes), ("predict", bool(model.attribute_tasks))]
+        for method, needed in lacking:
+            if needed and getattr(type(model), method) is getattr(RewardHead, method):
+                raise ValueError(
+                    f"{type(model).__name__} cannot be tested: give it a method `{method}`, see RewardHead.{method}, "
+                    "or set run.test_after_fit: false"
+                )
         self.answers: list[Answer] = []
 
     @torch.no_grad()
@@ -54,15 +57,10 @@ class RewardEvaluation:
         """Let the model hear one batch."""
         said = batch.utterances
         assert said is not None
-        hidden = self.model.encode(self.model.embed(said.speech), said.mask)
-        reads = {"asr", "ctc"} & set(self.model.tasks)
-        heard: Sequence[str | None] = (
-            self.model.transcribe(said.speech, said.mask, _LETTERS_PER_CODE * said.speech.shape[1])
-            if reads
-            else [None] * len(hidden)
-        )
-        logits = self.model.attributes(hidden, said.mask)
-        predicted = {one.name: one.predict(logits[one.name]).tolist() for one in self.model.sizes.attributes}
+        heard: Sequence[str | None] = [None] * len(said.speech)
+        if self.transcribes:
+            heard = self.model.transcribe(said.speech, said.mask, _LETTERS_PER_TOKEN * said.speech.shape[1])
+        predicted = self.model.predict(said.speech, said.mask) if self.model.attribute_tasks else {}
         self.answers += [
             {
                 "said": said.transcripts[row],
@@ -70,7 +68,7 @@ class RewardEvaluation:
                 "known": dict(said.attributes[row]),
                 "predicted": {name: values[row] for name, values in predicted.items()},
             }
-            for row in range(len(hidden))
+            for row in range(len(said.speech))
         ]
 
     def finish(self, directory: Path, first: bool = True) -> None:
@@ -82,13 +80,13 @@ class RewardEvaluation:
         """
         answers = [answer for part in gathered(self.answers) for answer in part]
         if first:
-            numbers = measure(answers, self.model.sizes.attributes)
+            numbers = measure(answers, self.model.attribute_tasks)
             write_json(directory / "test" / "reward.json", numbers)
             print()  # the progress bar has left the line open
             print_numbers(numbers)
 
 
-def measure(answers: Sequence[Answer], attributes: Sequence[Attribute]) -> dict[str, dict[str, Any]]:
+def measure(answers: Sequence[Answer], attributes: Sequence[AttributeTask]) -> dict[str, dict[str, Any]]:
     """Error rate of transcripts, accuracy of classes and events, correlations of scores and numbers.
 
     Args:
@@ -110,7 +108,7 @@ def measure(answers: Sequence[Answer], attributes: Sequence[Attribute]) -> dict[
     return numbers
 
 
-def _attribute(one: Attribute, known: Sequence[Any], predicted: Sequence[Any]) -> dict[str, dict[str, Any]]:
+def _attribute(one: AttributeTask, known: Sequence[Any], predicted: Sequence[Any]) -> dict[str, dict[str, Any]]:
     true = one.encode(known).target
     if one.kind in ("classes", "events"):
         right = (true == torch.tensor(predicted)).float().reshape(len(known), -1).mean(1).tolist()

@@ -1,59 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``test`` does: speak sentences before and after training with the same seeds, judge, and show the difference."""
+"""What ``test`` does: speak sentences before and after training with the same seeds, listen, and show the difference.
+
+In stages, each of which keeps its rows under ``test/stages`` and resumes from them: synthesise, transcribe, readings,
+similarity, quality; then the report. A new measure needs no new synthesis, and another judge none either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from tts_align.evaluation.audio import write_pair
+from tts_align.evaluation.audio import keep_only, write_pair
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.listening import MAX_FAILED_SHARE, Failures, speak_and_judge, warn_of_failures
+from tts_align.evaluation.listening import warn_of_failures
+from tts_align.evaluation.measures.base import describe
 from tts_align.evaluation.parts import SpeaksAndListens
-from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import JudgedUtterance, System, print_table, write_report
-from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests, waveforms_of
+from tts_align.evaluation.protocols import Protocol, find_protocol
+from tts_align.evaluation.report import print_table, write_report
+from tts_align.evaluation.settings import TestSettings
+from tts_align.evaluation.speaking import (
+    UtteranceRequest,
+    chosen_speakers,
+    encode,
+    evenly_spread,
+    speak,
+    utterance_requests,
+    waveforms_of,
+)
+from tts_align.evaluation.stages.hearing import Hearing, Listeners
+from tts_align.evaluation.stages.scoring import Rows, judged_utterance, with_verdict
+from tts_align.evaluation.stages.sound import Spoken
+from tts_align.evaluation.stages.store import StageStore
+from tts_align.evaluation.suites import Suite, SuiteItem, read_suite
+from tts_align.evaluation.utterances import SYSTEMS
 from tts_align.models.base.policy import CodecLM
-from tts_align.utils.distributed import gathered
 from tts_align.utils.seeds import part_seed
+from tts_align.utils.shards import digest
 
+__all__ = ["Evaluation", "TestSettings"]
 
-@dataclass(frozen=True)
-class TestSettings:
-    """What ``test`` speaks.
-
-    Args:
-        prompts: file of sentences, none of which was trained on: JSONL, or plain text with one sentence per line; demo:
-            names an embedded one.
-        speakers: voices to speak in; a sentence that names its own is spoken in that one only.
-        samples: utterances per sentence and voice.
-        sentences: number of sentences to test, evenly spread, for trials; all by default.
-        seed: seed of all utterances, the same before and after; by default 1 plus that of the run (seed_everything).
-        batch_rows: utterances spoken together; does not change them.
-        audio: number of sentences whose sound is kept, before and after, those whose reading changed first.
-        max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
-            failed on them; they are left out of all numbers, counted and named.
-    """
-
-    __test__ = False  # not a test, whatever its name
-
-    prompts: str
-    speakers: tuple[str, ...] = ()
-    samples: int = 1
-    sentences: int | None = None
-    seed: int | None = None
-    batch_rows: int = 128
-    audio: int = 4
-    max_failed_share: float = MAX_FAILED_SHARE
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        if self.samples < 1 or self.batch_rows < 1 or (self.sentences is not None and self.sentences < 1):
-            raise ValueError("model.test: samples, batch_rows and sentences must be at least 1")
+STAGES, VOICES = "stages", "voices.jsonl"
+"""Folder of the stages' rows in ``test``, and the file of a test set's voices there."""
 
 
 class Evaluation:
@@ -68,34 +59,124 @@ class Evaluation:
 
     def __init__(self, module: SpeaksAndListens, reference: CodecLM | None, settings: TestSettings) -> None:
         self.module, self.reference, self.settings = module, reference, settings
-        self.judged: dict[System, list[Candidate]] = {"base": [], "aligned": []}
-        self._failures: dict[System, Failures] = {}
+        self.suite: Suite
+        self.items: dict[str, SuiteItem] = {}
+        self.protocol: Protocol | None = None
+        self._requests: list[UtteranceRequest] = []
+        self._mine: list[UtteranceRequest] = []
+        self._rank = 0
+        self._tested: tuple[str, ...] = ()
+        self._spoken: dict[str, StageStore] = {}
+        self._hearing: dict[str, Hearing] = {}
 
     def loader(self, rank: int, world: int) -> DataLoader[Sequence[UtteranceRequest]]:
         """This rank's utterances in batches of sentences of like length."""
         settings = self.settings
-        prompts = evenly_spread(read_prompts(settings.prompts), settings.sentences)
-        items = utterance_requests(prompts, settings.speakers, settings.samples, part_seed(settings.seed, 1))
-        mine = sorted(items[rank::world], key=lambda item: len(item.prompt.text))
-        self._failures = {system: Failures(len(mine), settings.max_failed_share) for system in self.judged}
-        batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]
+        self.suite = read_suite(settings.suite, settings.prompts, settings.language)
+        self.items = {item.id: item for item in self.suite.items}
+        self.protocol = self._protocol()
+        prompts = evenly_spread([item.sentence for item in self.suite.items], settings.sentences)
+        policy, vocoder = self.module.policy, self.module.vocoder
+        voices = chosen_speakers(policy, vocoder, prompts, settings.speakers, "model.test.speakers")
+        self._requests = utterance_requests(prompts, voices, settings.samples, part_seed(settings.seed, 1))
+        self._rank = rank
+        self._mine = sorted(self._requests[rank::world], key=lambda item: len(item.prompt.text))
+        batches = [self._mine[i : i + settings.batch_rows] for i in range(0, len(self._mine), settings.batch_rows)]
         # Cut over ranks already: a trainer leaves this kind of sampler alone, whatever use_distributed_sampler says.
         whole: DistributedSampler[Any] = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
         return DataLoader(batches, batch_size=None, sampler=whole, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
-    def step(self, batch: Sequence[UtteranceRequest]) -> None:
-        """Speak and judge one batch with both systems."""
-        policy = self.module.policy
-        if self.reference is not None:
-            self._hear("base", self.reference, batch)
-        elif policy.adapted:
-            with policy.without_adapter():
-                self._hear("base", policy, batch)
-        self._hear("aligned", policy, batch)
+    def _protocol(self) -> Protocol | None:
+        """The protocol asked for, or the test set's own; a list of sentences has none."""
+        name = self.settings.protocol or ("" if self.suite.name == "sentences" else self.suite.protocol)
+        if not name:
+            return None
+        protocol = find_protocol(name)
+        protocol.check(self.suite.languages)
+        return protocol
 
-    def _hear(self, system: System, model: CodecLM, batch: Sequence[UtteranceRequest]) -> None:
-        failures = self._failures[system]
-        self.judged[system] += speak_and_judge(model, self.module, batch, len(batch), failures=failures)
+    def begin(self, directory: Path) -> None:
+        """Open the stages of every system; called when all weights are those that are tested.
+
+        Args:
+            directory: of the run.
+
+        Raises:
+            ValueError: a listener needs sound, and there is no vocoder; or the voices of the test set cannot be used.
+        """
+        module, settings = self.module, self.settings
+        listeners = self._listeners()
+        if listeners.need_audio and module.vocoder is None:
+            needing = [one for one in (module.judge, *settings.listeners) if one is not None and one.needs_audio]
+            raise ValueError(f"{type(needing[0]).__name__} hears sound: the recipe must set model.vocoder")
+        if self.suite.has_voices:
+            self._take_voices(directory / "test" / VOICES)
+        ids, mine = [one.id for one in self._requests], [one.id for one in self._mine]
+        folder = directory / "test" / STAGES
+        digests = {system: self._model_digest(system) for system in self._systems}
+        # Where nothing was trained, before and after are one system, and spoken once.
+        self._tested = tuple(digests) if len(set(digests.values())) == len(digests) else SYSTEMS[:1]
+        for system in self._tested:
+            key = digest("synthesise", digests[system], module.sampling, self._requests, self._voices_digest())
+            self._spoken[system] = StageStore(folder, f"synthesise-{system}", key, ids, mine, self._rank)
+            sound = self._vocoder.digest() if self._vocoder is not None else ""
+            self._hearing[system] = Hearing(
+                listeners, folder, system, digest(key, sound), ids, mine, self._rank, settings.max_failed_share
+            )
+
+    @property
+    def _systems(self) -> tuple[str, ...]:
+        return SYSTEMS if self.reference is not None or self.module.policy.adapted else SYSTEMS[1:]
+
+    @property
+    def _vocoder(self) -> Any:
+        """The vocoder, if anything is to be heard."""
+        wanted = self._listeners().need_audio or self.settings.audio == "all"
+        return self.module.vocoder if wanted else None
+
+    def _listeners(self) -> Listeners:
+        prompts = {name: item.prompt_audio for name, item in self.items.items() if item.prompt_audio is not None}
+        return Listeners(self.module.judge, self.settings.readings, self.settings.measures, prompts)
+
+    def _model_digest(self, system: str) -> str:
+        if system == "base" and self.reference is not None:
+            return self.reference.digest()
+        with self.module.policy.without_adapter() if system == "base" else nullcontext():
+            return self.module.policy.digest()
+
+    def _take_voices(self, path: Path) -> None:
+        """Let everything that speaks do so in the voices of the test set."""
+        self.suite.write_voices(path)
+        speaking = (self.module.policy, self.reference, self.module.vocoder)
+        for model in (one for one in speaking if one is not None):
+            model.use_voices(path)
+
+    def _voices_digest(self) -> str:
+        """Changes with what the policy reads of voices and texts: its ids, or the recordings of a test set."""
+        if not self.suite.has_voices:
+            return digest(encode(self.module.policy, self._requests))
+        files = {item.prompt_audio for item in self.items.values() if item.prompt_audio is not None}
+        return digest(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+    def step(self, batch: Sequence[UtteranceRequest]) -> None:
+        """Take one batch through all stages, with every system."""
+        policy = self.module.policy
+        for system in self._tested or self._systems:
+            if system == "base" and self.reference is not None:
+                self._hear(system, self.reference, batch)
+            else:
+                with policy.without_adapter() if system == "base" else nullcontext():
+                    self._hear(system, policy, batch)
+
+    def _hear(self, system: str, model: CodecLM, batch: Sequence[UtteranceRequest]) -> None:
+        store = self._spoken[system]
+        wanted = set(store.wanted([one.id for one in batch]))
+        if new := [one for one in batch if one.id in wanted]:
+            spoken = [one for some in speak(model, self.module.sampling, new, len(new)) for one in some]
+            store.add(one.to_row() for one in spoken)
+        candidates = [Candidate.from_row(store.get(one.id) or {}) for one in batch]
+        sounds = Spoken(self._vocoder)
+        self._hearing[system].listen(candidates, sounds)
 
     def finish(self, directory: Path, first: bool = True) -> None:
         """Gather all ranks; the first writes and prints.
@@ -104,40 +185,96 @@ class Evaluation:
             directory: of the run.
             first: whether this rank is the first.
         """
-        everything = gathered(self.judged)
+        spoken = {system: store.finish(first) for system, store in self._spoken.items()}
+        rows: dict[str, Rows] = {
+            system: {name: store.finish(first) for name, store in hearing.stores.items()}
+            for system, hearing in self._hearing.items()
+        }
         if first:
-            joined = {system: [one for part in everything for one in part[system]] for system in self.judged}
-            self._write(directory / "test", joined)
+            ids = [one.id for one in self._requests]
+            judged = {
+                system: [
+                    with_verdict(Candidate.from_row(spoken[system][name]), rows[system])
+                    for name in ids
+                    if name in spoken[system]
+                ]
+                for system in self._spoken
+            }
+            self._write(directory / "test", judged, rows)
 
-    def _write(self, directory: Path, judged: dict[System, list[Candidate]]) -> None:
+    def _write(self, directory: Path, judged: dict[str, list[Candidate]], rows: Mapping[str, Rows]) -> None:
         audio = self._audio(directory / "audio", judged)
-        utterances = [
-            JudgedUtterance.of(one, system, audio.get((system, one.id), ""))
-            for system, candidates in judged.items()
-            for one in candidates
-        ]
-        for candidates in judged.values():
+        listeners = self._listeners()
+        utterances = []
+        for system, candidates in judged.items():
             warn_of_failures(candidates)
-        summary = write_report(directory, utterances)
+            for one in candidates:
+                item = self.items[one.prompt.id]
+                columns = {
+                    "id": self._public_id(one),
+                    "audio": audio.get((system, one.id), ""),
+                    "stop_reason": "end_of_speech" if one.finished else "length_limit",
+                    "prompt_audio": "" if item.prompt_audio is None else str(item.prompt_audio),
+                }
+                utterances.append(
+                    judged_utterance(one, system, rows[system], listeners, self.protocol, item.reference, **columns)
+                )
+        summary = write_report(directory, utterances, self._facts())
         print()  # the progress bar has left the line open
         print_table(summary)
 
-    def _audio(self, folder: Path, judged: dict[System, list[Candidate]]) -> dict[tuple[str, str], str]:
+    def _public_id(self, candidate: Candidate) -> str:
+        """Name of an utterance in the report: in a published test set that of its recording."""
+        if self.suite.name == "sentences":
+            return candidate.id
+        return candidate.prompt.id if self.settings.samples == 1 else f"{candidate.prompt.id}-{candidate.sample}"
+
+    def _facts(self) -> dict[str, Any]:
+        """What the numbers were made with."""
+        module, settings = self.module, self.settings
+        assert module.judge is not None
+        models: dict[str, Any] = {"judge": module.judge.identity()}
+        if settings.readings is not None:
+            models["readings"] = settings.readings.identity()
+        models |= {system: {"digest": self._model_digest(system)} for system in self._tested}
+        if module.vocoder is not None:
+            models["vocoder"] = {"digest": module.vocoder.digest()}
+        suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}
+        suite["digest"] = digest([item.reference for item in self.suite.items])
+        protocol = {} if self.protocol is None else {"protocol": self.protocol.identity()}
+        return {"suite": suite, **protocol, "models": models | describe(settings.measures)}
+
+    def _audio(self, folder: Path, judged: dict[str, list[Candidate]]) -> dict[tuple[str, str], str]:
         """Keep the sound of some sentences before and after; where the reading changed first."""
-        vocoder = self.module.vocoder
-        if vocoder is None or not self.settings.audio:
-            return {}
-        after = {one.id: one for one in judged["aligned"]}
-        pairs = [(one, after[one.id]) for one in judged["base"] if one.id in after and one.speech]
-        pairs = [pair for pair in pairs if pair[1].speech]
-        pairs.sort(key=lambda pair: (_reading(pair[0]) == _reading(pair[1]), pair[0].id))
-        kept = {}
-        for before, aligned in pairs[: self.settings.audio]:
-            sounds = waveforms_of(vocoder, (before, aligned))
-            waveforms = {system: sound.numpy() for system, sound in zip(("base", "aligned"), sounds, strict=True)}
-            for system, path in write_pair(folder, before.id, waveforms, vocoder.sample_rate).items():
-                kept[system, before.id] = str(path.relative_to(folder.parent))
+        chosen = self._chosen(judged) if self.module.vocoder is not None and self.settings.audio else []
+        kept: dict[tuple[str, str], str] = {}
+        for start in range(0, len(chosen), self.settings.batch_rows):
+            part = chosen[start : start + self.settings.batch_rows]
+            said = [(system, one) for pair in part for system, one in pair.items() if one.speech]
+            sounds = waveforms_of(self.module.vocoder, [one for _, one in said]) if said else []  # type: ignore[arg-type]
+            waveforms: dict[str, dict[str, Any]] = {}
+            for (system, one), sound in zip(said, sounds, strict=True):
+                waveforms.setdefault(one.id, {})[system] = sound.numpy()
+            names = {one.id: self._public_id(one) for _, one in said}
+            for name, pair in waveforms.items():
+                rate = self.module.vocoder.sample_rate  # type: ignore[union-attr]
+                for system, path in write_pair(folder, names[name], pair, rate).items():
+                    kept[system, name] = str(path.relative_to(folder.parent))
+        keep_only(folder, {Path(path).name for path in kept.values()}, SYSTEMS)
         return kept
+
+    def _chosen(self, judged: dict[str, list[Candidate]]) -> list[dict[str, Candidate]]:
+        """Utterances whose sound is kept, of every system."""
+        known: dict[str, dict[str, Candidate]] = {}
+        for system, candidates in judged.items():
+            for one in candidates:
+                known.setdefault(one.id, {})[system] = one
+        pairs = [pair for pair in known.values() if len(pair) == len(judged)]
+        if self.settings.audio == "all":
+            return pairs
+        heard = [pair for pair in pairs if all(one.speech for one in pair.values())]
+        heard.sort(key=lambda pair: (len({_reading(one) for one in pair.values()}) == 1, next(iter(pair.values())).id))
+        return heard[: self.settings.audio]
 
 
 def _reading(candidate: Candidate) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rich import box
@@ -30,6 +30,7 @@ _ROWS = {
     "neither": _Row("neither %", 100, "{:.2f}", False),
     "finished": _Row("finished %", 100, "{:.1f}", True),
     "length": _Row("length, tokens", 1, "{:.1f}", None),
+    "error_rate": _Row("error rate %", 100, "{:.2f}", False),
 }
 _SURE = 0.05
 
@@ -42,14 +43,18 @@ def print_table(summary: Mapping[str, Any], console: Console | None = None) -> N
         console: where to; standard output by default.
     """
     console = console or Console()
-    systems = [system for system in ("base", "aligned", "difference") if system in summary]
+    systems = [one for one in (*summary.get("systems", ("base", "aligned")), "difference") if one in summary]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption="95 % intervals", caption_justify="left")
     table.add_column("", no_wrap=True)
     for system in systems:
         table.add_column(system, justify="right", no_wrap=True)
-    for name, row in _ROWS.items():
-        place = summary if name in summary[systems[0]] else summary["further"]
-        table.add_row(row.title, *[_cell(place[system][name], system == "difference", row) for system in systems])
+    measures = summary.get("measures", {})
+    rows = _ROWS | {name: _Row(name, 1, "{:.3f}", None) for name in measures.get(systems[0], {})}
+    for name, row in rows.items():
+        places = [place for place in (summary, summary["further"], measures) if name in place.get(systems[0], {})]
+        if places:
+            cells = [_cell(places[0][system][name], system == "difference", row) for system in systems]
+            table.add_row(row.title, *cells)
     with above_bars():
         console.print(table)
     for system, names in summary["failed"].items():
@@ -57,6 +62,23 @@ def print_table(summary: Mapping[str, Any], console: Console | None = None) -> N
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             what = "1 utterance has" if len(names) == 1 else f"{len(names)} utterances have"
             console.print(f"{system}: {what} no verdict, left out of all numbers: {shown}", style="yellow")
+    for line in _further_lines(summary):
+        console.print(line, style="yellow", soft_wrap=True)
+
+
+def _further_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers alone do not say: failures by name, abstentions, and the rates of the protocol."""
+    for system, failures in summary.get("failures", {}).items():
+        if failures:
+            yield f"{system}: " + ", ".join(f"{len(names)} {name}" for name, names in failures.items())
+    for system, count in summary.get("abstained", {}).items():
+        if count:
+            yield f"{system}: the judge abstained from {count} readings, which are in no accuracy"
+    name = summary.get("protocol", {}).get("name", "")
+    for system, rates in summary.get("rates", {}).items():
+        numbers = {"macro": rates["macro"], "corpus": rates["corpus"], "median": rates["median"]}
+        shown = ", ".join(f"{kind} {100 * value:.2f} %" for kind, value in numbers.items())
+        yield f"{system}: protocol {name}: {shown}, {100 * rates['share_above_half']:.1f} % of utterances above 50 %"
 
 
 def _cell(interval: Mapping[str, Any], signed: bool, row: _Row) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tts_align.batch import Batch, Mean, Reads, Recordings, RowsWanted, Scored, Utterances
+from tts_align.logprobs import full_kl
 
 if TYPE_CHECKING:
     from tts_align.models.base.flow import FlowHead
@@ -88,6 +89,16 @@ class Step:
         if self.reference is None:
             raise ValueError("the log-ratio needs the reference: add Part.REFERENCE to the objective's `needs`")
         return self.policy.logp - self.reference.logp
+
+    def exact_kl(self) -> Float[Tensor, " m"]:
+        """KL(policy || reference) over the whole vocabulary at each real target; gradients reach the policy only."""
+        if self.policy.logits is None or self.reference is None or self.reference.logits is None:
+            raise ValueError(
+                "the exact KL needs the distributions of policy and reference: the objective must say "
+                "`wants_logits = True`, with Part.REFERENCE in `needs`"
+            )
+        normalisers = self.policy.normaliser, self.reference.normaliser
+        return full_kl(self.policy.logits, self.reference.logits.detach(), *normalisers)
 
     def mean(self, values: Tensor, count: int | None = None) -> Float[Tensor, ""]:
         """This micro-batch's share of a mean over the whole optimiser step.

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tts_align.batch import Batch, Mean, Reads, Utterances
 from tts_align.gumbel import RowNoise, annealed, relaxed_tokens, row_generators
-from tts_align.logprobs import full_kl
 from tts_align.objectives.base import (
     Objective,
     Outcome,
@@ -122,12 +121,9 @@ class DiffRO(Objective, name="diffro"):
 
     def forward(self, step: Step) -> Outcome:
         """Minus the reward of sampled speech tokens, plus β times the KL to the reference."""
-        assert step.reference is not None
-        policy, reference = step.policy.logits, step.reference.logits
-        assert policy is not None
-        assert reference is not None
-        reward, metrics = self._reward(step, policy)
-        kl = step.batch.rows.scatter(full_kl(policy, reference.detach()))
+        assert step.policy.logits is not None
+        reward, metrics = self._reward(step, step.policy.logits)
+        kl = step.batch.rows.scatter(step.exact_kl())
         totals = step.batch.totals
         drift = step.mean(kl, totals.tokens) if self.reduction == "mean" else step.mean(kl.sum(-1), totals.rows)
         loss = step.anchored(self.beta * drift - reward, self.sft_weight)

@@ -282,11 +282,10 @@ class E2E(Objective, name="e2e"):
         if "policy" in self.bridges:
             # :: (r, s, c) -> (c, h), the real speech tokens
             image = self.bridges["policy"](tokenised.embedding.flatten(0, 1).index_select(0, said.code_place))
-            vectors = image.new_zeros(rows.token.numel(), image.shape[-1]).index_copy(0, place, image)
-            vectors = vectors.view(*rows.token.shape, -1)  # :: (b * l, h) -> (b, l, h)
+            vectors = image.new_zeros(len(rows.token), image.shape[-1]).index_copy(0, place, image)
         rows = replace(
             rows,
-            token=rows.token.flatten().index_copy(0, place, speech_tokens).view(rows.token.shape),  # :: (b, l)
+            token=rows.token.index_copy(0, place, speech_tokens),
             target=rows.target.index_copy(0, said.code_target, speech_tokens),
             vectors=vectors,
         )

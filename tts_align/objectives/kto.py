@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tts_align.batch import Mean, Reads
+from tts_align.logprobs import by_label
 from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 
@@ -41,8 +42,8 @@ def kto_loss(
         >>> losses, policy.grad
         (tensor([0.5025, 0.4975], grad_fn=<MulBackward0>), tensor([-0.0125,  0.0125]))
     """
-    sign = torch.where(desirable, 1.0, -1.0)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight)
+    sign = by_label(desirable, 1.0, -1.0, reward)
+    weight = by_label(desirable, desirable_weight, undesirable_weight, reward)
     return weight * (1 - torch.sigmoid(sign * beta * (reward - reference_point)))
 
 

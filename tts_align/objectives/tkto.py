@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tts_align.batch import Mean, Reads, across_ranks
-from tts_align.logprobs import full_kl, masked_sum
+from tts_align.logprobs import by_label, masked_sum
 from tts_align.objectives.base import Objective, Outcome, Part, Step, check_not_negative, check_positive
 
 ReferencePoint = Literal["token", "batch_position", "batch"]
@@ -39,7 +39,7 @@ def token_weights(
         >>> token_weights(positive - negative, torch.tensor([True]))  # the second token decides
         tensor([[1.0000, 7.3891, 0.6065]])
     """
-    sign = torch.where(desirable, mu, -mu)[:, None]
+    sign = by_label(desirable, mu, -mu, log_ratio)[:, None]
     return torch.exp(sign * log_ratio.clamp(lower, upper))
 
 
@@ -72,8 +72,8 @@ def token_values(
         >>> -masked_sum(weights * token_values(reward, kl, desirable, beta=0.1), mask)
         tensor([-1.5000, -1.0000])
     """
-    sign = torch.where(desirable, beta, -beta)[:, None]
-    weight = torch.where(desirable, desirable_weight, undesirable_weight)[:, None]
+    sign = by_label(desirable, beta, -beta, reward)[:, None]
+    weight = by_label(desirable, desirable_weight, undesirable_weight, reward)[:, None]
     return weight * torch.sigmoid(sign * (reward - reference_point))
 
 
@@ -168,11 +168,8 @@ class TKTO(Objective, name="tkto"):
 
     def kl(self, step: Step) -> Float[Tensor, "r t"]:
         """Reference point of each token, without gradient."""
-        assert step.policy.logits is not None
-        assert step.reference is not None
-        assert step.reference.logits is not None
         with torch.no_grad():
-            exact = step.batch.rows.scatter(full_kl(step.policy.logits, step.reference.logits))
+            exact = step.batch.rows.scatter(step.exact_kl())
             mask = step.policy.mask
             if self.reference_point == "batch":
                 return across_ranks(Mean.of(exact, mask)).value.expand_as(exact)

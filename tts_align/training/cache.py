@@ -139,7 +139,6 @@ class TokenCache:
         layout: Layout,
         what: str,
         device: torch.device | str = "cpu",
-        packed: bool = False,
         tolerance: float = TOLERANCE,
         rank: int = 0,
         world: int = 1,
@@ -152,7 +151,6 @@ class TokenCache:
             layout: of the model.
             what: is computed, for the progress bar.
             device: where ``score`` wants its rows.
-            packed: collate several rows to a bin.
             tolerance: between stored and recomputed numbers.
             rank: of this process.
             world: number of processes.
@@ -163,7 +161,7 @@ class TokenCache:
         done = self._load_everywhere()
         stored = [key for key in rows if key in self.numbers]
         few = stored[:: max(len(stored) // CHECKED_ROWS, 1)][:CHECKED_ROWS]
-        self.check({key: rows[key] for key in few}, score, layout, device, packed, tolerance)
+        self.check({key: rows[key] for key in few}, score, layout, device, tolerance)
         # Batches are cut as if no part of them were done, so that a resumed fill computes the same numbers.
         missing = {key: row for key, row in rows.items() if key not in self.numbers or key in done}
         if all(key in self.numbers for key in missing):
@@ -173,7 +171,7 @@ class TokenCache:
         order = sorted(missing, key=lambda key: (layout.input_count(missing[key]), key))
         batches = _batches({key: missing[key] for key in order[rank::world]}, layout)
         todo = [batch for batch in batches if any(key not in self.numbers for key in batch)]
-        for part in gathered(self._compute(todo, score, layout, device, packed, what, rank)):
+        for part in gathered(self._compute(todo, score, layout, device, what, rank)):
             self.numbers.update(part)
         if rank == 0:
             self.save()
@@ -185,7 +183,6 @@ class TokenCache:
         score: ScoreRows,
         layout: Layout,
         device: torch.device | str,
-        packed: bool,
         what: str,
         rank: int,
     ) -> dict[str, Numbers]:
@@ -203,7 +200,7 @@ class TokenCache:
         try:
             with bar(total, 0, what, rank, unit="row", leave=False) as shown:
                 for batch in batches:
-                    computed.update(zip(batch, _score_batch(batch, score, layout, device, packed), strict=True))
+                    computed.update(zip(batch, _score_batch(batch, score, layout, device), strict=True))
                     shown.advance(len(batch))
                     if time.monotonic() - kept[1] >= KEPT_EVERY_SECONDS:
                         keep()
@@ -255,11 +252,10 @@ class TokenCache:
         score: ScoreRows,
         layout: Layout,
         device: torch.device | str,
-        packed: bool,
         tolerance: float,
     ) -> None:
         """Recompute rows and compare."""
-        for keys, numbers in scored(rows, score, layout, device, packed):
+        for keys, numbers in scored(rows, score, layout, device):
             for key, fresh in zip(keys, numbers, strict=True):
                 kept = self.numbers[key]
                 gap = float(np.abs(kept - fresh).max()) if kept.shape == fresh.shape else float("inf")
@@ -309,9 +305,9 @@ def _batches(rows: Mapping[str, TokenRow], layout: Layout, tokens: int = 16384) 
 
 
 def _score_batch(
-    batch: Mapping[str, TokenRow], score: ScoreRows, layout: Layout, device: torch.device | str, packed: bool
+    batch: Mapping[str, TokenRow], score: ScoreRows, layout: Layout, device: torch.device | str
 ) -> list[Numbers]:
-    collated = collate(list(batch.values()), layout, packed).to(device)
+    collated = collate(list(batch.values()), layout).to(device)
     values, lengths = score(collated).float().cpu().numpy(), collated.mask.sum(-1).tolist()
     return [values[i, :length].copy() for i, length in enumerate(lengths)]
 
@@ -321,9 +317,8 @@ def scored(
     score: ScoreRows,
     layout: Layout,
     device: torch.device | str,
-    packed: bool,
     tokens: int = 16384,
 ) -> Iterator[tuple[list[str], list[Numbers]]]:
     """Score rows in batches of about so many tokens; yields keys and their numbers."""
     for batch in _batches(rows, layout, tokens):
-        yield list(batch), _score_batch(batch, score, layout, device, packed)
+        yield list(batch), _score_batch(batch, score, layout, device)

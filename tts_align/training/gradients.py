@@ -81,6 +81,24 @@ def weights(optimizer: Optimizer) -> Iterator[nn.Parameter]:
         yield from group["params"]
 
 
+def fused(optimizer: Optimizer) -> Optimizer:
+    """The optimiser itself; one of PyTorch's updates all weights in one kernel, unless its settings say otherwise.
+
+    On a CPU it takes a third of the time of weight after weight. Sharded weights are left alone: sharded and replicated
+    ones do not share a kernel.
+    """
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.SGD | torch.optim.Adagrad):
+        return optimizer
+    for group in optimizer.param_groups:
+        settled = group.get("fused") is not None or any(
+            group.get(name) for name in ("foreach", "capturable", "differentiable")
+        )
+        plain = all(one.is_floating_point() and not is_share(one) for one in group["params"])
+        if not settled and plain:
+            group["fused"] = True
+    return optimizer
+
+
 def mixed(optimizer: Optimizer) -> bool:
     """Whether it updates sharded and replicated weights."""
     return len({is_share(one) for one in weights(optimizer)}) == 2

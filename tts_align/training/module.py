@@ -93,6 +93,7 @@ class AlignModule(GroupedModule):
         self.reward_fit, self.stage_fit = reward_fit, stage_fit
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
         self.optimizer_groups = dict(optimizer_groups or {})
+        self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         for listener in self._listeners:
             listener.requires_grad_(False).eval()
         if vocoder is not None:
@@ -106,8 +107,8 @@ class AlignModule(GroupedModule):
         self.testing: Testing
 
     @property
-    def _listeners(self) -> Iterable[Vocoder | Judge]:
-        return [one for one in (self.vocoder, self.judge) if one is not None]
+    def _listeners(self) -> Iterable[torch.nn.Module]:
+        return [one for one in (self.vocoder, self.judge, *self.test_listeners) if one is not None]
 
     @property
     def rows_wanted(self) -> RowsWanted:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tts_align.objectives.base import Objective
+from tts_align.training.gradients import fused
 from tts_align.training.sharding import ShardedModule
 from tts_align.utils.sharded import is_sharded
 
@@ -61,9 +62,9 @@ class GroupedModule(ShardedModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer from the trainable parameters only."""
         if not self.optimizer_groups:
-            optimizer = self.optimizer([value for value in self.parameters() if value.requires_grad])
+            optimizer = fused(self.optimizer([value for value in self.parameters() if value.requires_grad]))
         else:
-            optimizer = self.optimizer(list(self._groups()))
+            optimizer = fused(self.optimizer(list(self._groups())))
             self._warm_up(optimizer)
         if self.lr_scheduler is None:
             return optimizer

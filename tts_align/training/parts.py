@@ -29,8 +29,11 @@ def check_settings(
     name, frozen = type(objective).__name__, objective.needs - objective.trains
     if reward_fit is not None and (Part.REWARD not in frozen or Part.TOKENIZER in objective.needs):
         raise ValueError(f"model.reward_fit has no effect: {name} does not train one first")
-    if reward_fit is not None and getattr(reward, "directory", None) is not None:
-        raise ValueError("model.reward_fit has no effect: model.reward.directory names a trained model; leave one out")
+    if reward_fit is not None and reward is not None and reward.directory is not None:
+        raise ValueError(
+            f"model.reward_fit has no effect: the reward model of {reward.directory} is trained already; leave it out, "
+            "or pass --model.reward_fit null"
+        )
     # An earlier stage may train what this one only needs: one recipe is for all stages.
     there = objective.trainable | {*map(str, objective.needs - {Part.REFERENCE, Part.CONTRAST}), "objective"}
     if idle := sorted(set(optimizer_groups) - there):

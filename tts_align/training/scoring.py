@@ -134,7 +134,6 @@ class Scoring:
             self.policy.layout,
             what,
             device=trainer.strategy.root_device,
-            packed=self.policy.packed,
             tolerance=TOLERANCE_HALF if half else TOLERANCE,
             rank=trainer.global_rank,
             world=trainer.world_size,

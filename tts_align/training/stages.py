@@ -24,6 +24,7 @@ from tts_align.objectives.tkto import TKTO
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.keep_base import KeepBase
+from tts_align.training.callbacks.keep_best import KeepBest
 from tts_align.training.contrast import (
     SIDES,
     WEIGHTS,
@@ -101,11 +102,11 @@ def _variant(
 
 
 def _without_guards(recipe: Namespace) -> dict[str, Any]:
-    """The recipe's callbacks but for those that guard the policy of the fit itself."""
-    callbacks, guards = recipe.trainer.callbacks, (f"{HackingGuard.__module__}.", f"{KeepBase.__module__}.")
+    """The recipe's callbacks but for those that listen to the policy of the fit itself."""
+    callbacks, listening = recipe.trainer.callbacks, {one.__module__ for one in (HackingGuard, KeepBase, KeepBest)}
     if not isinstance(callbacks, list):
         return {}
-    return {"trainer.callbacks": [one for one in callbacks if not one.class_path.startswith(guards)]}
+    return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in listening]}
 
 
 def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:
@@ -258,7 +259,7 @@ def keep_reward(fitting: Fitting) -> None:
 
 
 def _trained(reward: RewardHead) -> bool:
-    return getattr(reward, "directory", None) is not None
+    return reward.directory is not None
 
 
 # ---------------------------------------------------------------------- the earlier stages of e2e

@@ -62,6 +62,27 @@ def load_audio(
     return _load(str(path), str(path), sample_rate, max_seconds, lowest_rate, silent)
 
 
+def read_recording(path: str | Path) -> tuple[Float[Tensor, " time"], int]:
+    """Read a recording at its own rate, its channels averaged; silence is sound, too.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The samples and how many there are in a second.
+
+    Raises:
+        AudioError: the file is missing, unreadable, empty, or not finite.
+    """
+    import soundfile
+
+    try:
+        rate = soundfile.info(path).samplerate if Path(path).is_file() else 0
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(str(path), f"cannot be read as sound: {getattr(error, 'error_string', error)}") from None
+    return load_audio(path, rate, silent=True), rate
+
+
 def decode_audio(
     data: bytes,
     name: str,

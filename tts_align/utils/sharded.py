@@ -84,8 +84,21 @@ def plain(model: Model) -> Model:
         return model
     state = whole_state(model)
     copied: Model = copy.deepcopy(getattr(model, _FRAME))
+    tied = _tied(copied)
     copied.load_state_dict(state, assign=True)
+    for first, others in tied.items():
+        for name in others:
+            owner, _, own = name.rpartition(".")
+            copied.get_submodule(owner)._parameters[own] = copied.get_parameter(first)
     return copied.train(model.training)
+
+
+def _tied(model: nn.Module) -> dict[str, list[str]]:
+    """Parameters that are one under several names: the first name -> the others."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return {first: others for first, *others in names.values() if others}
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:

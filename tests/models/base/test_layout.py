@@ -87,14 +87,13 @@ speeches = st.lists(st.integers(0, 9), max_size=30).map(tuple)
 @given(
     st.sampled_from([V2, V3, Layout("cosyvoice2", 10), Layout("cosyvoice3", 10)]),
     st.lists(st.tuples(texts, speeches, st.integers(0, 3), st.booleans()), min_size=1, max_size=6),
-    st.booleans(),
 )
-def test_collated_rows_hold_every_row_once(layout: Layout, drawn: list, packed: bool):
+def test_collated_rows_hold_every_row_once(layout: Layout, drawn: list):
     rows = []
     for text, speech, prefix, bistream in drawn:
         row = TokenRow(text, speech, min(prefix, len(text)))
         rows.append(replace(row, bistream=bistream and layout.can_bistream(row)))
-    found = collate(rows, layout, packed)
+    found = collate(rows, layout)
     arranged = [layout.arrange(row) for row in rows]
     assert found.keys == tuple(map(layout.key, rows))
     assert found.mask.sum(-1).tolist() == list(map(layout.target_count, rows))
@@ -105,25 +104,21 @@ def test_collated_rows_hold_every_row_once(layout: Layout, drawn: list, packed: 
         assert len(one.token) == layout.input_count(rows[i])
     # The input that predicts each target, and all that stands before it in its row, are the row's own.
     flat = found.hidden_index.tolist()
-    length = found.token.shape[1]
     start = 0
+    assert found.lengths == tuple(len(one.token) for one in arranged)
+    assert found.offset.tolist() == [0, *np.cumsum(found.lengths)]
     for i, one in enumerate(arranged):
         at = flat[start : start + len(one.target)]
         start += len(one.target)
         first = at[0] - one.predicted_at[0]
-        where = first // length, slice(first % length, first % length + len(one.token))
+        assert first == found.offset[i]
+        where = slice(first, first + len(one.token))
         assert found.token[where].tolist() == one.token
         assert found.table[where].tolist() == one.table
         assert found.position[where].tolist() == list(range(len(one.token)))
         assert [index - first for index in at] == one.predicted_at
-        if packed:
-            assert len(set(found.segment[where].tolist())) == 1
-            assert found.segment[where][0] > 0
-        else:
-            assert (first, found.segment) == (i * length, None)
-    if packed:
-        assert int((found.segment > 0).sum()) == sum(len(one.token) for one in arranged)
-        assert length == max(len(one.token) for one in arranged)
+        assert (found.row[where] == i).all()
+    assert len(found.token) == sum(found.lengths)  # and nothing is padded
 
 
 def test_keys_change_with_everything_that_changes_a_models_numbers():

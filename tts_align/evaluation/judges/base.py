@@ -12,6 +12,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tts_align.data.records import Span
 from tts_align.evaluation.identity import Identified
 from tts_align.models.base.device import OwnsItsDevice
 
@@ -24,6 +25,8 @@ class Reading(StrEnum):
     NEITHER = "neither"
     UNMARKED = "unmarked"
     """The sentence marks no word."""
+    ABSTAINED = "abstained"
+    """The judge cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,15 @@ class Expected:
         transcripts: reading of the marked word -> transcript of the whole sentence in the judge's script; a sentence
             without a marked word has one entry, under the empty reading.
         right: the readings that are right here.
+        spans: the marked words; the readings of the first are told apart.
+        language: BCP 47 code of the sentence; empty if unknown.
     """
 
     text: str
     transcripts: Mapping[str, str] = field(default_factory=dict)
     right: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Verdict:
         margin: log-likelihood of the best right reading minus that of the best wrong one, in nats; NaN if the judge
             gives none.
         target_share: where the marked word begins and ends, as shares of the utterance's length; ``None`` if unknown.
+        readings: candidate reading -> how much the sound speaks for it, in nats; empty if the judge gives no scores.
     """
 
     transcript: str
@@ -79,6 +87,12 @@ class Verdict:
     nearest_cer: float
     margin: float = float("nan")
     target_share: tuple[float, float] | None = None
+    readings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the judge could not tell which reading was said."""
+        return self.reading is Reading.ABSTAINED
 
 
 class Judge(Identified, OwnsItsDevice, ABC):

@@ -15,11 +15,12 @@ from typing import ClassVar
 import torch
 import torchaudio
 from jaxtyping import Float, Int
-from kaldialign import align, edit_distance
+from kaldialign import align
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
+from tts_align.evaluation.metrics.functional import error_rate
 from tts_align.models.base.device import OwnsItsDevice
 from tts_align.models.codec.fsq import MaskedBlock
 from tts_align.models.codec.log_mel import LogMel, batches_by_length, log_mel_batch
@@ -251,15 +252,6 @@ def verdict(hearing: Hearing, expected: Expected) -> Verdict:
         reading = Reading.RIGHT if hearing.said in expected.right else Reading.WRONG
     best = min((right or errors).values())
     return Verdict(hearing.transcript, reading, best, min(errors.values()), margin, hearing.share)
-
-
-def error_rate(expected: str, heard: str) -> float:
-    """Edits per expected character.
-
-    >>> error_rate("からい", "つらいよ")
-    0.6666666666666666
-    """
-    return float(edit_distance(list(expected), list(heard))["total"]) / max(1, len(expected))
 
 
 def said_reading(transcript: str, readings: Mapping[str, str], likelihoods: Mapping[str, float]) -> str | None:

@@ -32,8 +32,18 @@ def character_errors(reference: str, hypothesis: str) -> tuple[int, int]:
         (3, 6)
     """
     expected, heard = normalise(reference), normalise(hypothesis)
-    counts: dict[str, Any] = edit_distance(list(expected), list(heard))
-    return int(counts["total"]), len(expected)
+    return edits(expected, heard), len(expected)
+
+
+def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions that turn one sequence into the other.
+
+    Example:
+        >>> edits("からい", "つらいよ")
+        2
+    """
+    counts: dict[str, Any] = edit_distance(list(reference), list(hypothesis))
+    return int(counts["total"])
 
 
 def cer(reference: str, hypothesis: str) -> float:
@@ -45,6 +55,16 @@ def cer(reference: str, hypothesis: str) -> float:
     """
     errors, length = character_errors(reference, hypothesis)
     return errors / max(length, 1)
+
+
+def error_rate(reference: Sequence[str], hypothesis: Sequence[str]) -> float:
+    """Edits over the reference's length, in whatever both are sequences of: characters, words, phonemes.
+
+    Example:
+        >>> error_rate("R EH1 D".split(), "R IY1 D".split())
+        0.3333333333333333
+    """
+    return edits(reference, hypothesis) / max(1, len(reference))
 
 
 def nearest_cer(references: Sequence[str], hypothesis: str) -> float:

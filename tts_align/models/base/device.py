@@ -14,10 +14,12 @@ Weights stay float32 when the whole is brought to half precision, as a trainer o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -41,9 +43,9 @@ class OwnsItsDevice(nn.Module):
         """Let the methods of a subclass run on its own device."""
         super().__init_subclass__(**options)
         for name in cls.on_own_device:
-            method = getattr(cls, name, None)
-            if callable(method) and not hasattr(method, "_runs_on_own_device"):
-                setattr(cls, name, _on_own_device(method))
+            method = inspect.getattr_static(cls, name, None)
+            if callable(_function(method)) and not hasattr(method, "_runs_on_own_device"):
+                setattr(cls, name, _on_own_device(_bound_like(method)))
 
     @property
     def own_device(self) -> torch.device:
@@ -59,6 +61,29 @@ class OwnsItsDevice(nn.Module):
             return tensor.to(changed.device) if coarser(changed, tensor) else changed
 
         return super()._apply(at_least_float32, recurse)
+
+
+def _function(method: Any) -> Any:
+    """What is called in the end, behind ``staticmethod`` and ``classmethod``."""
+    return method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
+
+
+def _bound_like(method: Any) -> Callable[..., Any]:
+    """A method as a function of the instance and what it is given, as Python binds it; generators as lists.
+
+    A generator's body would run after the device and the precision have been put back.
+    """
+    function = _function(method)
+
+    @functools.wraps(function)
+    def call(self: OwnsItsDevice, *args: Any, **options: Any) -> Any:
+        if isinstance(method, staticmethod):
+            found = function(*args, **options)
+        else:
+            found = function(type(self) if isinstance(method, classmethod) else self, *args, **options)
+        return list(found) if inspect.isgenerator(found) else found
+
+    return call
 
 
 def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,15 +137,33 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(one, change) for key, one in value.items()}
+        mapped = {key: _mapped(one, change) for key, one in value.items()}
+        if all(mapped[key] is one for key, one in value.items()):
+            return value
+        return _with_items(value, mapped)
     if isinstance(value, (list, tuple)):
         changed = [_mapped(one, change) for one in value]
         if all(one is other for one, other in zip(changed, value, strict=True)):
             return value
         return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.init}
+        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if hasattr(value, one.name)}
         changes = {name: _mapped(one, change) for name, one in fields.items()}
         changes = {name: one for name, one in changes.items() if one is not fields[name]}
-        return dataclasses.replace(value, **changes) if changes else value
+        if not changes:
+            return value
+        same: Any = value
+        changed = copy.copy(same)  # what __post_init__ worked out once is not worked out again
+        for name, one in changes.items():
+            object.__setattr__(changed, name, one)
+        return changed
     return value
+
+
+def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """The same kind of mapping with other values; a plain dictionary where it cannot be changed."""
+    if not isinstance(value, MutableMapping):
+        return items
+    changed = copy.copy(value)
+    changed.update(items)
+    return changed

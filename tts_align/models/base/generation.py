@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Int
 from torch import Tensor
@@ -100,6 +101,8 @@ class Sampling:
             excluded.
         min_ratio: fewest speech tokens per text token: no end-of-speech comes earlier.
         max_ratio: most speech tokens per text token: the utterance is cut there.
+        weights: number format of the weights while speaking: own (as they are stored), bfloat16, or int8 (on a CPU).
+            The coarser ones are faster and change some tokens: benchmarks/README.md says how many.
     """
 
     temperature: float = 1.0
@@ -109,6 +112,7 @@ class Sampling:
     repetition_share: float = 0.1
     min_ratio: float = 2.0
     max_ratio: float = 20.0
+    weights: Literal["own", "bfloat16", "int8"] = "own"
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, or would have no effect."""

@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tts_align.batch import Rows
 
@@ -172,16 +171,12 @@ class Layout:
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def collate(token_rows: Sequence[TokenRow], layout: Layout, packed: bool = False) -> Rows:
-    """Arrange rows and put them into bins: one right-padded row each, or as many as fit.
-
-    A packed bin is as long as the longest row needs, so that attention stays short; rows keep their own positions and
-    never see each other.
+def collate(token_rows: Sequence[TokenRow], layout: Layout) -> Rows:
+    """Arrange rows and put their inputs one behind the other; only the target matrix is padded.
 
     Args:
         token_rows: the rows, at least one.
         layout: ids and blocks of the model.
-        packed: several rows in a bin instead of padding.
 
     Returns:
         The rows, on the CPU.
@@ -189,29 +184,23 @@ def collate(token_rows: Sequence[TokenRow], layout: Layout, packed: bool = False
     if not token_rows:
         raise ValueError("expected at least one row to collate, got none")
     arranged = [layout.arrange(row) for row in token_rows]
-    bins = _pack([len(row.token) for row in arranged]) if packed else [[i] for i in range(len(arranged))]
-    length = max(sum(len(arranged[i].token) for i in members) for members in bins)
+    lengths = [len(row.token) for row in arranged]
+    offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)  # int32: what attention kernels read
     width = max(len(row.target) for row in arranged)
-    token, table, position, segment = (np.zeros((len(bins), length), np.int64) for _ in range(4))
     mask = np.zeros((len(arranged), width), bool)
     target = np.zeros((len(arranged), width), np.int64)
     hidden = np.zeros((len(arranged), width), np.int64)
-    for bin_index, members in enumerate(bins):
-        start = 0
-        for number, row_index in enumerate(members, start=1):
-            row = arranged[row_index]
-            inside = slice(start, start + len(row.token))
-            token[bin_index, inside], table[bin_index, inside] = row.token, row.table
-            position[bin_index, inside], segment[bin_index, inside] = np.arange(len(row.token)), number
-            mask[row_index, : len(row.target)] = True
-            target[row_index, : len(row.target)] = row.target
-            hidden[row_index, : len(row.target)] = bin_index * length + start + np.asarray(row.predicted_at)
-            start += len(row.token)
+    for number, row in enumerate(arranged):
+        mask[number, : len(row.target)] = True
+        target[number, : len(row.target)] = row.target
+        hidden[number, : len(row.target)] = offset[number] + np.asarray(row.predicted_at)
     return Rows(
-        token=torch.from_numpy(token),
-        table=torch.from_numpy(table),
-        position=torch.from_numpy(position),
-        segment=torch.from_numpy(segment) if packed else None,
+        token=torch.tensor([token for row in arranged for token in row.token]),
+        table=torch.tensor([table for row in arranged for table in row.table]),
+        position=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        row=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        offset=torch.from_numpy(offset),
+        lengths=tuple(lengths),
         hidden_index=torch.from_numpy(hidden[mask]),
         target_index=torch.from_numpy(np.flatnonzero(mask)),
         target=torch.from_numpy(target[mask]),
@@ -219,19 +208,3 @@ def collate(token_rows: Sequence[TokenRow], layout: Layout, packed: bool = False
         end=torch.from_numpy(mask & (target == layout.end)),
         keys=tuple(layout.key(row) for row in token_rows),
     )
-
-
-def _pack(lengths: Sequence[int]) -> list[list[int]]:
-    """First-fit decreasing into bins as long as the longest row."""
-    capacity = max(lengths)
-    bins: list[list[int]] = []
-    room: NDArray[np.int64] = np.zeros(0, np.int64)
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = np.flatnonzero(room >= lengths[row])
-        if len(fits):
-            bins[fits[0]].append(row)
-            room[fits[0]] -= lengths[row]
-        else:
-            bins.append([row])
-            room = np.append(room, capacity - lengths[row])
-    return bins

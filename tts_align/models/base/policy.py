@@ -29,8 +29,6 @@ class CodecLM(Float32Buffers, ABC):
 
     layout: Layout
     """Special ids and block sizes of its sequences."""
-    packed: bool
-    """Whether rows should be collated several to a bin."""
 
     @property
     def table(self) -> nn.Embedding:
@@ -63,6 +61,21 @@ class CodecLM(Float32Buffers, ABC):
     def speakers(self) -> tuple[str, ...] | None:
         """Voices it can be asked for; ``None`` when a name is just a name."""
         return None
+
+    def use_voices(self, path: Path) -> None:
+        """Speak from now on in the voices of a file of recordings, which a test set brings.
+
+        Args:
+            path: JSONL file of voices: speaker, audio, text (its transcript).
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
+
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """What is spoken of a text, one utterance after the other; by default the text as it is."""
+        return (text,)
 
     @abstractmethod
     def generate(

@@ -6,13 +6,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tts_align.models.base.precision import Float32Buffers
-from tts_align.models.base.reward_records import Regularisers, RewardLabels, RewardScores, TaskLoss
+from tts_align.models.base.reward_records import AttributeTask, Regularisers, RewardLabels, RewardScores, TaskLoss
 
 
 class RewardHead(Float32Buffers, ABC):
@@ -22,6 +23,10 @@ class RewardHead(Float32Buffers, ABC):
     """Speech tokens c it reads."""
     tasks: tuple[str, ...]
     """Names of what it scores: ``asr``, ``ctc`` and attributes of utterances."""
+    directory: Path | None = None
+    """The directory it was built from; a model without one is trained before it is used."""
+    attribute_tasks: tuple[AttributeTask, ...] = ()
+    """The attributes among :attr:`tasks`, for its test; a model without any leaves it empty."""
 
     @property
     def table(self) -> nn.Embedding:
@@ -41,7 +46,7 @@ class RewardHead(Float32Buffers, ABC):
 
     @abstractmethod
     def embed(self, tokens: Int[Tensor, "*r"] | Float[Tensor, "*r c"]) -> Float[Tensor, "*r h"]:
-        """Vectors of codes (..., h), given as ids (...) or soft one-hots (..., c); equal ones for equal tokens."""
+        """Vectors of speech tokens (..., h), given as ids (...) or soft one-hots (..., c); equal for equal tokens."""
 
     @abstractmethod
     def score_embedded(
@@ -91,6 +96,20 @@ class RewardHead(Float32Buffers, ABC):
         generator: torch.Generator | None = None,
     ) -> dict[str, TaskLoss]:
         """As :meth:`losses`, of vectors in the place of those that :meth:`embed` makes."""
+
+    def transcribe(self, tokens: Int[Tensor, "r s"], mask: Bool[Tensor, "r s"], max_length: int = 200) -> list[str]:
+        """Greedy transcripts; a model with the task ``asr`` or ``ctc`` that is trained on its own must give them.
+
+        Args:
+            tokens: speech tokens.
+            mask: which are real.
+            max_length: a transcript is cut after so many characters.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not transcribe: its test needs a method `transcribe`")
+
+    def predict(self, tokens: Int[Tensor, "r s"], mask: Bool[Tensor, "r s"]) -> dict[str, list[Any]]:
+        """What it says of each row, by name of the attribute, in the form of :meth:`Attribute.predict`."""
+        raise NotImplementedError(f"{type(self).__name__} does not predict: its test needs a method `predict`")
 
     @abstractmethod
     def rebuild(self) -> RewardHead:

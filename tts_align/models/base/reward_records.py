@@ -7,7 +7,9 @@ attribute, ``h`` width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +31,22 @@ class AttributeLabels(Record):
     name: str
     target: Int[Tensor, " r"] | Float[Tensor, " r"] | Bool[Tensor, "r e"]
     mask: Bool[Tensor, " r"]
+
+
+@runtime_checkable
+class AttributeTask(Protocol):
+    """A property of utterances that a reward model predicts, such as an ``Attribute`` of ``RewardModel``."""
+
+    @property
+    def name(self) -> str:
+        """Name of its column and its scores."""
+
+    @property
+    def kind(self) -> str:
+        """``classes``, ``events``, ``mos`` or ``regression``."""
+
+    def encode(self, values: Sequence[Any]) -> AttributeLabels:
+        """Labels of rows; ``None`` where a row has none."""
 
 
 @dataclass(frozen=True)

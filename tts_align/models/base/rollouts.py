@@ -21,7 +21,6 @@ class Speaker(Protocol):
     """What of a policy a roll-out uses."""
 
     layout: Layout
-    packed: bool
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Spoken]:
         """See :meth:`tts_align.models.base.policy.CodecLM.generate`."""
@@ -52,4 +51,4 @@ def roll_out(batch: Batch, policy: Speaker, sampling: Sampling = WHOLE) -> Batch
     spoken_anew = replace(
         said, **code_places(rows, policy.layout), rows=tuple(rows), transcripts=(None,) * len(rows)
     ).to(device)
-    return replace(batch, rows=collate(rows, policy.layout, policy.packed).to(device), utterances=spoken_anew)
+    return replace(batch, rows=collate(rows, policy.layout).to(device), utterances=spoken_anew)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -27,6 +28,11 @@ class Vocoder(OwnsItsDevice, ABC):
     on_own_device: ClassVar[tuple[str, ...]] = ("speak",)
     sample_rate: int
     """Of the waveforms, in Hz."""
+
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices it can speak in; ``None`` when it does not know them, or a name is just a name."""
+        return None
 
     def bind(self, policy: CodecLM) -> None:
         """Take over what the recipe leaves out from the policy whose speech tokens are to be heard; called once."""
@@ -55,6 +61,17 @@ class Vocoder(OwnsItsDevice, ABC):
             speakers: name of each one's speaker.
         """
         return None
+
+    def use_voices(self, path: Path) -> None:
+        """Speak from now on in the voices of a file of recordings, which a test set brings; see ``CodecLM``.
+
+        Args:
+            path: JSONL file of voices: speaker, audio, text.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
 
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""

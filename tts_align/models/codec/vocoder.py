@@ -44,6 +44,11 @@ class MelVocoder(Vocoder):
             rand_init=False,
         )
 
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Voices of the codec."""
+        return self.codec.sizes.speakers
+
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for a speaker the codec does not know."""
         self.codec.speaker_index(list(speakers))

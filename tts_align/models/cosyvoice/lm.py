@@ -20,6 +20,7 @@ from tts_align.models.cosyvoice.directory import (
     read_backbone_sizes,
 )
 from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
+from tts_align.models.cosyvoice.pieces import FrontEnd, spoken_pieces
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
@@ -47,9 +48,11 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: JSONL file of voices to speak in: speaker, audio, text (its transcript), instruct, mode.
         dtype: number format of the weights; adapters stay float32.
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
-        packed: whether to score several rows in one sequence instead of padding them.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
+        front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
+            runtime does, normalise also writes numbers and units out as the runtime does (pip install
+            'tts-align[normalise]').
     """
 
     def __init__(
@@ -59,11 +62,12 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
-        packed: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
+        front_end: FrontEnd = "split",
     ) -> None:
         torch.nn.Module.__init__(self)
+        self.front_end: FrontEnd = front_end
         self.source = ModelDirectory.find(directory)
         if family not in (None, self.source.family):
             raise ValueError(
@@ -75,7 +79,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         state = backbone_names(load_state(path))
         sizes = sizes_of(self.source, state)
         with torch.device("meta"):
-            self._build(sizes, packed, bistream)
+            self._build(sizes, bistream)
         fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
         self._check_codebook(path)
@@ -108,6 +112,10 @@ class CosyVoiceLM(Qwen2CodecLM):
         """The voices of the recipe's file and of the directory."""
         return open_voices(str(self.source.path), self.voices_path)
 
+    def use_voices(self, path: Path) -> None:
+        """Speak in the voices of a file of recordings, beside those of the directory."""
+        self.voices_path = str(path)
+
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the text behind what the published inference puts before it.
 
@@ -130,11 +138,14 @@ class CosyVoiceLM(Qwen2CodecLM):
         prefix, ids = self.text.encode(before) if before else [], self.text.encode(words)
         return Encoded((*prefix, *ids), len(prefix), speech)
 
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """A text as the runtime would cut and write it, by ``front_end``."""
+        return spoken_pieces(text, lambda part: len(self.text.encode(part)), self.front_end)
+
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
-        return CosyVoiceLM(
-            str(self.source.path), self.weights_name, self.voices_path, self.dtype, None, self.packed, self.bistream
-        )
+        where = str(self.source.path), self.weights_name, self.voices_path
+        return CosyVoiceLM(*where, self.dtype, None, self.bistream, front_end=self.front_end)
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""

@@ -91,6 +91,10 @@ class CosyVoiceVocoder(Vocoder):
         """The voices it can speak in."""
         return open_voices(str(self.directory.path), self.voices_path)
 
+    def use_voices(self, path: Path) -> None:
+        """Speak in the voices of a file of recordings, beside those of the directory."""
+        self.voices_path = str(path)
+
     def nets(self) -> tuple[TokenFlow, HiFT]:
         """Flow and vocoder, on this module's device."""
         device = self.own_device
@@ -115,6 +119,11 @@ class CosyVoiceVocoder(Vocoder):
         facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         settings = repr((facts, self.steps, self.guidance))
         return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices of the directory and of the recipe's file, if there are any."""
+        return tuple(self.voices) or None
 
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for a voice that is not there, or whose recording cannot be used."""

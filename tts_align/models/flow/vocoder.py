@@ -79,6 +79,11 @@ class FlowVocoder(Vocoder):
             )
         return self._models
 
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices of the objective, once they are known."""
+        return tuple(self.voices) or None
+
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for a speaker that is not one of the objective's voices."""
         if unknown := sorted(set(speakers) - set(self.voices)):

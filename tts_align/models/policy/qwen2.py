@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2Model
+from transformers import Qwen2Config
 
 from tts_align.batch import Rows, Scored
-from tts_align.logprobs import chosen_logp
 from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling, Spoken
 from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
+from tts_align.models.policy.attention import RowAttention
+from tts_align.models.policy.backbone import Backbone
 from tts_align.models.policy.decoding import Decoding
+from tts_align.models.policy.kernels import score_targets
 from tts_align.utils.model_directory import TOKENIZER, find_model, read_sizes, read_weights_of, write_model
 from tts_align.utils.weights import weights_digest
 
@@ -103,7 +105,6 @@ class Qwen2CodecLM(CodecLM):
         sizes: sizes of a new model; not together with ``directory``.
         tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
-        packed: whether to score several rows in one sequence instead of padding them.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
@@ -113,7 +114,6 @@ class Qwen2CodecLM(CodecLM):
         sizes: Sizes | None = None,
         tokenizer: str | None = None,
         lora: LoRA | None = None,
-        packed: bool = False,
         bistream: tuple[int, int] = (5, 15),
     ) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Qwen2CodecLM(CodecLM):
         self.directory = path
         self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
         check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
-        self._build(sizes, packed, bistream)
+        self._build(sizes, bistream)
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
@@ -134,10 +134,10 @@ class Qwen2CodecLM(CodecLM):
             self.load_state_dict(read_weights_of(path))
         self._add_adapters(lora)
 
-    def _build(self, sizes: Sizes, packed: bool, bistream: tuple[int, int]) -> None:
-        self.sizes, self.packed, self.bistream = sizes, packed, bistream
+    def _build(self, sizes: Sizes, bistream: tuple[int, int]) -> None:
+        self.sizes, self.bistream = sizes, bistream
         self.layout = Layout(sizes.family, sizes.codebook_size, *bistream)
-        self.backbone = Qwen2Model(sizes.backbone())
+        self.backbone = Backbone(sizes.backbone())
         vocabulary = self.layout.vocabulary
         if sizes.family == "cosyvoice2":
             self.llm_embedding = nn.Embedding(2, sizes.hidden_size)
@@ -173,34 +173,32 @@ class Qwen2CodecLM(CodecLM):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """Layers of the backbone."""
-        return tuple(self.backbone.layers)
+        return self.backbone.blocks
 
-    def embed(self, token: Int[Tensor, "b l"], table: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
+    def embed(self, token: Int[Tensor, " l"], table: Int[Tensor, " l"]) -> Float[Tensor, "l h"]:
         """Input vectors: every id from the table it belongs to."""
         is_text, is_speech = table == TEXT, table == SPEECH
         # Three small look-ups instead of Boolean indexing: nothing here waits for a GPU.
         text = self.backbone.embed_tokens(token.where(is_text, 0))
         speech = self.speech_embedding(token.where(is_speech, 0))
-        vectors = torch.where(is_text[..., None], text, speech)
+        vectors = torch.where(is_text[:, None], text, speech)
         if self.sizes.family == "cosyvoice2":
             special = self.llm_embedding(token.where(~(is_text | is_speech), 0))
-            vectors = torch.where((is_text | is_speech)[..., None], vectors, special)
+            vectors = torch.where((is_text | is_speech)[:, None], vectors, special)
         return vectors
 
     def forward(self, rows: Rows, logits: bool = False) -> Scored:
-        """Score every target of ``rows``; the head runs on real targets only."""
-        mask = None if rows.segment is None else _same_row(rows.segment)
+        """Score every target of ``rows``; the last layer and the head run on real targets only."""
         inputs = self.embed(rows.token, rows.table)
+        dropout = self.sizes.attention_dropout if self.training else 0.0
         hidden = self.backbone(
-            inputs_embeds=inputs if rows.vectors is None else inputs + rows.vectors.to(inputs.dtype),
-            position_ids=rows.position,
-            # Rows padded on the right need no mask beyond the causal one.
-            attention_mask={"full_attention": mask},
-            use_cache=False,
-        ).last_hidden_state
-        scores = self.llm_decoder(hidden.flatten(0, 1).index_select(0, rows.hidden_index))
-        logp = rows.scatter(chosen_logp(scores, rows.target))
-        return Scored(logp, rows.mask, scores if logits else None)
+            inputs if rows.vectors is None else inputs + rows.vectors.to(inputs.dtype),
+            rows.position,
+            RowAttention(rows.lengths, rows.offset, rows.row, rows.position, dropout),
+            rows.hidden_index,
+        )
+        logp, normaliser, scores = score_targets(hidden, self.llm_decoder, rows.target, logits)
+        return Scored(rows.scatter(logp), rows.mask, scores, normaliser if logits else None)
 
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""
@@ -237,7 +235,7 @@ class Qwen2CodecLM(CodecLM):
             raise ValueError(
                 "a policy made from `sizes` cannot be rebuilt as its own reference: save it and name its directory"
             )
-        return Qwen2CodecLM(str(self.directory), packed=self.packed, bistream=self.bistream)
+        return Qwen2CodecLM(str(self.directory), bistream=self.bistream)
 
     @property
     def adapted(self) -> bool:
@@ -297,11 +295,3 @@ def check_text_vocabulary(tokenizer: Tokenizer | None, rows: int) -> None:
             f"the text tokenizer has ids up to {highest}, the text embedding {rows} rows: check model.policy.tokenizer "
             "and sizes.text_vocabulary"
         )
-
-
-def _same_row(segment: Int[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:
-    """Causal attention inside a row of a bin; a padding position sees itself, so that no softmax is empty."""
-    length = segment.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
-    same = segment[:, :, None] == segment[:, None, :]
-    return (same & causal)[:, None]

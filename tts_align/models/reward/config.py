@@ -179,13 +179,18 @@ class Alphabet:
         return text
 
 
+AUTO = "auto"
+"""In a recipe: the characters of the manifest's transcripts."""
+
+
 @dataclass(frozen=True)
 class RewardSizes:
     """Sizes and tasks of a reward model; what ``config.json`` in its directory holds.
 
     Args:
         codebook_size: number of speech tokens of the tokenizer.
-        characters: characters that texts are made of, each once; see :func:`collect_characters`.
+        characters: characters that texts are made of, each once; ``auto`` in a recipe takes those of the transcripts in
+            its manifest. In Python see :func:`collect_characters`.
         attributes: utterance-level tasks.
         width: width of the vectors; even, and a multiple of ``heads``.
         layers: number of blocks of the encoder.
@@ -223,6 +228,8 @@ class RewardSizes:
             faults.append(f"dropout must lie in [0, 1), got {self.dropout}")
         if bool(self.characters) != (self.decoder_layers > 0 or self.ctc):
             faults.append("characters and a task that reads them, decoder_layers above 0 or ctc, need each other")
+        if self.characters == AUTO:
+            faults.append("characters: auto is for recipes; in Python give collect_characters(texts)")
         if len(set(self.characters)) < len(self.characters):
             faults.append(f"characters must be different, got {self.characters!r}")
         if len(set(self.tasks)) < len(self.tasks) or not self.tasks:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +44,7 @@ class RewardModel(RewardHead):
             sizes = RewardSizes.read(path / CONFIG)
         assert sizes is not None
         self.directory, self.sizes, self.codebook_size, self.tasks = path, sizes, sizes.codebook_size, sizes.tasks
+        self.attribute_tasks = sizes.attributes
         self.alphabet = Alphabet(sizes.characters)
         shape = (sizes.width, sizes.heads, sizes.feed_forward)
         self.embedding = nn.Embedding(sizes.codebook_size, sizes.width)
@@ -86,7 +88,7 @@ class RewardModel(RewardHead):
     # --- the network ---
 
     def embed(self, tokens: Int[Tensor, "*r"] | Float[Tensor, "*r c"]) -> Float[Tensor, "*r h"]:
-        """Vectors of codes (..., h), given as ids (...) or as soft one-hots (..., c).
+        """Vectors of speech tokens (..., h), given as ids (...) or as soft one-hots (..., c).
 
         Exact one-hots give the ids' vectors bit for bit.
         """
@@ -130,6 +132,12 @@ class RewardModel(RewardHead):
     def attributes(self, hidden: Float[Tensor, "r s h"], mask: Bool[Tensor, "r s"]) -> dict[str, Float[Tensor, "r e"]]:
         """Logits of every attribute; :meth:`Attribute.predict` says what they mean."""
         return {name: self._logits(name, hidden, mask) for name in self.tasks if name not in (ASR, CTC)}
+
+    @torch.no_grad()
+    def predict(self, tokens: Int[Tensor, "r s"], mask: Bool[Tensor, "r s"]) -> dict[str, list[Any]]:
+        """What the model says of each row, by name of the attribute."""
+        logits = self.attributes(self.encode(self.embed(tokens), mask), mask)
+        return {one.name: one.predict(logits[one.name]).tolist() for one in self.sizes.attributes}
 
     def _logits(self, name: str, hidden: Tensor, mask: Tensor) -> Tensor:
         index = [one.name for one in self.sizes.attributes].index(name)

@@ -78,7 +78,7 @@ class Movement(Callback):
         """Log-probabilities of each row's targets, by key; the same rows on every rank."""
         policy, training = module.policy, module.policy.training
         policy.eval()
-        batch = collate(list(rows.values()), policy.layout, policy.packed).to(trainer.strategy.root_device)
+        batch = collate(list(rows.values()), policy.layout).to(trainer.strategy.root_device)
         with trainer.precision_plugin.forward_context():
             scored = policy(batch)
         policy.train(training)

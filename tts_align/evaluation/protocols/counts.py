@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Error counts of one utterance, and the rates of many: pure functions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kaldialign import edit_distance
+
+HALF = 0.5
+"""An error rate above this is counted apart: most such utterances are broken, not misread."""
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Fewest edits that turn a reference into what was heard.
+
+    Their sum is the edit distance, which is unique. Where several ways are equally short, how it divides into the three
+    kinds is kaldialign's choice, and may differ from jiwer's.
+
+    Args:
+        substitutions: units heard as others.
+        deletions: units that were not heard.
+        insertions: units that were heard besides.
+        reference_length: units of the reference.
+    """
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_length: int
+
+    @property
+    def errors(self) -> int:
+        """All edits."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Edits over the reference's length; may exceed 1. Of an empty reference: their number, as jiwer has it.
+
+        >>> ErrorCounts(1, 0, 1, 4).rate
+        0.5
+        """
+        return self.errors / max(self.reference_length, 1)
+
+
+def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
+    """Fewest edits between two sequences of words or characters.
+
+    Args:
+        reference: what should have been said.
+        hypothesis: what was heard.
+
+    >>> count_errors("the cat sat".split(), "the cat sat down".split())
+    ErrorCounts(substitutions=0, deletions=0, insertions=1, reference_length=3)
+    """
+    # What both begin and end with is part of a shortest way, and most texts are mostly right.
+    start, shorter = 0, min(len(reference), len(hypothesis))
+    while start < shorter and reference[start] == hypothesis[start]:
+        start += 1
+    end, rest = 0, shorter - start
+    while end < rest and reference[-1 - end] == hypothesis[-1 - end]:
+        end += 1
+    expected, heard = reference[start : len(reference) - end], hypothesis[start : len(hypothesis) - end]
+    if not expected or not heard:
+        return ErrorCounts(0, len(expected), len(heard), len(reference))
+    if len(expected) == len(heard) == 1:
+        return ErrorCounts(1, 0, 0, len(reference))
+    found: dict[str, Any] = edit_distance(expected, heard)
+    return ErrorCounts(found["sub"], found["del"], found["ins"], len(reference))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Error rates of one system over a test set, the failures among them.
+
+    An utterance that failed (missing, unreadable, empty, silent) counts as if nothing had been heard: every unit of its
+    reference is a deletion.
+
+    Args:
+        headline: name of the rate that the protocol reports: macro or corpus.
+        utterances: how many there are, failures included.
+        failures: how many of them failed.
+        macro: mean of the utterances' rates.
+        corpus: all errors over the length of all references.
+        median: of the utterances' rates.
+        share_above_half: share of utterances with a rate above 50 %.
+        macro_below_half: mean rate of the others; ``None`` if there are none.
+        macro_without_failures: mean rate of those that did not fail, which is what the official script of Seed-TTS-Eval
+            prints; ``None`` if there are none.
+        substitutions: of all utterances.
+        deletions: of all utterances.
+        insertions: of all utterances.
+        reference_length: of all utterances.
+    """
+
+    headline: str
+    utterances: int
+    failures: int
+    macro: float
+    corpus: float
+    median: float
+    share_above_half: float
+    macro_below_half: float | None
+    macro_without_failures: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_length: int
+
+
+def aggregate(counts: Sequence[ErrorCounts], failed: Sequence[bool] | None = None, headline: str = "macro") -> Rates:
+    """Rates over a test set.
+
+    Args:
+        counts: of every utterance.
+        failed: which of them are failures; none by default.
+        headline: macro or corpus.
+
+    Raises:
+        ValueError: there is no utterance.
+    """
+    if not counts:
+        raise ValueError("expected at least one utterance to aggregate, got none")
+    failed = [False] * len(counts) if failed is None else failed
+    rates = [one.rate for one in counts]
+    below = [rate for rate in rates if rate <= HALF]
+    heard = [rate for rate, fault in zip(rates, failed, strict=True) if not fault]
+    length = sum(one.reference_length for one in counts)
+    return Rates(
+        headline=headline,
+        utterances=len(counts),
+        failures=sum(failed),
+        macro=statistics.fmean(rates),
+        corpus=sum(one.errors for one in counts) / max(length, 1),
+        median=statistics.median(rates),
+        share_above_half=1 - len(below) / len(rates),
+        macro_below_half=statistics.fmean(below) if below else None,
+        macro_without_failures=statistics.fmean(heard) if heard else None,
+        substitutions=sum(one.substitutions for one in counts),
+        deletions=sum(one.deletions for one in counts),
+        insertions=sum(one.insertions for one in counts),
+        reference_length=length,
+    )
