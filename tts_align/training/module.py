@@ -26,7 +26,7 @@ from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives.base import Objective, Outcome, Part, Step
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
-from tts_align.training.checkpoint import check_fits, trained_state
+from tts_align.training.checkpoint import check_finite, check_fits, trained_state
 from tts_align.training.contrast import Contrast
 from tts_align.training.means import StageMeans
 from tts_align.training.optimizers import GroupedModule, PartOptimizer
@@ -155,7 +155,7 @@ class AlignModule(GroupedModule):
 
     def on_train_start(self) -> None:
         """A resumed run has logged what came before: its first micro-batch is not yet a step."""
-        self.means["train"].logged = self.trainer.global_step
+        self.means["train"].begin(self.trainer.global_step)
 
     def on_validation_start(self) -> None:
         """Likewise when only validating."""
@@ -209,10 +209,13 @@ class AlignModule(GroupedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; the rest is rebuilt from its own path."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"], self.objective.trains)
+        checkpoint["means"] = self.means["train"].to_state(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks what trains here."""
+        """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""
         check_fits(self, checkpoint["state_dict"])
+        check_finite(checkpoint["state_dict"], "the checkpoint")
+        self.means["train"].from_state(checkpoint.get("means", {}), self.device)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test sentences of this rank, a batch of utterances at a time; held-out rows for a reward model."""

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
@@ -25,6 +24,7 @@ from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.keep_base import KeepBase
 from tts_align.training.callbacks.keep_best import KeepBest
+from tts_align.training.checkpoint import read_checkpoint
 from tts_align.training.contrast import (
     SIDES,
     WEIGHTS,
@@ -40,6 +40,7 @@ from tts_align.training.scoring import identity
 from tts_align.training.settings import RewardFit, StageFit
 from tts_align.utils.files import write_json
 from tts_align.utils.messages import say
+from tts_align.utils.model_directory import check_replaceable
 from tts_align.utils.weights import PARTS
 
 REWARD, MODEL = "reward", "model"
@@ -103,7 +104,8 @@ def _variant(
 
 def _without_guards(recipe: Namespace) -> dict[str, Any]:
     """The recipe's callbacks but for those that listen to the policy of the fit itself."""
-    callbacks, listening = recipe.trainer.callbacks, {one.__module__ for one in (HackingGuard, KeepBase, KeepBest)}
+    callbacks = recipe.trainer.callbacks
+    listening = (HackingGuard.__module__, KeepBest.__module__, KeepBase.__module__)
     if not isinstance(callbacks, list):
         return {}
     return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in listening]}
@@ -215,7 +217,7 @@ def prepare_reward(fitting: Fitting) -> None:
     say("the reward model: mtr")
     changes = _reward_changes(model.reward_fit or RewardFit())
     checkpoint = fitting.fit_variant(fitting.run.directory / REWARD, changes)
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    saved = read_checkpoint(checkpoint)["state_dict"]
     own = f"parts.{Part.REWARD}."
     reward.load_state_dict({key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)})
     if fitting.trainer.is_global_zero:
@@ -248,6 +250,19 @@ def restore_reward(fitting: Fitting) -> None:
     if not place.is_dir():
         raise ValueError(f"there is no trained reward model in {place}: run `tts-align fit` on this recipe first")
     reward.load_state_dict(type(reward)(str(place)).state_dict())
+
+
+def check_ends(fitting: Fitting) -> None:
+    """Look, before the training, at what is written when it is over.
+
+    Raises:
+        ValueError: something is mounted there, or would be lost.
+    """
+    objective = fitting.model.objective
+    if objective.trains_reward_only:
+        check_replaceable(fitting.run.directory / MODEL)
+    elif Part.REWARD in objective.needs - objective.trains:
+        check_replaceable(fitting.run.directory / REWARD / MODEL)
 
 
 def keep_reward(fitting: Fitting) -> None:

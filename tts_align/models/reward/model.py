@@ -22,7 +22,7 @@ from tts_align.models.base.reward_records import Regularisers, RewardLabels, Rew
 from tts_align.models.reward import layers as heads
 from tts_align.models.reward.config import ASR, CTC, END, Alphabet, RewardSizes
 from tts_align.models.reward.losses import regularised_losses
-from tts_align.utils.model_directory import CONFIG, find_model, read_weights_of, write_model
+from tts_align.utils.model_directory import CONFIG, find_model, load_weights_of, write_model
 from tts_align.utils.weights import weights_digest
 
 
@@ -57,7 +57,7 @@ class RewardModel(RewardHead):
         # Numbered, because an attribute's name need not be a name that a module can have.
         self.pooled = nn.ModuleList(heads.PooledHead(sizes.width, one.outputs) for one in sizes.attributes)
         if path is not None:
-            self.load_state_dict(read_weights_of(path))
+            load_weights_of(self, path)
 
     @property
     def table(self) -> nn.Embedding:
