@@ -91,8 +91,8 @@ class AlignModule(GroupedModule):
         self.sampling, self.test_settings = sampling or Sampling(), test
         self.vocoder, self.judge, self.reward_fit, self.stage_fit = vocoder, judge, reward_fit, stage_fit
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
-        self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         self.optimizer_groups = dict(optimizer_groups or {})
+        self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         for listener in self._listeners:
             listener.requires_grad_(False).eval()
         if vocoder is not None:
