@@ -21,6 +21,7 @@ from places import RECIPES, ROOT
 from sources import sound
 from test_cosyvoice_round_trip import make_rows, save_lines
 from tiny_directory import make_directory
+from tiny_whisper import convert, save_whisper
 
 from tts_align.cli.entry import main, run
 from tts_align.data.manifest import read_manifest, write_manifest

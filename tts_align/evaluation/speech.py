@@ -220,7 +220,7 @@ class Evaluation:
                 utterances.append(
                     judged_utterance(one, system, rows[system], listeners, self.protocol, item.reference, **columns)
                 )
-        summary = write_report(directory, utterances, self._facts(run))
+        summary = write_report(directory, utterances, self._facts(directory.parent))
         print()  # the progress bar has left the line open
         print_table(summary)
 

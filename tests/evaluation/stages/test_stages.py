@@ -11,7 +11,6 @@ import pytest
 import torch
 from talker import Ear, Module, Talker, Tube, make_prompts
 
-from tts_align.evaluation import report
 from tts_align.evaluation.calibration import CALIBRATION, Calibration, WordCount, write_calibration
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.listening import TooManyFailuresError
