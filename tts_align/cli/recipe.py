@@ -121,7 +121,11 @@ def _read(path: str) -> dict[str, Any]:
     """A recipe as it is written; what cannot be read is left for the parser to complain about."""
     try:
         recipe = read_yaml(path)
-    except (OSError, ReadError):
+    except ReadError as error:
+        if os.path.exists(path):
+            fail(str(error))
+        return {}
+    except OSError:
         return {}
     return recipe if isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe) else {}
 

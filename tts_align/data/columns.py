@@ -16,7 +16,7 @@ def string(given: Mapping[str, Any], name: str, faults: list[str]) -> str:
     """A column of text, empty when it is absent."""
     value = given.get(name, "")
     if not isinstance(value, str):
-        faults.append(f"{name}: expected a string, got {value!r}")
+        faults.append(f"{name}: expected a string, got {value!r:.60}")
         return ""
     return value
 
@@ -34,7 +34,7 @@ def read_codes(speech: Any, limit: int | None) -> tuple[tuple[int, ...], str | N
         return (), "is empty: expected at least one token"
     if not set(map(type, speech)) <= {int}:
         odd = next(code for code in speech if type(code) is not int)
-        return (), f"expected whole numbers, got {odd!r}"
+        return (), f"expected whole numbers, got {odd!r:.60}"
     low, high = min(speech), max(speech)
     if low < 0 or high >= (math.inf if limit is None else limit):
         allowed = "must not be negative" if limit is None else f"must lie in 0..{limit - 1}"

@@ -70,7 +70,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
         faults.append("a pair takes no label: chosen is desirable, rejected is not")
     identity = given.get("id", default_id)
     if not isinstance(identity, (str, int)) or identity == "":
-        faults.append(f"id: expected a string, got {identity!r}")
+        faults.append(f"id: expected a string, got {identity!r:.60}")
     row = Row(
         id=str(identity),
         text=text,
@@ -117,7 +117,7 @@ def _either(given: Mapping[str, Any], ours: str, theirs: str, faults: list[str])
 def _text(given: Mapping[str, Any], faults: list[str]) -> str:
     text = _either(given, "text", "prompt", faults)
     if not isinstance(text, str) or not text.strip():
-        faults.append("text is missing" if text is None else f"text: expected words, got {text!r}")
+        faults.append("text is missing" if text is None else f"text: expected words, got {text!r:.60}")
         return ""
     return text
 
@@ -180,7 +180,7 @@ def _sound(raw: Any, name: str, rules: Rules, faults: list[str]) -> Sound:
         if fault:
             faults.append(f"{name}: {fault}")
     if audio is not None and (not isinstance(audio, str) or not audio):
-        faults.append(f"{name}: expected the path of a recording, got {audio!r}")
+        faults.append(f"{name}: expected the path of a recording, got {audio!r:.60}")
     elif audio is not None and not (speech and rules.needed_audio_only) and (fault := rules.audio_fault(audio)):
         faults.append(f"{name}: {fault}")
     if speech is None and audio is None:

@@ -220,6 +220,9 @@ class BackboneSizes:
     attention_dropout: float = 0.0
 
 
+_FRACTIONS = ("rope_theta", "rms_norm_eps", "attention_dropout")
+
+
 def backbone_sizes(directory: str | Path) -> BackboneSizes:
     """Sizes in a ``config.json`` of transformers 4 or 5.
 
@@ -256,6 +259,15 @@ def read_backbone_sizes(config: Mapping[str, Any], path: str = "config") -> Back
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     if lacking := [name for name in needed if name not in config]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}")
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{path}: expected names and values for rope_parameters, got {rope!r:.60}")
+    whole = (*needed, "num_key_value_heads")
+    numbers = {name: config[name] for name in (*whole, *_FRACTIONS) if name in config} | dict(rope)
+    for name, value in numbers.items():
+        if name in whole and (type(value) is not int or not 0 < value < 2**31):
+            raise ValueError(f"{path}: expected a whole number above 0 for {name}, got {value!r:.60}")
+        if name in _FRACTIONS and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise ValueError(f"{path}: expected a number for {name}, got {value!r:.60}")
     return BackboneSizes(
         hidden_size=config["hidden_size"],
         layers=config["num_hidden_layers"],
