@@ -164,6 +164,23 @@ def test_neighbours_do_not_matter(model: Qwen2CodecLM):
     assert (other[0] - clean[0]).abs().max() > 0.01
 
 
+def test_layers_that_are_computed_again_give_the_same_gradients(tiny_policy: Path):
+    found, kept = [], []
+    for recompute in (False, True):
+        model = Qwen2CodecLM(str(tiny_policy), bistream=BISTREAM, recompute=recompute)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, to=sizes: to.append(one.numel()) or one, lambda one: one
+        ):
+            logp = model(collate(random_rows(), model.layout)).logp
+        logp.sum().backward()
+        found.append({name: value.grad for name, value in model.named_parameters()})
+        kept.append(sum(sizes))
+    assert kept[1] < 0.7 * kept[0]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=0)
+
+
 def test_logits_only_when_asked(model: Qwen2CodecLM):
     rows = collate(random_rows(), model.layout)
     assert model(rows).logits is None

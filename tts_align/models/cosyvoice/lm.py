@@ -47,6 +47,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: JSONL file of voices to speak in: speaker, audio, text (its transcript), instruct, mode.
         dtype: number format of the weights; adapters stay float32.
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
+        recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
     """
@@ -58,6 +59,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
+        recompute: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         sizes = sizes_of(self.source, state)
         with torch.device("meta"):
             self._build(sizes, bistream)
+        self.backbone.recompute = recompute
         fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
         self._check_codebook(path)
@@ -134,7 +137,9 @@ class CosyVoiceLM(Qwen2CodecLM):
 
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
-        return CosyVoiceLM(str(self.source.path), self.weights_name, self.voices_path, self.dtype, None, self.bistream)
+        return CosyVoiceLM(
+            str(self.source.path), self.weights_name, self.voices_path, self.dtype, None, bistream=self.bistream
+        )
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""

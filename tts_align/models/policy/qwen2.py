@@ -105,6 +105,7 @@ class Qwen2CodecLM(CodecLM):
         sizes: sizes of a new model; not together with ``directory``.
         tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
+        recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
@@ -114,6 +115,7 @@ class Qwen2CodecLM(CodecLM):
         sizes: Sizes | None = None,
         tokenizer: str | None = None,
         lora: LoRA | None = None,
+        recompute: bool = False,
         bistream: tuple[int, int] = (5, 15),
     ) -> None:
         super().__init__()
@@ -127,6 +129,7 @@ class Qwen2CodecLM(CodecLM):
         self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
         check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
         self._build(sizes, bistream)
+        self.backbone.recompute = recompute
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
