@@ -137,8 +137,9 @@ def theirs(name: Name, shape: Shape, manifest: str, precomputed: bool, steps: in
         disable_tqdm=True,
         logging_steps=10**6,
     )
+    Qwen2ForCausalLM(config).save_pretrained(folder / "theirs")  # TRL reads the reference from the policy's directory
     return kind(
-        model=Qwen2ForCausalLM(config),
+        model=Qwen2ForCausalLM.from_pretrained(folder / "theirs"),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

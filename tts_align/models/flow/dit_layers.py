@@ -103,8 +103,8 @@ def rotate(vectors: Float[Tensor, "*b f c"], angle: Float[Tensor, "f k"]) -> Flo
 class Attention(nn.Module):
     """Self-attention of both published flows: without positions, or of which only the first head knows them.
 
-    The reward model's attention reads a memory under names of its own, and the conformer's knows distances; they have no
-    more in common with this one than PyTorch's own function.
+    The reward model's attention reads a memory under names of its own, and the conformer's knows distances: they share
+    no more with this one than PyTorch's own function.
 
     Args:
         dim: width.
