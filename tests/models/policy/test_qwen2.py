@@ -286,6 +286,20 @@ def test_a_whole_cache_says_the_same(model: Qwen2CodecLM):
     assert decoded(model, whole_cache=True) == decoded(model)
 
 
+def test_a_tick_works_in_place(model: Qwen2CodecLM):
+    """A CUDA graph reads and writes the tensors that it was made of, and no others."""
+    with torch.no_grad():
+        one = Decoding(model, PROMPTS, FREE, whole_cache=True)
+        one.draw_token()
+        places = [value.data_ptr() for value in one.state()]
+        before = [value.clone() for value in one.state()]
+        for _ in range(2):
+            one.tick()
+    assert [value.data_ptr() for value in one.state()] == places
+    changed = [not torch.equal(new, old) for new, old in zip(one.state(), before, strict=True)]
+    assert sum(changed) >= len(changed) - 1  # all but, perhaps, where the first end was
+
+
 def test_a_cache_that_grows_and_rare_looks_say_the_same(model: Qwen2CodecLM, monkeypatch: pytest.MonkeyPatch):
     expected = decoded(model)
     monkeypatch.setattr(decoding, "_GROWTH", 4)

@@ -44,8 +44,11 @@ def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b
     """The first entries of a stable descending sort, as in the published code: of equal ones those of lower id.
 
     Ties are common in half precision, and ``topk`` may take any of them. Sorting the whole vocabulary takes as long as
-    many layers of the model, though, and is only needed where equal entries lie on both sides of the border.
+    many layers of the model, though, and is only needed where equal entries lie on both sides of the border. To look
+    would wait for a GPU: there the entries are made different.
     """
+    if values.device.type != "cpu":
+        return _largest_by_key(values, count)
     if count < values.shape[-1]:
         best, token = values.topk(count + 1)
         border = best[:, count - 1]
@@ -55,6 +58,16 @@ def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b
             return best, token.gather(1, order)
     best, token = values.sort(dim=-1, descending=True, stable=True)
     return best[:, :count], token[:, :count]
+
+
+def _largest_by_key(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """The same without waiting for the device: numbers of 64 bits, the value (not negative) above, the id below."""
+    vocabulary = values.shape[-1]
+    below = torch.arange(vocabulary - 1, -1, -1, device=values.device)
+    # The bits of floats that are not negative are ordered as the floats are.
+    key = (values.float().view(torch.int32).long() << 32) | below
+    token = vocabulary - 1 - (key.topk(count).values & (2**32 - 1))
+    return values.gather(1, token), token
 
 
 def pick(weight: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
