@@ -66,13 +66,14 @@ class Fit:
 
     Args:
         objective: with its knobs.
-        learning_rate: of AdamW, falling linearly to a twentieth.
+        learning_rate: of AdamW at the first step.
         paired_only: use only rows that stand in pairs.
         steps: optimiser steps after which the training ends, instead of epochs.
         epochs: passes over the rows.
         contrast: file of token weights.
         reward: directory of a reward model.
         guard: listens while it trains, and may stop it.
+        final_factor: share of the learning rate that is left at the last step; it falls linearly.
     """
 
     objective: Objective
@@ -83,6 +84,7 @@ class Fit:
     contrast: Path | None = None
     reward: Path | None = None
     guard: HackingGuard | None = None
+    final_factor: float = FINAL_FACTOR
 
 
 @dataclass
@@ -163,7 +165,7 @@ class Corpus:
             sampling=TESTED,
             cache=str(self.work / "cache"),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=fit.learning_rate),
-            lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
+            lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, fit.final_factor, total_iters=steps),
         )
         watched = {"callbacks": [fit.guard], "default_root_dir": self.work} if fit.guard else {}
         trainer = quiet_trainer(max_epochs=fit.epochs if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
@@ -192,9 +194,11 @@ class Corpus:
         note.write_text(str(ratios.path))
         return ratios.path
 
-    def reward(self, seed: int, split: str = "preference", attributes: tuple[Attribute, ...] = ()) -> Path:
+    def reward(
+        self, seed: int, split: str = "preference", attributes: tuple[Attribute, ...] = (), ctc: bool = False
+    ) -> Path:
         """A reward model that has learnt, from this seed's rows, what the labelling recogniser heard in them."""
-        out = self.work / "-".join(["reward", str(seed), split, *(one.name for one in attributes)])
+        out = self.work / "-".join(["reward", str(seed), split, *(one.name for one in attributes), *["ctc"] * ctc])
         if out.exists():
             return out
         seed_everything(seed, verbose=False)
@@ -202,7 +206,8 @@ class Corpus:
         policy = self.policy()
         data.prepare(policy)
         steps = data.steps_per_epoch * REWARD_EPOCHS
-        model = RewardModel(sizes=RewardSizes(policy.layout.codebook_size, attributes=attributes, **REWARD_SIZES))
+        sizes = RewardSizes(policy.layout.codebook_size, attributes=attributes, ctc=ctc, **REWARD_SIZES)
+        model = RewardModel(sizes=sizes)
         module = AlignModule(
             MTR(),
             policy,

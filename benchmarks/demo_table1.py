@@ -36,6 +36,7 @@ RATES = (1e-3, 2e-3)
 GRID = [(rate, anchor) for rate in RATES for anchor in (1.0, 3.0, 10.0, 30.0)]
 PAIR_RATE, PAIR_ANCHOR = 2e-3, 1.0
 MU, CLAMP = 1.0, 3.0
+BUDGET = "one epoch; the pair of token-level KTO comes on top"
 WORSE_BY = 0.005
 """A setting is fit to be chosen if it adds less than this to the base's nearest CER on dev."""
 
@@ -107,8 +108,8 @@ class Experiment:
         fit, unfit = [], []
         for rate, anchor in GRID if method.anchored else [(rate, 0.0) for rate in RATES]:
             heard, _ = load(self.run(name, method, 0, rate, anchor, "dev"))
-            accuracy, nearest = _mean(heard, "accuracy"), _mean(heard, "nearest_cer")
-            added = nearest - _mean(base, "nearest_cer")
+            accuracy, nearest = mean(heard, "accuracy"), mean(heard, "nearest_cer")
+            added = nearest - mean(base, "nearest_cer")
             (fit if added < WORSE_BY else unfit).append((accuracy, nearest, rate, anchor))
             print(
                 f"  dev {name} lr {rate:g} anchor {anchor:g}: accuracy {accuracy:.3f}, "
@@ -125,7 +126,8 @@ def load(path: Path) -> tuple[list[JudgedUtterance], dict[str, Any]]:
     return [JudgedUtterance.from_row(row) for _, row in rows], cost
 
 
-def _mean(heard: Sequence[JudgedUtterance], metric: str) -> float:
+def mean(heard: Sequence[JudgedUtterance], metric: str) -> float:
+    """Mean of a metric."""
     return float(np.mean([METRICS[metric](one) for one in heard]))
 
 
@@ -154,7 +156,7 @@ def compare(one: list[JudgedUtterance], other: list[JudgedUtterance]) -> dict[st
             paired_difference([number(b[name]) for name in names], [number(a[name]) for name in names], clusters)
         )
         for metric, number in METRICS.items()
-        if metric in ("accuracy", "nearest_cer")
+        if metric in ("accuracy", "cer", "nearest_cer")
     }
 
 
@@ -184,12 +186,14 @@ def table(name: Name, work: Path, seeds: Sequence[int]) -> dict[str, Any]:
     rows, comparisons, sweep, matched = [], [], [], []
     for seed in seeds:
         base = corpus.base_test("test", seed)
-        rows.append(row(name, seed, "base", base, base))
+        rows.append(row(name, seed, "base", base, base, budget="none"))
         heard = {}
         for method, facts in METHODS.items():
             rate, anchor = chosen[method]
             heard[method], cost = load(experiment.run(method, facts, seed, rate, anchor, "test"))
-            rows.append(row(name, seed, method, heard[method], base, learning_rate=rate, anchor=anchor, **cost))
+            rows.append(
+                row(name, seed, method, heard[method], base, learning_rate=rate, anchor=anchor, budget=BUDGET, **cost)
+            )
             print(
                 {key: rows[-1][key] for key in ("corpus", "seed", "method", "accuracy", "nearest_cer", "steps")},
                 flush=True,
@@ -203,7 +207,7 @@ def table(name: Name, work: Path, seeds: Sequence[int]) -> dict[str, Any]:
         same = load(experiment.run("kto_same_anchor", METHODS["kto_unpaired"], seed, rate, anchor, "test"))[0]
         comparisons.append(
             {"corpus": name, "seed": seed, "first": "tkto_unpaired", "second": "kto_same_anchor"}
-            | {"second_accuracy": _mean(same, "accuracy"), "second_nearest_cer": _mean(same, "nearest_cer")}
+            | {"second_accuracy": mean(same, "accuracy"), "second_nearest_cer": mean(same, "nearest_cer")}
             | compare(heard["tkto_unpaired"], same)
         )
         steps = next(r["steps"] for r in rows if r["seed"] == seed and r["method"] == "tkto_paired")

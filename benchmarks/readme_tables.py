@@ -191,25 +191,49 @@ def demo(found: dict[str, Any]) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
+BUDGETS = {
+    "none": "",
+    "updates": "as many updates",
+    "seconds": "as many CPU seconds",
+    "epochs": "as many epochs",
+}
+
+
 def recipe(found: dict[str, Any]) -> str:
     """The shipped recipe and KTO beside it, at budgets that are named."""
     lines = [
-        "| method | budget | policy updates | policy CPU s | accuracy % | CER % | nearest CER % |",
-        "|---|---|---|---|---|---|---|",
+        "| method | budget | seeds | updates | CPU s | accuracy % | CER % | nearest CER % |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for method in dict.fromkeys(row["method"] for row in found["rows"]):
-        mine = [row for row in found["rows"] if row["method"] == method]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        # TKTO is the same run at every budget: the others are matched to it.
+        budget = "" if row["method"] == "tkto" else BUDGETS[row["budget"]]
+        groups.setdefault((row["method"], budget), []).append(row)
+    for (method, budget), rows in groups.items():
+        mine = list({row["seed"]: row for row in rows}.values())
         cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS[:3])
-        steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
+        updates = f"{np.mean([row['updates'] for row in mine]):.0f}" if "updates" in mine[0] else ""
         seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
-        lines.append(f"| `{method}` | {mine[0]['budget']} | {steps} | {seconds} | {cells} |")
+        lines.append(f"| `{method}` | {budget} | {len(mine)} | {updates} | {seconds} | {cells} |")
+    return "\n".join(lines)
+
+
+def against(found: dict[str, Any]) -> str:
+    """Paired differences of TKTO at equal compute, seed by seed."""
+    lines = ["| against | budget | seed | accuracy, points | CER, points | nearest CER, points |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for one in found["comparisons"]:
+        cells = " | ".join(points(one[metric]) for metric in ("accuracy", "cer", "nearest_cer"))
+        lines.append(f"| `{one['second']}` | {BUDGETS[one['budget']]} | {one['seed']} | {cells} |")
     return "\n".join(lines)
 
 
 BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
-    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("tkto_recipe.json", recipe)},
+    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", recipe)},
     Path("benchmarks/README.md"): {
-        "recipe": ("tkto_recipe.json", recipe),
+        "recipe": ("equal_compute.json", recipe),
+        "against": ("equal_compute.json", against),
         "table1": ("demo_table1.json", table1),
         "cost": ("step.json", cost),
         "batched": ("sampling.json", batched),

@@ -1,6 +1,7 @@
 """What an installation needs: metadata, versions, short imports, no leftovers."""
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -123,7 +124,8 @@ def test_an_installation_runs_in_an_empty_folder(installed: Path, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"recipe: tkto is the packaged {installed / 'tts_align/recipes/tkto.yaml'}\n" in done.stderr
-    assert (tmp_path / "runs/tkto/test/summary.json").is_file()
+    assert set(json.loads((tmp_path / "runs/tkto/test/summary.json").read_text())["forgetting"]) == {"ja"}
+    assert (tmp_path / "runs/tkto/test/report.html").is_file()
 
 
 def test_every_folder_of_the_package_is_a_package() -> None:

@@ -30,7 +30,13 @@ from tts_align.objectives import Objective
 
 READMES = {
     path: (ROOT / path).read_text("utf-8")
-    for path in ("README.md", "recipes/README.md", "tts_align/data/README.md", "tts_align/models/cosyvoice/README.md")
+    for path in (
+        "README.md",
+        "recipes/README.md",
+        "tts_align/data/README.md",
+        "tts_align/evaluation/README.md",
+        "tts_align/models/cosyvoice/README.md",
+    )
 }
 README = READMES["README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -84,6 +90,7 @@ def cosyvoice(tmp_path: Path) -> dict[str, str]:
     make_directory(tmp_path / "DIR", "cosyvoice3", voices=True)
     write_manifest(make_rows(), tmp_path / "FILE.jsonl")
     save_lines(tmp_path / "sentences.jsonl", [{"id": "a", "text": "Hello"}, {"id": "b", "text": "Bye"}])
+    (tmp_path / "sentences.txt").write_text("Hello\nBye\n")
     for name in ("anna.wav", "bert.wav"):
         soundfile.write(tmp_path / name, np.asarray(sound(len(name), 0.6, 16_000)), 16_000)
     voices = [{"speaker": "anna", "audio": "anna.wav", "text": "Hello."}, {"speaker": "bert", "audio": "bert.wav"}]
@@ -219,9 +226,13 @@ def test_recipes_are_combined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_from_nothing_but_sentences(cosyvoice: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = "tts_align/models/cosyvoice/README.md"
     (tmp_path / "my_judge.py").write_text("from test_cosyvoice_round_trip import Ears as MyJudge\n")
+    text = block(path, "--model.judge WhisperJudge").replace(
+        "--model.judge WhisperJudge --model.judge.model WHISPER --model.judge.language en",
+        "--model.judge my_judge.MyJudge",
+    )  # the recogniser itself has tests of its own
     more = {**SHORT, "fit": f"{SHORT['fit']} {TINY}", "label": "--rule.keep all --rule.neither undesirable"}
     more["sample"] = f"{SHORT['sample']} --samples 6"
-    follow(block(path, "--model.judge my_judge.MyJudge"), cosyvoice, more, monkeypatch)
+    follow(text, cosyvoice, more, monkeypatch)
     assert (tmp_path / "BETTER/llm.pt").is_file()
 
 

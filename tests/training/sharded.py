@@ -37,6 +37,7 @@ from tts_align.models.base.generation import Sampling
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import DPO, E2E, KTO, MTR, SFT, TKTO, DiffRO
 from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.callbacks.keep_best import KeepBest
 from tts_align.training.gradients import average_gradients
 from tts_align.training.module import AlignModule
 from tts_align.training.sharding import ShardedStrategy
@@ -94,7 +95,9 @@ def end_to_end(stage: Any, folder: Path, out: Path) -> Built:
 
 def guard(folder: Path) -> list[Callback]:
     """Three sentences: two for one process, one for the other, none for the rest."""
-    return [HackingGuard(str(folder / "prompts.jsonl"), every_steps=1, sentences=3, use_test_judge=True)]
+    how = {"every_steps": 1, "sentences": 3, "use_test_judge": True}
+    prompts = str(folder / "prompts.jsonl")
+    return [HackingGuard(prompts, **how), KeepBest(prompts, metric="nearest_cer", **how)]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,19 @@ COMMANDS = {
     "fit": "train the policy with an objective, then test it; resumes an interrupted run",
     "validate": "loss and metrics on the held-out rows",
     "test": "speak the test sentences before and after, judge, and write table, figures and audio",
+    "compare": "compare two runs, or one before and after: mended and broken words, differences, report.html",
     "export": "write the trained policy as a model directory, CosyVoice's or vLLM's, and read it back",
     "predict": "score the held-out rows, for a callback of yours",
+    "score": "score a folder of recordings of any system on a test set, without a model",
     "listen make": "make a listening test: one HTML file that opens from the disk",
     "listen score": "screen the listeners of a test, and print its tables",
     "listen label": "turn the answers of a listening test into desirable and undesirable rows",
     "demo build": "build the embedded corpus and its models again",
 }
 """Every command, in the order in which they are used, with the line that --help shows."""
+
+ARGUMENTS = {"compare": "FIRST [SECOND]"}
+"""Words that commands take before their options."""
 
 OF_A_RECIPE = ("fit", "validate", "test", "predict", "sample", "judge", "export")
 """Commands that build what a recipe names."""

@@ -70,6 +70,41 @@ def label(args: list[str]) -> None:
     _plain_command("label", args, label, rule=LabelRule)
 
 
+def score(args: list[str]) -> None:
+    """The command ``score``: needs recordings and something that listens, but no model that speaks."""
+    from tts_align.cli.score import Processes, score, with_recipes
+
+    with plain_errors():
+        words = with_recipes(args)
+    _plain_command("score", words, score, trainer=Processes)
+
+
+def compare(args: list[str]) -> None:
+    """The command ``compare``: needs no recipe and no model."""
+    from tts_align.cli.compare import compare
+
+    _plain_command("compare", named(args, ("first", "second")), compare)
+
+
+def named(args: list[str], names: tuple[str, ...]) -> list[str]:
+    """Words before the first option as options of these names; dashes in options as underscores, alone they are true.
+
+    >>> named(["runs/a", "runs/b", "--fail-on-regression", "--out", "x"], ("first", "second"))
+    ['--first=runs/a', '--second=runs/b', '--fail_on_regression=true', '--out', 'x']
+    """
+    count = next((place for place, word in enumerate(args) if word.startswith("-")), len(args))
+    if count > len(names):
+        fail(f"expected at most {len(names)} folders, got {' '.join(args[:count])}")
+    found = [f"--{name}={word}" for name, word in zip(names, args[:count], strict=False)]
+    for word, following in zip(args[count:], [*args[count + 1 :], "--"], strict=False):
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            option = f"--{option[2:].replace('-', '_')}"
+            equals, value = (equals, value) if equals or not following.startswith("--") else ("=", "true")
+        found.append(option + equals + value)
+    return found
+
+
 def listen(args: list[str]) -> None:
     """The commands ``listen make``, ``listen score`` and ``listen label``: need no model."""
     from tts_align.cli.listen import FUNCTIONS, GROUPS, positional
@@ -100,7 +135,15 @@ def recipes(args: list[str]) -> None:
     recipes(args)
 
 
-PLAIN = {"prepare": prepare, "label": label, "listen": listen, "demo": demo, "recipes": recipes}
+PLAIN = {
+    "prepare": prepare,
+    "label": label,
+    "score": score,
+    "compare": compare,
+    "listen": listen,
+    "demo": demo,
+    "recipes": recipes,
+}
 """Commands without a recipe."""
 
 

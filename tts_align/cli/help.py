@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
 
-from tts_align.cli.commands import COMMANDS, DESCRIPTIONS, OF_A_RECIPE, TRAINER_DEFAULTS
+from tts_align.cli.commands import ARGUMENTS, COMMANDS, DESCRIPTIONS, OF_A_RECIPE, TRAINER_DEFAULTS
 
 PACKAGE = Path(__file__).parents[1]
 TRAINER_HELP = "--help.trainer"
@@ -102,6 +102,11 @@ OWN: dict[str, tuple[Source, ...]] = {
         Source("cli/prepare.py", "Processes", prefix="trainer."),
     ),
     "label": (Source("cli/label.py", "label", hidden=("rule",)), Source("cli/label.py", "LabelRule", prefix="rule.")),
+    "score": (
+        Source("cli/score.py", "score", hidden=("trainer",)),
+        Source("cli/prepare.py", "Processes", prefix="trainer."),
+    ),
+    "compare": (Source("cli/compare.py", "compare"),),
     "listen make": (
         Source("cli/listen.py", "make", hidden=("plan",)),
         Source("evaluation/listening_test/design.py", "Plan", prefix="plan."),
@@ -142,7 +147,8 @@ def show(command: str, trainer: bool = False) -> str:
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
     recipe = command in OF_A_RECIPE
     about = DESCRIPTIONS.get(command) or f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
-    usage = f"usage: tts-align {command}{' --config RECIPE' if recipe else ''} [options]"
+    words = "--config RECIPE" if recipe else ARGUMENTS.get(command, "")
+    usage = " ".join(filter(None, ["usage: tts-align", command, words, "[options]"]))
     parts = [usage, "", *textwrap.wrap(about, width)]
     if trainer:
         parts += _section("Lightning's trainer", _trainer_options(), width)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tts_align.evaluation.calibration import accuracy_of, calibration_of, write_calibration
 from tts_align.evaluation.candidates import Candidate, read_candidates
+from tts_align.evaluation.judges.base import Judge, Reading
 from tts_align.evaluation.listening import (
     MAX_FAILED_SHARE,
     Failures,
@@ -20,6 +22,7 @@ from tts_align.evaluation.listening import (
 )
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.utils.assets import resolve
+from tts_align.utils.messages import say
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
 
@@ -36,6 +39,7 @@ def judge(
     overwrite: bool = False,
     barrier: Callable[[], None] | None = None,
     max_failed_share: float = MAX_FAILED_SHARE,
+    accuracy: Path | None = None,
 ) -> Path:
     """Listen to every candidate, and write error rates and readings to one file.
 
@@ -55,6 +59,7 @@ def judge(
         overwrite: whether to replace a file that was made from other candidates or with another judge.
         barrier: waits for the other processes.
         max_failed_share: largest share of each process's candidates that may go without a verdict.
+        accuracy: where the judge's own accuracy is kept, if it was measured; laid beside ``out`` for ``label``.
 
     Raises:
         ValueError: no judge is configured, more candidates failed than may, or rows of another process are missing.
@@ -75,8 +80,23 @@ def judge(
             shown.advance(len(batch))
     shards.merge(barrier, rank)
     if rank == 0:
-        warn_of_failures([Candidate.from_row(row) for row in shards.rows.values()])
+        judged = [Candidate.from_row(row) for row in shards.rows.values()]
+        warn_of_failures(judged)
+        if any(one.verdict and one.verdict.reading is not Reading.UNMARKED for one in judged):
+            _show_accuracy(module.judge, accuracy, Path(out))
     return Path(out)
+
+
+def _show_accuracy(listener: Judge, accuracy: Path | None, out: Path) -> None:
+    """Say how far the judge can be trusted, and lay it beside its verdicts."""
+    known = None if accuracy is None else calibration_of(accuracy, listener)
+    beside = accuracy_of(out)
+    if known is None:
+        beside.unlink(missing_ok=True)
+        say("judge:        its own accuracy is not known: measure it with tts-align judge --calibrate")
+        return
+    write_calibration(beside, known)
+    say(f"judge:        {known}")
 
 
 def with_recordings(rows: Sequence[Candidate], start: Path, module: SpeaksAndListens) -> list[Candidate]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
+from tts_align.evaluation.calibration import accuracy_of, check_reliable, read_calibration
 from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading
+from tts_align.evaluation.metrics.functional import normalise
 from tts_align.utils.assets import resolve
+from tts_align.utils.files import file_name, read_json_lines
 
 Keep = Literal["best", "all"]
+Otherwise = Literal["drop", "undesirable"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class LabelRule:
 
     Desirable is what has the right reading, best first by character error rate; undesirable what has the wrong reading,
     worst first. A sentence without a marked word has no wrong reading: there ``max_cer`` alone divides good from bad.
+    Where the judge abstained there is no row. Length and measures are asked of desirable rows alone.
 
     Args:
         keep: rows to keep: best (the best ``desirable`` and the worst ``undesirable`` of each sentence and voice) or
@@ -33,13 +38,33 @@ class LabelRule:
         max_cer: highest character error rate of a desirable row.
         neither: what to do with an utterance that says neither reading, or was cut by the length limit: drop it, or
             count it as undesirable.
+        undesirable_cer: lowest character error rate at which a row is undesirable although no reading in it is wrong;
+            between max_cer and this there is no row. By default only sentences without a marked word have such rows,
+            above max_cer.
+        min_margin: smallest distance in nats between right and wrong reading; closer ones give no row. Judges without
+            a margin are not asked.
+        min_tokens_per_character: fewest speech tokens per character of the text; shorter speech is hurried or cut.
+        max_tokens_per_character: most speech tokens per character of the text; longer speech drags or repeats.
+        min_measures: lowest number of each named measure, such as {similarity: 0.7}.
+        max_measures: highest number of each named measure, such as {longest_silence: 1.0}.
+        outside: what to do with a row that would be desirable but for its length or a measure: drop it, or count it as
+            undesirable.
+        unfinished: what to do with an utterance that was cut by the length limit; by default the same as with neither.
     """
 
     keep: Keep = "best"
     desirable: int = 1
     undesirable: int = 1
     max_cer: float = 0.1
-    neither: Literal["drop", "undesirable"] = "drop"
+    neither: Otherwise = "drop"
+    undesirable_cer: float | None = None
+    min_margin: float = 0.0
+    min_tokens_per_character: float | None = None
+    max_tokens_per_character: float | None = None
+    min_measures: dict[str, float] = field(default_factory=dict)
+    max_measures: dict[str, float] = field(default_factory=dict)
+    outside: Otherwise = "drop"
+    unfinished: Otherwise | None = None
 
     def __post_init__(self) -> None:
         """Refuse rules that keep nothing, or that have no effect."""
@@ -48,23 +73,61 @@ class LabelRule:
             faults.append(f"desirable and undesirable must keep something, got {self.desirable} and {self.undesirable}")
         if self.max_cer < 0:
             faults.append(f"max_cer must not be negative, got {self.max_cer}")
+        if self.undesirable_cer is not None and self.undesirable_cer < self.max_cer:
+            faults.append(f"undesirable_cer must be at least max_cer, got {self.undesirable_cer} and {self.max_cer}")
+        if not self.min_margin >= 0:
+            faults.append(f"min_margin must not be negative, got {self.min_margin}")
+        if self.outside == "undesirable" and not self._bounded:
+            faults.append("outside has no effect without a bound of length or of a measure; leave it out")
         if self.keep == "all" and (self.desirable, self.undesirable) != (1, 1):
             faults.append("desirable and undesirable have no effect with keep: all; leave them out")
         if faults:
             raise ValueError("; ".join(faults))
 
     def side(self, candidate: Candidate) -> bool | None:
-        """Whether a candidate is desirable, undesirable (``False``), or neither."""
+        """Whether a candidate is desirable, undesirable (``False``), or neither.
+
+        Raises:
+            ValueError: a measure is asked for that the candidate has not.
+        """
         verdict = candidate.verdict
-        if verdict is None:
+        if verdict is None or verdict.reading is Reading.ABSTAINED or abs(verdict.margin) < self.min_margin:
             return None
         if verdict.reading is Reading.WRONG:
             return False
-        if verdict.reading is Reading.NEITHER or not candidate.finished:
-            return False if self.neither == "undesirable" else None
+        if not candidate.finished:
+            return _otherwise(self.unfinished or self.neither)
+        if verdict.reading is Reading.NEITHER:
+            return _otherwise(self.neither)
         if verdict.cer <= self.max_cer:
-            return True
+            return True if self._inside(candidate) else _otherwise(self.outside)
+        if self.undesirable_cer is not None:
+            return False if verdict.cer >= self.undesirable_cer else None
         return False if verdict.reading is Reading.UNMARKED else None
+
+    @property
+    def _bounded(self) -> bool:
+        lengths = (self.min_tokens_per_character, self.max_tokens_per_character)
+        return bool(self.min_measures or self.max_measures) or lengths != (None, None)
+
+    def _inside(self, candidate: Candidate) -> bool:
+        """Whether length and measures lie within their bounds."""
+        pace = len(candidate.speech) / max(1, len(normalise(candidate.prompt.text)))
+        low, high = self.min_tokens_per_character, self.max_tokens_per_character
+        if (low is not None and pace < low) or (high is not None and pace > high):
+            return False
+        if missing := [name for name in (*self.min_measures, *self.max_measures) if name not in candidate.measures]:
+            known = ", ".join(sorted(candidate.measures)) or "none"
+            raise ValueError(
+                f"rule: candidate {candidate.id!r} has no measure {missing[0]!r}, only {known}: pass --measures with "
+                "what `tts-align score` wrote of the recordings"
+            )
+        above = all(candidate.measures[name] >= least for name, least in self.min_measures.items())
+        return above and all(candidate.measures[name] <= most for name, most in self.max_measures.items())
+
+
+def _otherwise(choice: Otherwise) -> bool | None:
+    return False if choice == "undesirable" else None
 
 
 @dataclass(frozen=True)
@@ -143,8 +206,43 @@ def count(candidates: Sequence[Candidate], labelled: Sequence[tuple[Candidate, b
     )
 
 
+def with_measures(candidates: Sequence[Candidate], path: Path) -> list[Candidate]:
+    """Candidates with the numbers that were measured of their recordings.
+
+    Args:
+        candidates: in any order.
+        path: folder with ``utterances.jsonl``, or a JSONL file; rows are found by the name of the candidate, or of its
+            recording.
+
+    Raises:
+        ValueError: no row is of any candidate, or two rows are of one.
+    """
+    file = path / "utterances.jsonl" if path.is_dir() else path
+    found: dict[str, dict[str, float]] = {}
+    for number, row in read_json_lines(file):
+        name = str(row.get("id", ""))
+        if name in found:
+            raise ValueError(f"{file}:{number}: measures of {name!r} appear twice: score one system at a time")
+        found[name] = row.get("measures") or {}
+    named = [found.get(one.id, found.get(file_name(one.id))) for one in candidates]
+    if not any(named):
+        raise ValueError(f"{file}: holds no measures of these candidates, such as {candidates[0].id!r}")
+    if missing := [one.id for one, numbers in zip(candidates, named, strict=True) if numbers is None]:
+        print(f"{'measures':12}none of {len(missing)} of {len(candidates)} candidates, {missing[0]} first", flush=True)
+    return [
+        replace(one, measures={**one.measures, **(numbers or {})})
+        for one, numbers in zip(candidates, named, strict=True)
+    ]
+
+
 def label(
-    judged: str | Path, out: Path, rule: LabelRule | None = None, desirable_stars: float | None = None
+    judged: str | Path,
+    out: Path,
+    rule: LabelRule | None = None,
+    measures: Path | None = None,
+    judge_accuracy: Path | None = None,
+    min_judge_accuracy: float = 0.8,
+    desirable_stars: float | None = None,
 ) -> LabelCounts:
     """Label judged candidates by a rule, write the manifest, and print how many rows and pairs there are.
 
@@ -154,18 +252,32 @@ def label(
         judged: JSONL file that ``judge`` wrote, or ``sample`` if people labelled it.
         out: manifest to write, .jsonl or .parquet.
         rule: which candidates become rows.
+        measures: numbers of the recordings for the rule: a folder that `tts-align score` wrote, or a JSONL file with
+            columns ``id`` and ``measures``.
+        judge_accuracy: file that `tts-align judge --calibrate` wrote; by default what ``judge`` laid beside its file.
+        min_judge_accuracy: lowest accuracy of the judge itself, where it was measured, at which readings are labelled.
         desirable_stars: number of stars from which on a row is desirable, where people gave 1 to 5 stars.
+
+    Raises:
+        UnreliableJudgeError: the judge tells readings apart less often than it must.
     """
     rule = rule or LabelRule()
     candidates = read_candidates(judged, desirable_stars)
     if not any(one.verdict or one.error or one.label is not None for one in candidates):
         raise ValueError(f"{judged}: no candidate was judged yet: run `tts-align judge` first")
+    if measures is not None:
+        candidates = with_measures(candidates, measures)
+    heard = [one.verdict.reading for one in candidates if one.verdict is not None and one.label is None]
+    if Reading.RIGHT in heard or Reading.WRONG in heard:
+        known = read_calibration(judge_accuracy or accuracy_of(Path(judged)))
+        check_reliable(known, min_judge_accuracy, f"{judged}: no labels are made")
+        print(f"{'judge':12}{known or 'its own accuracy was never measured: tts-align judge --calibrate'}", flush=True)
     labelled = choose(candidates, rule)
     counts = count(candidates, labelled)
     print(counts, flush=True)
     if not labelled:
         raise ValueError(f"{judged}: the rule keeps no row: raise max_cer, or count neither as undesirable")
     start, end = resolve(judged).parent, Path(out).parent
-    rows: list[Row] = [candidate.moved(start, end).to_manifest(desirable) for candidate, desirable in labelled]
+    rows: list[Row] = [row for one, desirable in labelled for row in one.moved(start, end).to_rows(desirable)]
     write_manifest(rows, out)
     return counts

@@ -25,7 +25,7 @@ from tts_align.cli.trainer import AlignTrainer, make_trainer
 from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
 from tts_align.training.module import AlignModule
-from tts_align.training.run import EXPORT, Run, RunSettings, finished, where
+from tts_align.training.run import EXPORT, Run, RunSettings, finished, how_to_test, where
 from tts_align.utils.messages import first_process, quiet, say
 
 
@@ -193,7 +193,12 @@ class AlignCLI(LightningCLI):
             if first_process():
                 show_test(stored)
         elif tests:
-            self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
+            chosen = str(self.run.chosen) if self.run.choice.is_file() else None
+            self.trainer.test(
+                model, datamodule=kwargs["datamodule"], ckpt_path=chosen, weights_only=True, verbose=False
+            )
+        elif self.settings.test_after_fit and not model.objective.trains_reward_only:
+            say(how_to_test(self.run, model.judge is not None))
         where(self.run, say)
 
     @staticmethod
@@ -262,7 +267,8 @@ class AlignCLI(LightningCLI):
         run, trainer = self.run, self._get(self.config_init, "trainer")
         if self.settings.overwrite or trainer.fast_dev_run or not run.begun or not run.checkpoint.is_file():
             return None
-        return stored_test(run, self.saved_recipe()) if finished(self.trainer, *run.progress()) else None
+        over = finished(self.trainer, *run.progress()) or run.stopped()
+        return stored_test(run, self.saved_recipe()) if over else None
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Validate the run's last checkpoint, or another."""
@@ -275,10 +281,15 @@ class AlignCLI(LightningCLI):
         self.trainer.validate(ckpt_path=checkpoint, weights_only=True, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Test the run's last checkpoint, or another."""
-        checkpoint = self._trained(ckpt_path)
-        self._prepare_stages()
-        self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
+        """Test the run's last checkpoint, or another; where nothing was trained yet, the policy as it is."""
+        untrained = ckpt_path is None and not self.run.checkpoint.exists() and Part.TOKENIZER not in self.model.parts
+        if untrained and self.model.test_settings is not None:
+            say("policy:       as model.policy names it; nothing was trained yet, so there is no before and after")
+            self.trainer.test(weights_only=True, **kwargs)
+        else:
+            checkpoint = self._trained(ckpt_path)
+            self._prepare_stages()
+            self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
         where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ MOVED = {
     "callbacks.guards": "training.callbacks.guards",
     "callbacks.tokens": "training.callbacks.tokens",
     "contrast": "training.contrast",
-    "evaluation": "evaluation.speech",
+    "evaluation": "evaluation.settings",
     "judges.ctc": "evaluation.judges.ctc",
     "judges.symbolic": "evaluation.judges.symbolic",
     "models.base": "models.base.generation",

@@ -31,12 +31,12 @@ class Restoring(Protocol):
 
 
 def checkpoint_of(run: Run, given: str | Path | None) -> Path:
-    """The checkpoint to look at: the one given, or the run's last.
+    """The checkpoint to look at: the one given, or the run's: the one that was heard best, or the last.
 
     Raises:
         FileNotFoundError: it is not there.
     """
-    path = Path(given) if given else run.checkpoint
+    path = Path(given) if given else run.chosen
     if not path.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}: "
@@ -68,8 +68,8 @@ def own_checkpoint(run: Run, given: str | Path | None, recipes: Sequence[Any], p
     if not run.checkpoint.exists():
         say(f"policy:       as model.policy names it: {run.directory} has no checkpoint yet")
         return None
-    say(f"policy:       {run.checkpoint}")
-    return run.checkpoint
+    say(f"policy:       {run.chosen}")
+    return run.chosen
 
 
 def restore_contrast(cli: Restoring) -> None:
@@ -100,7 +100,10 @@ def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:
         recipe: today's, as YAML.
     """
     found = [path for path in (run.test / SUMMARY, run.test / REWARD_NUMBERS) if path.is_file()]
-    if not found or not run.checkpoint.exists() or found[0].stat().st_mtime < run.checkpoint.stat().st_mtime:
+    made_of = [path for path in (run.checkpoint, run.choice) if path.exists()]
+    if not found or not run.checkpoint.exists():
+        return None
+    if any(found[0].stat().st_mtime < path.stat().st_mtime for path in made_of):
         return None
     old, new = yaml.safe_load(run.recipe.read_text("utf-8")), yaml.safe_load(recipe)
     if any(key.startswith(TESTED_WITH) for key, *_ in changed(old, new)):

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.evaluation.calibration import CALIBRATION
 from tts_align.training.callbacks.logs import TrainingLog
 from tts_align.training.callbacks.movement import Movement
 from tts_align.training.callbacks.progress import StepBar
@@ -23,6 +24,7 @@ from tts_align.training.module import AlignModule
 from tts_align.training.run import KeepLast, Run, RunSettings
 from tts_align.utils.files import write_json
 from tts_align.utils.messages import first_process, say
+from tts_align.utils.seeds import run_seed
 
 
 class _Work(LightningModule):
@@ -129,25 +131,48 @@ class AlignTrainer(Trainer):
     def judge(
         self,
         model: AlignModule,
-        candidates: Path,
-        out: Path,
+        candidates: Path | None = None,
+        out: Path | None = None,
         batch_rows: int = 64,
         overwrite: bool = False,
         max_failed_share: float = 0.01,
+        calibrate: Path | None = None,
+        accuracy: Path | None = None,
+        speakers: Sequence[str] = (),
         ckpt_path: Path | None = None,
     ) -> None:
         """Listen to every candidate with the recipe's judge, and write what was heard; resumes.
 
         Args:
             model: module whose judge listens, and whose vocoder speaks if the judge hears sound.
-            candidates: JSONL file that ``sample`` wrote.
+            candidates: JSONL file that ``sample`` wrote; this and out, or calibrate, must be given.
             out: JSONL file of judged candidates to write, whole or not at all.
             batch_rows: candidates judged together on each device; does not change the verdicts.
             overwrite: whether to replace a file that was made from other candidates or with another judge.
             max_failed_share: largest share of the candidates that may go without a verdict because vocoder or judge
                 failed on them.
+            calibrate: instead of listening to candidates, measure how often the judge itself hears the right reading:
+                on recordings whose reading is known (a JSONL file with columns id, text, spans and audio, or a folder
+                with recordings.jsonl), or on sentences with marked words, which the policy speaks with each reading
+                written out.
+            accuracy: file of the judge's own accuracy, which calibrate writes and test and label show beside theirs; by
+                default judge_accuracy.json in run.directory.
+            speakers: voices to calibrate with; a sentence that names its own is spoken in that one only.
             ckpt_path: checkpoint of the models that the vocoder is made of.
         """
+        accuracy = accuracy or Path(self.default_root_dir, CALIBRATION)
+        if calibrate is not None:
+            if candidates is not None or out is not None:
+                raise ValueError("calibrate listens to no candidates: leave out candidates and out")
+            from tts_align.cli.calibrate import calibrate as measure
+
+            measured = partial(measure, source=calibrate, out=accuracy, speakers=speakers, batch_rows=batch_rows)
+            self._work_trained(model, ckpt_path, partial(measured, seed=run_seed()))
+            return
+        if candidates is None or out is None:
+            raise ValueError("judge needs --candidates and --out, or --calibrate")
+        if speakers:
+            raise ValueError("speakers has no effect without calibrate: candidates have their voices")
         from tts_align.cli.judge import judge
 
         work = partial(
@@ -157,6 +182,7 @@ class AlignTrainer(Trainer):
             batch_rows=batch_rows,
             overwrite=overwrite,
             max_failed_share=max_failed_share,
+            accuracy=accuracy,
         )
         self._work_trained(model, ckpt_path, work)
         say(f"judged:       {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -13,11 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from tts_align.data.labels import read_label
-from tts_align.data.records import Row
+from tts_align.data.records import Row, Span
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import read_json_lines
+
+
+@dataclass(frozen=True)
+class SpokenPiece:
+    """A part of an utterance that was spoken by itself.
+
+    Args:
+        text: what the model read.
+        length: how many of the utterance's speech tokens are its own.
+    """
+
+    text: str
+    length: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,8 @@ class Candidate:
         error: why there is no verdict although the judge was asked; empty otherwise.
         audio: path of its recording, relative to the file of candidates; empty when none was written.
         label: a person's thumb, if the file has one.
+        measures: numbers of measures, such as the similarity of the voice, by name.
+        pieces: what was spoken one after the other, if that is not the text as a whole.
     """
 
     prompt: SentencePrompt
@@ -47,6 +63,8 @@ class Candidate:
     error: str = ""
     audio: str = ""
     label: bool | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+    pieces: tuple[SpokenPiece, ...] = ()
 
     @property
     def id(self) -> str:
@@ -58,9 +76,12 @@ class Candidate:
         row = {"id": self.id, "sentence": self.prompt.id} | self.prompt.to_row() | {"id": self.id}
         row |= {"speaker": self.speaker, "sample": self.sample, "seed": self.seed, "finished": self.finished}
         row["speech"] = list(self.speech)
+        if self.pieces:
+            row["pieces"] = [dataclasses.asdict(piece) for piece in self.pieces]
         if self.verdict is not None:
             verdict = dataclasses.asdict(self.verdict)
             row |= {name: value for name, value in verdict.items() if _is_known(value)}
+        row |= {"measures": dict(self.measures)} if self.measures else {}
         later = {"audio": self.audio, "error": self.error}
         row |= {name: value for name, value in later.items() if value}
         return row if self.label is None else row | {"label": self.label}
@@ -87,7 +108,17 @@ class Candidate:
             error=row.get("error", ""),
             audio=row.get("audio") or "",
             label=read_label(row.get("label"), desirable_stars),
+            measures=row.get("measures") or {},
+            pieces=tuple(SpokenPiece(**piece) for piece in row.get("pieces", ())),
         )
+
+    @property
+    def cut(self) -> list[tuple[int, ...]]:
+        """Speech tokens of each piece; one for an utterance that was spoken as a whole."""
+        if not self.pieces:
+            return [self.speech]
+        ends = list(itertools.accumulate(piece.length for piece in self.pieces))
+        return [self.speech[end - piece.length : end] for piece, end in zip(self.pieces, ends, strict=True)]
 
     def moved(self, old: Path, new: Path) -> Candidate:
         """The same with the path of its recording starting from another folder."""
@@ -96,9 +127,45 @@ class Candidate:
         path = Path(os.path.relpath(Path(old, self.audio).absolute(), new.absolute())).as_posix()
         return dataclasses.replace(self, audio=path)
 
+    def to_rows(self, desirable: bool | None) -> list[Row]:
+        """Rows of a manifest, with a label: one, or one for each piece that was spoken by itself.
+
+        A piece's row has the text that the model read. Of an undesirable utterance in several pieces with a marked word
+        only the piece that holds it is kept: the others may well be right.
+        """
+        whole = self.to_manifest(desirable)
+        if not self.pieces:
+            return [whole]
+        many = len(self.pieces) > 1
+        rows = []
+        for number, (piece, speech, spans) in enumerate(zip(self.pieces, self.cut, self._marks(), strict=True)):
+            if speech:
+                own: dict[str, Any] = {"audio": "", "transcript": "", "id": f"{whole.id}-piece-{number}"} if many else {}
+                rows.append(dataclasses.replace(whole, text=piece.text, speech=speech, spans=spans, **own))
+        marked = [row for row in rows if row.spans]
+        return marked if marked and many and desirable is False else rows
+
+    def _marks(self) -> list[tuple[Span, ...]]:
+        """The marked words of each piece, found again by counting how often they occur before."""
+        found: list[list[Span]] = [[] for _ in self.pieces]
+        for span in self.prompt.spans:
+            word = self.prompt.text[span.start : span.end]
+            before = self.prompt.text[: span.start].count(word)
+            if sum(piece.text.count(word) for piece in self.pieces) != self.prompt.text.count(word):
+                continue  # cleaning the text changed the word
+            for marks, piece in zip(found, self.pieces, strict=True):
+                if before < piece.text.count(word):
+                    start = -1
+                    for _ in range(before + 1):
+                        start = piece.text.index(word, start + 1)
+                    marks.append(dataclasses.replace(span, start=start, end=start + len(word)))
+                    break
+                before -= piece.text.count(word)
+        return [tuple(marks) for marks in found]
+
     def to_manifest(self, desirable: bool | None) -> Row:
         """The row of a manifest, with a label."""
-        scores: dict[str, float] = {"finished": float(self.finished)}
+        scores: dict[str, float] = {"finished": float(self.finished), **self.measures}
         notes: dict[str, str] = {"sentence": self.prompt.id}
         if self.verdict is not None:
             numbers = {name: getattr(self.verdict, name) for name in ("cer", "nearest_cer", "margin")}

@@ -310,4 +310,6 @@ def _listed(reasons: dict[str, str]) -> str:
 def listener_digest(module: SpeaksAndListens) -> str:
     """Digest of everything a verdict depends on: the judge's identity, and the vocoder's sound."""
     assert module.judge is not None
-    return digest(module.judge.identity(), module.vocoder.digest() if module.vocoder is not None else "")
+    # A folder of weights may have another name.
+    identity = {name: value for name, value in module.judge.identity().items() if name != "model"}
+    return digest(identity, module.vocoder.digest() if module.vocoder is not None else "")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tts_align.data import words
 from tts_align.data.records import Span
 from tts_align.evaluation.judges.base import Expected
 from tts_align.utils.assets import resolve
@@ -106,7 +107,8 @@ def read_prompts(path: str | Path) -> list[SentencePrompt]:
     A sentence of a text file is named after its line, ``line-1`` and so on; blank lines are left out.
 
     Args:
-        path: the file; ``demo:symbolic/test.jsonl`` names an embedded one.
+        path: the file; ``demo:symbolic/test.jsonl`` names an embedded one, ``words:ja/test_words`` a split of the
+            benchmark of ambiguous words.
 
     Raises:
         ValueError: with file and line of every fault, twenty at most.
@@ -114,8 +116,7 @@ def read_prompts(path: str | Path) -> list[SentencePrompt]:
     prompts: list[SentencePrompt] = []
     lines: dict[str, int] = {}
     faults: list[str] = []
-    place = resolve(path)
-    for number, row in _text_lines(place) if place.suffix == ".txt" else read_json_lines(place):
+    for number, row in _rows(path):
         try:
             prompt = SentencePrompt.from_row(row)
         except (ValueError, TypeError) as error:
@@ -131,6 +132,14 @@ def read_prompts(path: str | Path) -> list[SentencePrompt]:
         more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
         raise ValueError("\n".join(faults[:_MAX_FAULTS] + more))
     return prompts
+
+
+def _rows(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each sentence."""
+    if str(path).startswith(words.PREFIX):
+        return words.named(str(path))
+    place = resolve(path)
+    return _text_lines(place) if place.suffix == ".txt" else read_json_lines(place)
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

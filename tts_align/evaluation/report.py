@@ -40,6 +40,11 @@ def _accuracy(one: JudgedUtterance) -> float:
     return math.nan if undecided else float(one.reading == Reading.RIGHT)
 
 
+def _was_spoken(one: JudgedUtterance) -> bool:
+    """Whether it was spoken by a policy; of a recording nobody knows how it ended."""
+    return bool(one.speech or one.stop_reason)
+
+
 METRICS: dict[str, Number] = {
     "accuracy": _accuracy,
     "cer": lambda one: one.cer,
@@ -50,8 +55,8 @@ METRICS: dict[str, Number] = {
 
 FURTHER: dict[str, Number] = {
     "neither": lambda one: float(one.reading == Reading.NEITHER),
-    "finished": lambda one: float(one.finished),
-    "length": lambda one: float(len(one.speech)),
+    "finished": lambda one: float(one.finished) if _was_spoken(one) else math.nan,
+    "length": lambda one: float(len(one.speech)) if _was_spoken(one) else math.nan,
 }
 """What shows whether a system bought its accuracy with something else; length in speech tokens."""
 

@@ -38,6 +38,8 @@ class TestSettings:
             every utterance.
         max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
             failed on them; they are left out of all numbers, counted and named.
+        forgetting: also speak general sentences without marked words, before and after, in every language of the test
+            set: what the training may have broken besides.
     """
 
     __test__ = False  # not a test, whatever its name
@@ -55,6 +57,7 @@ class TestSettings:
     batch_rows: int = 128
     audio: int | Literal["all"] = 4
     max_failed_share: float = MAX_FAILED_SHARE
+    forgetting: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -13,13 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.evaluation.candidates import Candidate, candidate_id, candidate_seed
+from tts_align.evaluation.candidates import Candidate, SpokenPiece, candidate_id, candidate_seed
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import SentencePrompt
-from tts_align.models.base.generation import Context, Encoded, Sampling
+from tts_align.models.base.generation import Context, Encoded, Sampling, Spoken
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.files import file_name
+
+EncodedTexts = Mapping[tuple[str, str], tuple[tuple[str, Encoded], ...]]
+"""Pieces of each sentence in each voice, as written and as the policy reads them."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def speak(
     items: Sequence[UtteranceRequest],
     batch_rows: int = 64,
     progress: Callable[[int], None] | None = None,
-    encoded: Mapping[tuple[str, str], Encoded] | None = None,
+    encoded: EncodedTexts | None = None,
 ) -> Iterator[list[Candidate]]:
     """Speak utterances batch by batch, sentences of like length together.
 
@@ -114,24 +117,49 @@ def speak(
         The utterances of one batch.
     """
     encoded = encode(policy, items) if encoded is None else encoded
-    order = sorted(items, key=lambda item: len(encoded[item.prompt.id, item.speaker].text))
+    order = sorted(items, key=lambda item: sum(len(part.text) for _, part in encoded[item.prompt.id, item.speaker]))
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]
-        prompts = [encoded[item.prompt.id, item.speaker].prompt(item.seed) for item in batch]
-        spoken = policy.generate(prompts, sampling, progress)
-        yield [
-            Candidate(item.prompt, item.speaker, item.sample, item.seed, tuple(one.speech.tolist()), one.finished)
-            for item, one in zip(batch, spoken, strict=True)
-        ]
+        parts = [(item, *part) for item in batch for part in _numbered(encoded[item.prompt.id, item.speaker])]
+        prompts = [part.prompt(_piece_seed(item, number)) for item, number, _, part in parts]
+        whole = len(parts) == len(batch)
+        spoken = policy.generate(prompts, sampling, progress if whole else None)
+        if progress is not None and not whole:
+            progress(len(batch))  # of utterances, not of their pieces
+        said: dict[str, list[tuple[str, Spoken]]] = {item.id: [] for item in batch}
+        for (item, _, text, _), one in zip(parts, spoken, strict=True):
+            said[item.id].append((text, one))
+        yield [_joined(item, said[item.id]) for item in batch]
 
 
-def encode(policy: CodecLM, items: Sequence[UtteranceRequest]) -> dict[tuple[str, str], Encoded]:
-    """What the policy reads for each sentence and voice."""
+def _numbered(parts: Sequence[tuple[str, Encoded]]) -> Iterator[tuple[int, str, Encoded]]:
+    return ((number, *part) for number, part in enumerate(parts))
+
+
+def _piece_seed(item: UtteranceRequest, number: int) -> int:
+    """Of the first piece that of the utterance, so that a text of one piece is spoken as ever."""
+    return candidate_seed(item.seed, "piece", "", number) if number else item.seed
+
+
+def _joined(item: UtteranceRequest, said: Sequence[tuple[str, Spoken]]) -> Candidate:
+    """One utterance of the pieces of a text."""
+    speech = tuple(token for _, one in said for token in one.speech.tolist())
+    finished = all(one.finished for _, one in said)
+    whole = len(said) == 1 and said[0][0] == item.prompt.text
+    pieces = () if whole else tuple(SpokenPiece(text, len(one.speech)) for text, one in said)
+    return Candidate(item.prompt, item.speaker, item.sample, item.seed, speech, finished, pieces=pieces)
+
+
+def encode(policy: CodecLM, items: Sequence[UtteranceRequest]) -> EncodedTexts:
+    """What the policy reads for each sentence and voice: the pieces of its text, in their order."""
     texts = {
         (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
         for item in items
     }
-    return {name: policy.encode_text(*text) for name, text in texts.items()}
+    return {
+        name: tuple((piece, policy.encode_text(piece, context)) for piece in policy.pieces(text))
+        for name, (text, context) in texts.items()
+    }
 
 
 def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest]) -> None:
@@ -143,9 +171,14 @@ def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest]) -> None:
 
 
 def waveforms_of(vocoder: Vocoder, candidates: Sequence[Candidate]) -> list[Float[Tensor, " time"]]:
-    """Sound of candidates that have speech tokens, as the vocoder gives it."""
-    speech = [torch.tensor(one.speech, dtype=torch.long) for one in candidates]
-    return vocoder.speak(speech, [one.speaker for one in candidates])
+    """Sound of candidates that have speech tokens, as the vocoder gives it: pieces are vocoded apart, and joined."""
+    parts = [(place, part) for place, one in enumerate(candidates) for part in one.cut if part]
+    speech = [torch.tensor(part, dtype=torch.long) for _, part in parts]
+    spoken = vocoder.speak(speech, [candidates[place].speaker for place, _ in parts])
+    sounds: list[list[Tensor]] = [[] for _ in candidates]
+    for (place, _), sound in zip(parts, spoken, strict=True):
+        sounds[place].append(sound)
+    return [one[0] if len(one) == 1 else torch.cat([torch.zeros(0), *one]) for one in sounds]
 
 
 def write_sound(

@@ -65,6 +65,7 @@ class Evaluation:
         self._requests: list[UtteranceRequest] = []
         self._mine: list[UtteranceRequest] = []
         self._rank = 0
+        self._tested: tuple[str, ...] = ()
         self._spoken: dict[str, StageStore] = {}
         self._hearing: dict[str, Hearing] = {}
 
@@ -112,10 +113,11 @@ class Evaluation:
             self._take_voices(directory / "test" / VOICES)
         ids, mine = [one.id for one in self._requests], [one.id for one in self._mine]
         folder = directory / "test" / STAGES
-        for system in self._systems:
-            key = digest(
-                "synthesise", self._model_digest(system), module.sampling, self._requests, self._voices_digest()
-            )
+        digests = {system: self._model_digest(system) for system in self._systems}
+        # Where nothing was trained, before and after are one system, and spoken once.
+        self._tested = tuple(digests) if len(set(digests.values())) == len(digests) else SYSTEMS[:1]
+        for system in self._tested:
+            key = digest("synthesise", digests[system], module.sampling, self._requests, self._voices_digest())
             self._spoken[system] = StageStore(folder, f"synthesise-{system}", key, ids, mine, self._rank)
             sound = self._vocoder.digest() if self._vocoder is not None else ""
             self._hearing[system] = Hearing(
@@ -157,14 +159,14 @@ class Evaluation:
         return digest(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
     def step(self, batch: Sequence[UtteranceRequest]) -> None:
-        """Take one batch through all stages, with both systems."""
+        """Take one batch through all stages, with every system."""
         policy = self.module.policy
-        if self.reference is not None:
-            self._hear("base", self.reference, batch)
-        elif policy.adapted:
-            with policy.without_adapter():
-                self._hear("base", policy, batch)
-        self._hear("aligned", policy, batch)
+        for system in self._tested or self._systems:
+            if system == "base" and self.reference is not None:
+                self._hear(system, self.reference, batch)
+            else:
+                with policy.without_adapter() if system == "base" else nullcontext():
+                    self._hear(system, policy, batch)
 
     def _hear(self, system: str, model: CodecLM, batch: Sequence[UtteranceRequest]) -> None:
         store = self._spoken[system]
@@ -234,7 +236,7 @@ class Evaluation:
         models: dict[str, Any] = {"judge": module.judge.identity()}
         if settings.readings is not None:
             models["readings"] = settings.readings.identity()
-        models |= {system: {"digest": self._model_digest(system)} for system in self._systems}
+        models |= {system: {"digest": self._model_digest(system)} for system in self._tested}
         if module.vocoder is not None:
             models["vocoder"] = {"digest": module.vocoder.digest()}
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}

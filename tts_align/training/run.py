@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from tts_align.utils.files import written_atomically
 
 RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
 EXPORT = "export.json"
+CHOICE = "chosen.json"
+"""In the folder of checkpoints: which of them was heard best."""
 SUMMARY, REWARD_NUMBERS = "summary.json", "reward.json"
 """What a test writes about a policy, and about a reward model."""
 ENTRIES = (RECIPE, CHECKPOINTS, LOGS, TEST, EXPORT, "cache", "contrast", "reward", "model", "stage1", "stage2", "parts")
@@ -103,6 +106,7 @@ class Run:
         self.directory = Path(directory)
         self.recipe = self.directory / RECIPE
         self.checkpoint = self.directory / CHECKPOINTS / LAST
+        self.choice = self.directory / CHECKPOINTS / CHOICE
         self.logs = self.directory / LOGS
         self.test = self.directory / TEST
 
@@ -110,6 +114,31 @@ class Run:
     def begun(self) -> bool:
         """Whether something was learned here that another recipe must not go on from."""
         return self.recipe.is_file() and next(self.directory.rglob("*.ckpt"), None) is not None
+
+    @property
+    def chosen(self) -> Path:
+        """The checkpoint that was heard best, which ``test`` and the others use; the last one if none was chosen.
+
+        Raises:
+            FileNotFoundError: somebody removed it.
+        """
+        if not self.choice.is_file():
+            return self.checkpoint
+        path = self.choice.with_name(Path(json.loads(self.choice.read_text("utf-8"))["file"]).name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no checkpoint at {path}, which {self.choice} says was heard best: put it back, or remove "
+                f"{self.choice.name} to use {self.checkpoint.name}"
+            )
+        return path
+
+    def stopped(self) -> str:
+        """Why a guard has stopped the run for good, by its last checkpoint; empty if none has."""
+        if not self.checkpoint.is_file():
+            return ""
+        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        states = saved.get("callbacks", {}).values()
+        return next((str(one["stopped"]) for one in states if isinstance(one, dict) and one.get("stopped")), "")
 
     def check(self, recipe: str) -> None:
         """Raise :class:`RecipeChanged` if the directory holds a begun run of another recipe than this YAML text."""
@@ -212,6 +241,21 @@ def finished(trainer: Trainer, epoch: int, step: int) -> bool:
     """Whether a training that got this far has nothing left to do."""
     by_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch
     return by_epochs or 0 <= trainer.max_steps <= step
+
+
+def how_to_test(run: Run, has_judge: bool) -> str:
+    """The command that compares before and after, for a run whose recipe has no test sentences.
+
+    Args:
+        run: that was trained.
+        has_judge: whether its recipe names a judge.
+    """
+    judge = "" if has_judge else " --model.judge WhisperJudge --model.judge.model FOLDER --model.judge.language CODE"
+    return (
+        "not tested:   the recipe names no test sentences; for a before and after, give some that were not trained on"
+        f"{'' if has_judge else ', and a recogniser'}:\n"
+        f"  tts-align test --config {run.directory / RECIPE} --model.test.prompts sentences.txt{judge}"
+    )
 
 
 def where(run: Run, say: Callable[[str], None]) -> None:

@@ -22,6 +22,7 @@ from tts_align.objectives.mtr import MTR
 from tts_align.objectives.tkto import TKTO
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.callbacks.keep_best import KeepBest
 from tts_align.training.contrast import (
     SIDES,
     WEIGHTS,
@@ -99,11 +100,11 @@ def _variant(
 
 
 def _without_guards(recipe: Namespace) -> dict[str, Any]:
-    """The recipe's callbacks but for those that guard the policy of the fit itself."""
-    callbacks, guards = recipe.trainer.callbacks, HackingGuard.__module__
+    """The recipe's callbacks but for those that listen to the policy of the fit itself."""
+    callbacks, listening = recipe.trainer.callbacks, (HackingGuard.__module__, KeepBest.__module__)
     if not isinstance(callbacks, list):
         return {}
-    return {"trainer.callbacks": [one for one in callbacks if not one.class_path.startswith(f"{guards}.")]}
+    return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in listening]}
 
 
 def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from tts_align.data.datamodule import AlignData
+from tts_align.evaluation.html.report import write_folder_report
 from tts_align.evaluation.reward import RewardEvaluation
 from tts_align.evaluation.speech import Evaluation, TestSettings
 from tts_align.models.base.policy import CodecLM
@@ -17,6 +18,7 @@ from tts_align.objectives.base import Part
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks import contrast_figures
 from tts_align.training.callbacks.watched import Watched
+from tts_align.training.forgetting import probe_forgetting
 
 
 @runtime_checkable
@@ -79,5 +81,9 @@ class Testing:
         """
         run, first = Path(self.trainer.default_root_dir), self.trainer.is_global_zero
         self.evaluation.finish(run, first)
-        if first and isinstance(self.evaluation, Evaluation):
+        if not isinstance(self.evaluation, Evaluation):
+            return
+        probe_forgetting(self.evaluation, self.loader.dataset, run, self.trainer)  # type: ignore[arg-type]
+        if first:
             contrast_figures.draw(run, cache, self.datamodule, self.module.policy, self.module.objective)
+            write_folder_report(run)

@@ -1,46 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sherpa-onnx as a judge: a tiny Paraformer made here where that can be, and the way around the recogniser."""
+"""sherpa-onnx as a judge, on a tiny Paraformer and a tiny SenseVoice made here."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_sherpa import save_sherpa
 
 from tts_align.data.records import Span
 from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample
 from tts_align.evaluation.judges.sherpa import SherpaJudge
 from tts_align.evaluation.judges.weights import MissingWeightsError
-
-
-@dataclass
-class Stream:
-    """What a recogniser of sherpa-onnx is given, and what it answers."""
-
-    samples: int = 0
-    result: Any = None
-
-    def accept_waveform(self, sample_rate: int, samples: Any) -> None:
-        assert sample_rate == 16_000
-        self.samples = len(samples)
-
-
-@dataclass
-class Recogniser:
-    """Stands in for sherpa-onnx's: hears the length of a sound."""
-
-    made_with: Mapping[str, Any] = field(default_factory=dict)
-
-    def create_stream(self) -> Stream:
-        return Stream()
-
-    def decode_stream(self, stream: Stream) -> None:
-        stream.result = type("Result", (), {"text": " 他长大了" if stream.samples > 9_000 else "他"})
 
 
 @pytest.fixture
@@ -50,14 +24,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_error_rates_and_open_readings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = SherpaJudge(str(folder))
-    monkeypatch.setattr(judge, "_load", lambda _: Recogniser())
-    samples = [SpeechSample(torch.zeros(0, dtype=torch.long), torch.ones(length), 24_000) for length in (24_000, 3_000)]
-    marked = Expected("他长大了。", spans=(Span(1, 2, ("zhang3",), ("chang2",)),), right=("zhang3",))
-    first, second = judge.judge(samples, [marked, Expected("他长大了")])
-    assert (first.transcript, first.cer, first.reading) == ("他长大了", 0, Reading.ABSTAINED)
-    assert (second.transcript, second.cer, second.reading) == ("他", 0.75, Reading.UNMARKED)
+def noise(*lengths: int, loudness: float = 0.3) -> list[SpeechSample]:
+    generator = torch.Generator().manual_seed(0)
+    sounds = [loudness * torch.randn(length, generator=generator) for length in lengths]
+    return [SpeechSample(torch.zeros(0, dtype=torch.long), sound, 24_000) for sound in sounds]
+
+
+def test_paraformer_hears(tmp_path: Path) -> None:
+    """What is loud says 长, a token for six frames of 10 ms; readings stay open, because hanzi have none."""
+    pytest.importorskip("sherpa_onnx", reason="extra mandarin")
+    judge = SherpaJudge(str(save_sherpa(tmp_path / "paraformer", "paraformer")))
+    marked = Expected("长长长长长。", spans=(Span(1, 2, ("zhang3",), ("chang2",)),), right=("zhang3",))
+    loud, longer = judge.judge(noise(7_200, 14_400), [marked, Expected("长" * 20)])
+    assert loud.transcript == "长长长长长"
+    assert (loud.cer, loud.reading) == (0, Reading.ABSTAINED)
+    assert longer.transcript == "长" * 10
+    assert (longer.cer, longer.reading) == (0.5, Reading.UNMARKED)
+    assert judge.judge(noise(7_200, loudness=1e-4), [Expected("他")])[0].transcript[0] == "他"
+
+
+def test_verdicts_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    pytest.importorskip("sherpa_onnx", reason="extra mandarin")
+    judge = SherpaJudge(str(save_sherpa(tmp_path / "paraformer", "paraformer")))
+    samples = noise(7_200, 20_000, 14_400)
+    together = [one.transcript for one in judge.judge(samples, [Expected("长")] * 3)]
+    assert together == [judge.judge([one], [Expected("长")])[0].transcript for one in samples]
+
+
+def test_sense_voice_hears(tmp_path: Path) -> None:
+    """CTC: what repeats is one letter."""
+    pytest.importorskip("sherpa_onnx", reason="extra mandarin")
+    judge = SherpaJudge(str(save_sherpa(tmp_path / "sense_voice", "sense_voice")), "sense_voice")
+    assert judge.judge(noise(7_200), [Expected("长")])[0].transcript == "长"
 
 
 @pytest.mark.parametrize("kind", ["paraformer", "sense_voice"])

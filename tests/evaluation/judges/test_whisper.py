@@ -228,3 +228,17 @@ def test_it_can_be_sent_to_another_process(judges: dict[str, WhisperJudge], soun
     judge = judges["converted"]
     before = judge.judge(sounds[:1], [SENTENCE])
     assert pickle.loads(pickle.dumps(judge)).judge(sounds[:1], [SENTENCE]) == before
+
+
+def test_a_whisper_that_writes_kana(converted: Path, sounds: list[SpeechSample]) -> None:
+    """The candidates are the sentence in kana, of which hiragana and katakana are added up."""
+    kana = WhisperJudge(str(converted), script="kana", max_tokens=2, readings=EVERYTHING)
+    expected = Expected("鍋", {"からい": "なべわからい", "つらい": "なべわつらい"}, ("からい",), language="ja")
+    verdict = kana.judge(sounds[:1], [expected])[0]
+    assert verdict.readings.keys() == {"からい", "つらい"}
+    assert verdict.cer == 1.0
+
+
+def test_half_precision_is_for_a_gpu(converted: Path, sounds: list[SpeechSample]) -> None:
+    with pytest.raises(ValueError, match=r"float16 works on a GPU alone: set model\.judge\.init_args\.precision"):
+        WhisperJudge(str(converted), precision="float16").judge(sounds[:1], [SENTENCE])

@@ -180,6 +180,8 @@ def test_kana_by_hand():
     assert protocol.score(reference, "かれーわ、つらい。").counts.errors == 1
     assert protocol.score(reference, "かれえはからい").counts.errors == 1  # ハ is not ワ
     assert (is_kana("カレー、は"), is_kana("辛い"), is_kana("A")) == (True, False, False)
+    with pytest.raises(ValueError, match="for ja, got sentences of language en"):
+        protocol.check(["ja", "en"])
 
 
 def test_kana_reads_kanji_by_the_dictionary():

@@ -101,6 +101,16 @@ def test_a_homophone_of_one_sound_stands_for_a_reading() -> None:
             assert pypinyin.pinyin(other, heteronym=True, style=pypinyin.Style.TONE3)[0] == [reading]
 
 
+def test_homophones_of_a_longer_word() -> None:
+    pypinyin = pytest.importorskip("pypinyin", reason="pypinyin proposes homophones")
+    found = mandarin.homophones("银行", "yin2 hang2")
+    assert found
+    for one in found:
+        assert not set(one) & set("银行")
+        assert pypinyin.lazy_pinyin(one, style=pypinyin.Style.TONE3) == ["yin2", "hang2"]
+    assert mandarin.homophones("银行", "yin2") == ()
+
+
 def test_readings_of_a_character() -> None:
     pytest.importorskip("pypinyin", reason="pypinyin proposes readings")
     marked = Marked("他长大了", [Span(1, 2, ("zhǎng",))], right=("zhǎng",), language="zh")

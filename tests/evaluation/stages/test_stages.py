@@ -301,6 +301,11 @@ class Seeded(Talker):
         self.voices = [json.loads(line) for line in path.read_text().splitlines()]
 
 
+class SeededBase(Seeded):
+    def digest(self):
+        return "base"
+
+
 class SeededTube(Tube):
     def use_voices(self, path):
         self.voices = path
@@ -321,7 +326,7 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
     path = tmp_path / "meta.lst"
     path.write_text("".join(f"u{i}|Hi.|v.wav|Hello, world!\n" for i in range(6)))
     module = Module(Seeded(), Parrot(), SeededTube())
-    evaluate(tmp_path / "run", path, module, base=Seeded(), suite="seed", speakers=(), samples=1, audio="all")
+    evaluate(tmp_path / "run", path, module, base=SeededBase(), suite="seed", speakers=(), samples=1, audio="all")
     assert module.policy.voices == [{"speaker": "v", "audio": str(tmp_path / "v.wav"), "text": "Hi."}]
     rows = [one for one in read_utterances(tmp_path / "run/test/utterances.jsonl") if one.system == "aligned"]
     assert [one.id for one in rows] == [f"u{i}" for i in range(6)]
@@ -334,6 +339,14 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
     assert summary["protocol"]["name"] == "seed"
     assert summary["rates"]["aligned"]["macro"] == pytest.approx(np.mean([one.error_rate for one in rows]))
     assert summary["further"]["aligned"]["error_rate"]["value"] == pytest.approx(summary["rates"]["aligned"]["macro"])
+
+
+def test_where_nothing_was_trained_one_system_is_spoken_once(tmp_path, prompts):
+    module = evaluate(tmp_path / "run", prompts, base=Talker())
+    assert len(module.policy.batches) + len(module.judge.batches) == 4  # the reference speaks
+    summary = json.loads((tmp_path / "run/test/summary.json").read_text())
+    assert summary["systems"] == ["base"]
+    assert "difference" not in summary
 
 
 def test_a_policy_without_voices_of_recordings_says_so(tmp_path):

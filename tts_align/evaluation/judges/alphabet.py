@@ -52,7 +52,7 @@ class Alphabet:
             text: in the alphabet's script; phonemes in ARPAbet, pinyin with numbers.
         """
         if self.script is Script.PHONEMES:
-            parts = [self._phoneme(one) for one in text.split()]
+            parts = [self._phoneme(one) for one in text.split() if one != "|"]  # a bar between words
         elif self.script is Script.PINYIN:
             parts = [self._syllable(one) for one in text.split()]
         else:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -39,8 +39,8 @@ class TransformersCTCJudge(RecogniserJudge):
             facebook/mms-1b-all (letters of many languages).
         language: code of the language that is spoken, such as ja; empty for that of each sentence.
         target_language: adapter and letters of a model of many languages, such as jpn for MMS.
-        script: what the model writes: written (as people write the language), kana, pinyin or phonemes; by default as
-            the vocabulary shows.
+        script: what the model writes: written (as people write the language), kana, pinyin or phonemes; auto
+            goes by its vocabulary.
         batch_size: utterances heard together; does not change a verdict.
         readings: when a reading counts as heard.
         long_audio: what to do with a recording of more than 30 s: cut it into windows at quiet moments, in which case
@@ -52,7 +52,7 @@ class TransformersCTCJudge(RecogniserJudge):
         model: str,
         language: str = "",
         target_language: str = "",
-        script: Script | None = None,
+        script: Literal["auto", "written", "kana", "pinyin", "phonemes"] = "auto",
         batch_size: int = 16,
         readings: ReadingRules | None = None,
         long_audio: LongAudio = "windows",
@@ -61,7 +61,7 @@ class TransformersCTCJudge(RecogniserJudge):
         wanted = (*_WANTED, (f"adapter.{target_language}.safetensors",)) if target_language else _WANTED
         check_folder(self.folder, wanted, _HUB, "model.judge.init_args.model")
         self.target_language = target_language
-        self.alphabet = self._alphabet(script)
+        self.alphabet = self._alphabet(None if script == "auto" else Script(script))
         self._model: tuple[torch.device, nn.Module] | None = None
 
     def _alphabet(self, script: Script | None) -> Alphabet:
@@ -107,6 +107,10 @@ class TransformersCTCJudge(RecogniserJudge):
     @torch.no_grad()
     def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
         """Transcribe sounds, and score the texts asked for with each."""
+        with torch.device("cpu"):  # only the model itself is elsewhere
+            return self._hear(sounds, texts)
+
+    def _hear(self, sounds: Sequence[Float[Tensor, " _"]], texts: Sequence[Sequence[str]]) -> list[Heard]:
         # A model that normalises each layer over time would hear the padding.
         together = len(sounds) if getattr(self.loaded.config, "feat_extract_norm", "") == "layer" else 1
         heard: list[Heard] = []

@@ -22,6 +22,7 @@ from tts_align.evaluation.judges.whisper_engines import (
     WhisperEngine,
     gpu_fault,
 )
+from tts_align.evaluation.readings.spelling import Script
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "ctranslate2", "transformers"]
@@ -50,7 +51,9 @@ class WhisperJudge(RecogniserJudge):
         backend: library to use. auto takes ctranslate2 for a folder with model.bin where that library can work on the
             trainer's device, else transformers if the folder has its weights too, else ctranslate2 on the CPU; a
             message says which.
-        precision: type of the numbers: float32, or on a GPU float16 or bfloat16, which is faster and less exact.
+        script: what it writes: written (as people do), or kana for a Whisper that was trained to write nothing else,
+            which needs no spelling of a reading and expects less.
+        precision: type of the numbers: float32, or on a GPU float16, which is faster and less exact.
         beam_size: hypotheses followed when transcribing; 1 is greedy.
         max_tokens: longest transcript of a window in tokens, where a recogniser that repeats itself ends.
         batch_size: utterances heard together; does not change a verdict.
@@ -66,6 +69,7 @@ class WhisperJudge(RecogniserJudge):
         model: str,
         language: str = "",
         backend: Backend = "auto",
+        script: Literal["written", "kana"] = "written",
         precision: Precision = "float32",
         beam_size: int = 1,
         max_tokens: int = MOST_TOKENS,
@@ -78,6 +82,7 @@ class WhisperJudge(RecogniserJudge):
             given = f"{beam_size} and {max_tokens}"
             raise ValueError(f"beam_size must be at least 1 and max_tokens 1 to {MOST_TOKENS}, got {given}")
         self.backend, self.precision, self.beam_size, self.max_tokens = backend, precision, beam_size, max_tokens
+        self._script = Script(script)
         self._formats = self._check()
         self._engine: tuple[torch.device, WhisperEngine] | None = None
 
@@ -103,6 +108,11 @@ class WhisperJudge(RecogniserJudge):
         """Files of the weights and of the words."""
         return sorted({path for pattern in _WEIGHTS for path in self.folder.glob(pattern)})
 
+    @property
+    def script(self) -> Script:
+        """What it writes."""
+        return self._script
+
     @torch.no_grad()
     def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
         """Transcribe sounds, and score the texts asked for with each."""
@@ -115,6 +125,10 @@ class WhisperJudge(RecogniserJudge):
         device = self.own_device
         if self._engine is None or self._engine[0] != device:
             kind, where, why = self._chosen(device)
+            if where.type == "cpu" and self.precision != "float32":
+                raise ValueError(
+                    f"precision {self.precision} works on a GPU alone: set model.judge.init_args.precision: float32"
+                )
             made = kind(self.folder, where, self.precision, self.beam_size, self.batch_size, self.max_tokens)
             log.info("%s hears with %s on %s%s", type(self).__name__, made.name, where.type, f": {why}" if why else "")
             self._engine = device, made

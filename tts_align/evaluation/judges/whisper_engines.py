@@ -26,7 +26,7 @@ WINDOW_SAMPLES = 30 * SAMPLE_RATE
 HOP_SAMPLES = 160
 CUBLAS = "libcublas.so.12"
 """What CTranslate2 4.8 loads by itself to work on a GPU."""
-Precision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["float32", "float16"]
 MOST_TOKENS = 224
 """Of a transcript: half of the decoder's positions, as Whisper itself has it."""
 _MOST_SCORED = 440

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tts_align.evaluation.protocols.base import MissingExtra, Protocol
+from tts_align.evaluation.protocols.base import MissingExtra, Protocol, primary
 
 _ROWS = {
     "ア": "アカサタナハマヤラワガザダバパァャヮ",
@@ -120,3 +120,8 @@ class Kana(Protocol):
     def units(self, normalised: str) -> Sequence[str]:
         """Characters."""
         return list(normalised)
+
+    def check(self, languages: Iterable[str]) -> None:
+        """Japanese only."""
+        if unknown := sorted({primary(language) for language in languages} - {"ja"}):
+            raise ValueError(f"protocol kana is for ja, got sentences of language {unknown[0] or '(none given)'}")

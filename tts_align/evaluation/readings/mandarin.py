@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import islice, product
 from typing import Any
 
 from tts_align.evaluation.readings.lexicon import Lexicon
@@ -52,16 +53,18 @@ def readings(word: str) -> tuple[str, ...]:
 
 
 def homophones(word: str, reading: str) -> tuple[str, ...]:
-    """Common characters that are read so and in no other way, for a word of one character; none for a longer one.
+    """Common characters that are read so and in no other way, one for each character of a word.
 
     Args:
         word: as written; its own characters are left out.
-        reading: pinyin with tones.
+        reading: pinyin with tones, a syllable for each character.
     """
     syllables = numbered(reading).split()
-    if len(syllables) != 1 or _pypinyin() is None:
+    if len(syllables) != len(word) or _pypinyin() is None:
         return ()
-    return tuple(one for one in _one_sound().get(syllables[0], ()) if one not in word)[:_MOST_HOMOPHONES]
+    few = _MOST_HOMOPHONES if len(word) == 1 else 2
+    each = [[one for one in _one_sound().get(syllable, ()) if one not in word][:few] for syllable in syllables]
+    return tuple("".join(letters) for letters in islice(product(*each), _MOST_HOMOPHONES))
 
 
 def sentence(text: str, lexicon: Lexicon) -> str:

@@ -73,6 +73,10 @@ class CodecLM(Float32Buffers, ABC):
         """
         raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
 
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """What is spoken of a text, one utterance after the other; by default the text as it is."""
+        return (text,)
+
     @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None

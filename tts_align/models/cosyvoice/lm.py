@@ -20,6 +20,7 @@ from tts_align.models.cosyvoice.directory import (
     read_backbone_sizes,
 )
 from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
+from tts_align.models.cosyvoice.pieces import FrontEnd, spoken_pieces
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
@@ -50,6 +51,9 @@ class CosyVoiceLM(Qwen2CodecLM):
         recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
+        front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
+            runtime does, normalise also writes numbers and units out as the runtime does (pip install
+            'tts-align[normalise]').
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class CosyVoiceLM(Qwen2CodecLM):
         recompute: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
+        front_end: FrontEnd = "split",
     ) -> None:
         torch.nn.Module.__init__(self)
+        self.front_end: FrontEnd = front_end
         self.source = ModelDirectory.find(directory)
         if family not in (None, self.source.family):
             raise ValueError(
@@ -135,11 +141,20 @@ class CosyVoiceLM(Qwen2CodecLM):
         prefix, ids = self.text.encode(before) if before else [], self.text.encode(words)
         return Encoded((*prefix, *ids), len(prefix), speech)
 
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """A text as the runtime would cut and write it, by ``front_end``."""
+        return spoken_pieces(text, lambda part: len(self.text.encode(part)), self.front_end)
+
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
+<<<<<<< HEAD
         return CosyVoiceLM(
             str(self.source.path), self.weights_name, self.voices_path, self.dtype, None, bistream=self.bistream
         )
+=======
+        where = str(self.source.path), self.weights_name, self.voices_path
+        return CosyVoiceLM(*where, self.dtype, None, self.bistream, front_end=self.front_end)
+>>>>>>> w2-speed
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""

@@ -43,9 +43,8 @@ def nucleus(probability: Float[Tensor, "b v"], sampling: Sampling) -> tuple[Floa
 def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
     """The first entries of a stable descending sort, as in the published code: of equal ones those of lower id.
 
-    Ties are common in half precision, and ``topk`` may take any of them. Sorting the whole vocabulary takes as long as
-    many layers of the model, though, and is only needed where equal entries lie on both sides of the border. To look
-    would wait for a GPU: there the entries are made different.
+    Ties are common in half precision, and ``topk`` may take any of them. Where equal entries lie on both sides of the
+    border they are made different, which takes longer; to look would wait for a GPU, so there they always are.
     """
     if values.device.type != "cpu":
         return _largest_by_key(values, count)
@@ -56,6 +55,8 @@ def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b
             token = token[:, :count].sort(-1).values
             best, order = values.gather(1, token).sort(dim=-1, descending=True, stable=True)
             return best, token.gather(1, order)
+        if values.dtype == torch.float32:
+            return _largest_by_key(values, count)
     best, token = values.sort(dim=-1, descending=True, stable=True)
     return best[:, :count], token[:, :count]
 

@@ -23,8 +23,16 @@ from tts_align.evaluation.listening import (
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import UtteranceRequest, evenly_spread, utterance_requests
 from tts_align.objectives.base import Part
-from tts_align.training.callbacks.best_weights import BestWeights
-from tts_align.training.callbacks.hearings import Hearing, SpeakerVectors, harm, rise, similarity, voice_vectors
+from tts_align.training.callbacks.best_weights import BestWeights, refuse_minimum, save_again
+from tts_align.training.callbacks.hearings import (
+    Hearing,
+    SpeakerVectors,
+    harm,
+    prepare_listener,
+    rise,
+    similarity,
+    voice_vectors,
+)
 from tts_align.training.callbacks.watched import Watched
 from tts_align.utils.distributed import gathered
 from tts_align.utils.seeds import part_seed
@@ -112,7 +120,10 @@ class HackingGuard(Callback):
             ValueError: there is no listener, or it is the judge of ``test``, or it cannot hear.
         """
         module = cast("Watched", pl_module)
-        self._prepare_judge(module)
+        prepare_listener(module, self.judge, self.use_test_judge, "HackingGuard", "the guard")
+        if self.stop:
+            refuse_minimum(trainer, "HackingGuard")
+        self.best.continue_here(trainer)
         if self.stopped and self.stop:
             trainer.should_stop = True
         elif not self.heard:
@@ -123,22 +134,6 @@ class HackingGuard(Callback):
             except Exception as error:
                 error.add_note(_DEAF)
                 raise
-
-    def _prepare_judge(self, module: Watched) -> None:
-        tests = module.judge
-        if self.judge is None and (tests is None or not self.use_test_judge):
-            raise ValueError(
-                "the guard has no listener: give trainer.callbacks' HackingGuard a judge of its own (init_args.judge)"
-                + ("" if tests is None else ", or let model.judge both choose and test with use_test_judge: true")
-            )
-        if self.judge is None:
-            return
-        self.judge.to(module.device).requires_grad_(False).eval()
-        if tests is not None and self.judge.same_as(tests):
-            raise ValueError(
-                "the guard's judge is the same as model.judge, which tests: give the guard another one, or say "
-                "use_test_judge: true instead"
-            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Hear it again every so many steps, and after the last one."""
@@ -241,7 +236,13 @@ class HackingGuard(Callback):
             self.best.keep(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep no weights but the best."""
+        """Hear the last step if something else has ended the training at it."""
+        if trainer.global_step != self.heard[-1].step and not self.stopped:
+            self._hear(trainer, cast("Watched", pl_module), last=True)
+            save_again(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep no weights but the best, now that the last checkpoint refers to these."""
         self.best.clean(trainer)
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import torch
 import torchaudio
 
 from tts_align.evaluation.candidates import Candidate
+from tts_align.evaluation.judges.base import Judge
 from tts_align.evaluation.speaking import waveforms_of
 from tts_align.evaluation.statistics.intervals import Difference, paired_difference
 from tts_align.models.base.vocoder import Vocoder
+from tts_align.training.callbacks.watched import Watched
 
 
 @runtime_checkable
@@ -81,6 +83,8 @@ def harm(first: Hearing, now: Hearing, cer_rise: float, similarity_fall: float) 
     if now.silent and now.silent >= len(now.cer):
         return "harm: the policy has fallen silent: not one utterance holds any speech"
     worse = rise(first, now)
+    if not worse.n:
+        return f"harm: nothing to compare: no utterance was judged both at step {first.step} and at step {now.step}"
     if worse.value > cer_rise and worse.low > 0:
         up = f"error rate is up by {worse.value:.3f} ({worse.low:.3f} to {worse.high:.3f}) since step {first.step}"
         if first.reward is None or now.reward is None:
@@ -120,3 +124,32 @@ def voice_vectors(encoder: SpeakerVectors, vocoder: Vocoder, spoken: Sequence[Ca
         change = torchaudio.transforms.Resample(vocoder.sample_rate, encoder.sample_rate)
         sounds = [change(sound) for sound in sounds]
     return {one.id: vector for one, vector in zip(spoken, encoder.encode(sounds).tolist(), strict=True)}
+
+
+def prepare_listener(module: Watched, judge: Judge | None, use_test_judge: bool, name: str, role: str = "") -> None:
+    """Put a callback's listener on the module's device, and refuse one that may not listen.
+
+    Args:
+        module: whose policy is heard.
+        judge: listener of the callback; ``None`` for that of ``test``.
+        use_test_judge: whether the judge of ``test`` may listen.
+        name: class of the callback.
+        role: what messages call it; the name by default.
+
+    Raises:
+        ValueError: there is no listener, or it is the judge of ``test``.
+    """
+    tests, role = module.judge, role or name
+    if judge is None and (tests is None or not use_test_judge):
+        raise ValueError(
+            f"{role} has no listener: give trainer.callbacks' {name} a judge of its own (init_args.judge)"
+            + ("" if tests is None else ", or let model.judge both choose and test with use_test_judge: true")
+        )
+    if judge is None:
+        return
+    judge.to(module.device).requires_grad_(False).eval()
+    if tests is not None and judge.same_as(tests):
+        raise ValueError(
+            f"{role}'s judge is the same as model.judge, which tests: give {role} another one, or say "
+            "use_test_judge: true instead"
+        )

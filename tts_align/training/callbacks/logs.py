@@ -93,9 +93,13 @@ def _log(trainer: Trainer, numbers: Mapping[str, float], step: int) -> None:
         logger.log_metrics(dict(numbers), step=step)
 
 
+_MOST_SOUNDS = 32
+"""A test may keep thousands; a logger is shown the first."""
+
+
 def _log_sounds(logger: Logger, folder: Path, step: int) -> None:
     """Sounds for loggers that take them: TensorBoard's, and Weights & Biases'."""
-    files = sorted(folder.glob("*.wav"))
+    files = sorted(folder.glob("*.wav"))[:_MOST_SOUNDS]
     if isinstance(logger, TensorBoardLogger):
         import soundfile
 
