@@ -140,7 +140,8 @@ class Candidate:
         rows = []
         for number, (piece, speech, spans) in enumerate(zip(self.pieces, self.cut, self._marks(), strict=True)):
             if speech:
-                own: dict[str, Any] = {"audio": "", "transcript": "", "id": f"{whole.id}-piece-{number}"} if many else {}
+                name = f"{whole.id}-piece-{number}"
+                own: dict[str, Any] = {"audio": "", "transcript": "", "id": name} if many else {}
                 rows.append(dataclasses.replace(whole, text=piece.text, speech=speech, spans=spans, **own))
         marked = [row for row in rows if row.spans]
         return marked if marked and many and desirable is False else rows

@@ -147,14 +147,8 @@ class CosyVoiceLM(Qwen2CodecLM):
 
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
-<<<<<<< HEAD
-        return CosyVoiceLM(
-            str(self.source.path), self.weights_name, self.voices_path, self.dtype, None, bistream=self.bistream
-        )
-=======
         where = str(self.source.path), self.weights_name, self.voices_path
-        return CosyVoiceLM(*where, self.dtype, None, self.bistream, front_end=self.front_end)
->>>>>>> w2-speed
+        return CosyVoiceLM(*where, self.dtype, bistream=self.bistream, front_end=self.front_end)
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""
