@@ -95,14 +95,25 @@ def draw(
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probability = (logits.float() / sampling.temperature).softmax(-1)
+    logits = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    probability = logits.softmax(-1)
     kept, order = nucleus(probability, sampling)
     token = order.gather(1, pick(kept, uniform[:, 0])[:, None])[:, 0]
     if not sampling.repetition_window:
         return token
     repeats = (recent == token[:, None]).sum(-1)
     again = repeats >= sampling.repetition_window * sampling.repetition_share
+    if logits.device.type == "cpu":  # where to look costs nothing, only the rows that need it are drawn again
+        rows = again.nonzero()[:, 0]
+        if len(rows):
+            token[rows] = _other(probability[rows], token[rows], uniform[rows, 1])
+        return token
+    return torch.where(again, _other(probability, token, uniform[:, 1]), token)
+
+
+def _other(
+    probability: Float[Tensor, "b v"], token: Int[Tensor, " b"], uniform: Float[Tensor, " b"]
+) -> Int[Tensor, " b"]:
+    """A draw from everything but the token; the token itself where there is nothing else."""
     others = probability.scatter(1, token[:, None], 0.0)
-    second = pick(others, uniform[:, 1])
-    # A distribution with a single possible token has nothing else to offer.
-    return torch.where(again & (others.sum(-1) > 0), second, token)
+    return torch.where(others.sum(-1) > 0, pick(others, uniform), token)
