@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each loss makes of the speech tokens, and stage 2 against stage 3: the ablations of arXiv 2606.09234 in small.
 
-    python benchmarks/e2e.py                         # all of it: about half an hour of one core
-    python benchmarks/e2e.py --variants '[rm_fm_lm]' # one of them; a later call adds others
+    python benchmarks/e2e.py                  # three seeds: about three quarters of an hour of one core
+    python benchmarks/e2e.py --seeds '[0]'    # one; a later call adds others
 
-The tokenizer of the embedded codec is trained further by the reward model alone (the cascaded baseline), by that
-and the flow, and by all three losses; then each is frozen, and flow, reward model and policy are trained on its tokens.
+Systems, seed by seed, each from ``recipes/e2e.yaml`` with its overlays:
+
+========== ======================================================================================================
+base       as it ships: the policy through the codec's own decoder
+rm         tokenizer trained by the reward model alone, then frozen; then stage 2 for ``--short`` epochs
+rm_fm      by reward model and flow
+rm_fm_lm   by all three losses
+cascaded   ``rm`` with a stage 2 as long as that of ``stage2``
+finished   ``rm_fm_lm`` with ``--long`` further epochs of stage 2: where the next three start
+stage2     ``--last`` epochs more of stage 2, at the learning rate of stage 3
+stage2_as_long  stage 2 for as many seconds as ``stage3`` takes
+stage3     ``--last`` epochs of stage 3
+========== ======================================================================================================
+
 Held-out utterances go through tokenizer, flow and Griffin-Lim to a judge that had no part in training (reconstruction),
-and test sentences through policy and flow (synthesis). From stage 2 of the third, training goes on for as long in stage
-2 and in stage 3. ``--overlays '[scratch]'`` starts from a tokenizer of random weights instead. What is finished is kept
-in ``--work`` and not run again. Writes ``results/e2e.json``.
+and test sentences through policy and flow (synthesis). What is finished is kept in ``--work`` and not run again. Writes
+``results/e2e.json`` after every system.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,236 +39,291 @@ from machine import HERE, machine, save
 from tts_align.batch import Reads
 from tts_align.cli.entry import run
 from tts_align.cli.lightning import AlignCLI
+from tts_align.data.demo.sentences import SPEAKERS
 from tts_align.data.manifest import read_manifest
 from tts_align.data.select import select
 from tts_align.data.sound import FeatureExtractor, collate_recordings
-from tts_align.evaluation.judges.base import Expected, SpeechSample
+from tts_align.evaluation.candidates import Candidate
+from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample
 from tts_align.evaluation.judges.ctc import CTCJudge
+from tts_align.evaluation.listening import speak_and_judge
 from tts_align.evaluation.metrics.tokens import TokenCounts
-from tts_align.evaluation.report import METRICS, JudgedUtterance
+from tts_align.evaluation.parts import Parts
+from tts_align.evaluation.prompts import read_prompts
+from tts_align.evaluation.speaking import evenly_spread, utterance_requests
 from tts_align.evaluation.statistics.intervals import cluster_bootstrap, paired_difference
+from tts_align.models.base.generation import Sampling
+from tts_align.models.base.tokenizer import TokenizerHead
+from tts_align.models.base.vocoder import Vocoder
+from tts_align.models.codec.mel_fsq import MelFSQ
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.vocoder import FlowVocoder
+from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Part
-from tts_align.utils.files import read_json_lines
 
-RECIPES = HERE.parent / "recipes"
-VARIANTS = ("rm", "rm_fm", "rm_fm_lm")
+SAMPLING = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
+PAIRS = (
+    ("rm", "rm_fm"),
+    ("rm_fm", "rm_fm_lm"),
+    ("cascaded", "stage2"),
+    ("stage2", "stage3"),
+    ("stage2_as_long", "stage3"),
+    ("base", "stage2"),
+    ("base", "stage3"),
+)
+"""Second minus first."""
 
 
-def recipe(*overlays: str, **flags: Any) -> list[str]:
-    """Arguments of a fit: recipes/e2e.yaml, overlays of it, and flags."""
-    paths = ["recipes/e2e.yaml", *(f"recipes/e2e/{name}.yaml" for name in overlays)]
+def fitted(work: Path, name: str, seed: int, *overlays: str, **flags: Any) -> tuple[AlignCLI, float, str]:
+    """Fit recipes/e2e.yaml with overlays and flags, or find it finished; processor seconds and the command."""
+    paths = ["recipes/e2e.yaml", *(f"recipes/e2e/{overlay}.yaml" for overlay in overlays)]
     arguments = [word for path in paths for word in ("--config", str(HERE.parent / path))]
-    for key, value in flags.items():
+    own = {
+        "seed_everything": seed,
+        "run__directory": work / f"seed{seed}" / name,
+        "run__threads": 1,
+        "run__test_after_fit": "false",
+        "model__test": "null",
+        "trainer__callbacks": "null",
+    }
+    for key, value in (own | flags).items():
         arguments += [f"--{key.replace('__', '.')}", str(value)]
-    return ["fit", *arguments]
-
-
-def command(arguments: Sequence[str]) -> str:
-    """The same as it is typed."""
+    start = time.process_time()
+    cli = run(["fit", *arguments])
     words = [word.replace(f"{HERE.parent}/", "") for word in arguments]
-    return f"tts-align {shlex.join(words)}"
+    return cli, time.process_time() - start, f"tts-align fit {shlex.join(words)}"
 
 
-def fitted(arguments: list[str], threads: int) -> AlignCLI:
-    """Fit, or go on, or find it finished; then it is tested once more, which costs little."""
-    return run([*arguments, "--run.threads", str(threads)])
-
-
-def heard(cli: AlignCLI, rows: int) -> dict[str, Any]:
-    """Reconstruction of held-out utterances, the speech tokens in it, and how probable the policy finds them."""
-    module, judge = cli.model.eval(), CTCJudge("demo:audio/judge")
-    tokenizer, vocoder = module.parts[Part.TOKENIZER], module.vocoder
-    assert isinstance(vocoder, FlowVocoder)
+def reconstructed(tokenizer: TokenizerHead, vocoder: Vocoder, rows: int) -> dict[str, Any]:
+    """Held-out utterances made again of their speech tokens, and those speech tokens."""
     manifest = read_manifest("demo:audio/dev.parquet")
     items = select(manifest.rows, Reads.SPEECH)[:rows]
-    speaker = MelVocoder("demo:audio/codec")
-    originals = speaker.speak([torch.tensor(item[0].sound.speech) for item in items], [i[0].row.speaker for i in items])
-    items, sounds = FeatureExtractor(tokenizer, speaker).extract(items, manifest)
+    items, sounds = FeatureExtractor(tokenizer, MelVocoder("demo:audio/codec")).extract(items, manifest)
     recordings = collate_recordings(sounds)
     with torch.no_grad():
         made = tokenizer(recordings.features, recordings.frames)
-    speech_tokens = [row[mask] for row, mask in zip(made.tokens, made.mask, strict=True)]
+        before = MelFSQ("demo:audio/codec")(recordings.features, recordings.frames)
+    speech = [row[mask] for row, mask in zip(made.tokens, made.mask, strict=True)]
     speakers = [item[0].row.speaker for item in items]
-    again = vocoder.speak(speech_tokens, speakers)
+    told = [
+        SpeechSample(row, sound, 16000, who)
+        for row, sound, who in zip(speech, vocoder.speak(speech, speakers), speakers, strict=True)
+    ]
     expected = [Expected(item[0].row.text, {"": str(item[0].transcript)}, ("",)) for item in items]
-    ids = [item[0].row.text for item in items]
-    errors = {}
-    for name, waveforms in (("original", originals), ("reconstruction", again)):
-        told = [
-            SpeechSample(row, sound, 16000, who)
-            for row, sound, who in zip(speech_tokens, waveforms, speakers, strict=True)
-        ]
-        errors[name] = [verdict.cer for verdict in judge.judge(told, expected)]
-    mel, frames = vocoder.log_mel(speech_tokens, speakers)
+    errors = [verdict.cer for verdict in CTCJudge("demo:audio/judge").judge(told, expected)]
+    mel, frames = heard_mel(vocoder, speech, speakers)
     width = min(mel.shape[1], recordings.features.shape[1])
     real = torch.arange(width) < torch.minimum(frames, recordings.frames)[:, None]
     distance = (mel[:, :width] - recordings.features[:, :width]).abs().mean(-1)
-    per_row = ((distance * real).sum(1) / real.sum(1)).tolist()
     counts = TokenCounts.of(made.tokens, made.mask, tokenizer.codebook_size)
     return {
-        "utterances": len(items),
-        "cer": {name: interval(values, ids) for name, values in errors.items()},
-        "mel_distance": interval(per_row, ids),
-        "codes": {
-            "tokens": int(counts.tokens.sum()),
-            "entropy_bits": round(float(counts.entropy_bits()), 3),
-            "entropy_bits_miller_madow": round(float(counts.entropy_bits(miller_madow=True)), 3),
-            "information_bits": round(float(counts.mutual_information_bits()), 3),
-            "used_share": round(float(counts.used_share()), 3),
-        },
-        "validation": validation(cli.run.directory),
-        "_cer": errors["reconstruction"],
-        "_ids": ids,
+        "reconstruction": dict(zip([item[0].row.id for item in items], errors, strict=True)),
+        "reconstruction_utterances": len(items),
+        "mel_distance": round(float((distance * real).sum() / real.sum()), 4),
+        "tokens_unchanged": round(float((made.tokens == before.tokens)[made.mask].float().mean()), 4),
+        "entropy_bits": round(float(counts.entropy_bits()), 3),
+        "information_bits": round(float(counts.mutual_information_bits()), 3),
+        "used_share": round(float(counts.used_share()), 3),
     }
 
 
-def validation(directory: Path) -> dict[str, float]:
-    """Losses on the held-out rows at the end of the last stage."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    names = [name for name in events.Tags()["scalars"] if name.startswith("val/")]
-    return {name.removeprefix("val/"): round(events.Scalars(name)[-1].value, 4) for name in names}
+def heard_mel(vocoder: Vocoder, speech: Sequence[torch.Tensor], speakers: Sequence[str]) -> Any:
+    """Log-mel and frames of speech tokens."""
+    if isinstance(vocoder, FlowVocoder):
+        return vocoder.log_mel(speech, speakers)
+    assert isinstance(vocoder, MelVocoder)
+    return vocoder.log_mel(speech, vocoder.codec.speaker_index(speakers))
 
 
-def interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float]:
-    """Mean with a 95 % interval over sentences."""
-    found = cluster_bootstrap(values, clusters)
+def spoken(policy: Any, vocoder: Vocoder, sentences: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Test utterances by name: sentence, error rates, and whether the reading is right."""
+    prompts = evenly_spread(read_prompts("demo:audio/sentences/test.jsonl"), sentences)
+    requests = utterance_requests(prompts, SPEAKERS, 1, seed + 1)
+    parts = Parts(policy=policy, judge=CTCJudge("demo:audio/judge"), sampling=SAMPLING, vocoder=vocoder)
+    judged: list[Candidate] = speak_and_judge(policy.eval(), parts, requests, 128)
+    found = {}
+    for one in judged:
+        assert one.verdict is not None
+        found[one.id] = {
+            "sentence": one.prompt.id,
+            "cer": one.verdict.cer,
+            "nearest_cer": one.verdict.nearest_cer,
+            "accuracy": float(one.verdict.reading is Reading.RIGHT),
+        }
+    return found
+
+
+def base(sentences: int, rows: int, seed: int) -> dict[str, Any]:
+    """The system as it ships."""
+    vocoder = MelVocoder("demo:audio/codec")
+    found = reconstructed(MelFSQ("demo:audio/codec").eval(), vocoder, rows)
+    return found | {"spoken": spoken(Qwen2CodecLM("demo:audio/base"), vocoder, sentences, seed)}
+
+
+def measured(cli: AlignCLI, seconds: float, command: str, sentences: int, rows: int, seed: int) -> dict[str, Any]:
+    """What a fitted system reconstructs and says."""
+    module = cli.model.eval()
+    vocoder, tokenizer = module.vocoder, module.parts[Part.TOKENIZER]
+    assert vocoder is not None
+    metrics = {name: round(float(value), 4) for name, value in cli.trainer.callback_metrics.items() if "val/" in name}
+    return {
+        **reconstructed(tokenizer, vocoder, rows),
+        "spoken": spoken(module.policy, vocoder, sentences, seed),
+        "steps": cli.trainer.global_step,
+        "cpu_seconds": round(seconds, 1),
+        "validation": metrics,
+        "command": command,
+    }
+
+
+def row(seed: int, system: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A system's line in the results."""
+    errors, judged = list(found["reconstruction"].values()), list(found["spoken"].values())
+    kept = {name: value for name, value in found.items() if name not in ("reconstruction", "spoken")}
+    means = {name: sum(one[name] for one in judged) / len(judged) for name in ("accuracy", "cer", "nearest_cer")}
+    return {
+        "seed": seed,
+        "system": system,
+        "reconstruction_cer": round(sum(errors) / len(errors), 4),
+        **{name: round(value, 4) for name, value in means.items()},
+        "n": len(judged),
+        **kept,
+    }
+
+
+def compared(work: Path, first: str, second: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Second minus first over the utterances of all seeds, with intervals that resample sentences."""
+    pairs = []
+    for seed in seeds:
+        paths = [work / f"seed{seed}" / f"{name}.json" for name in (first, second)]
+        if all(path.is_file() for path in paths):
+            pairs.append([json.loads(path.read_text()) for path in paths])
+    if not pairs:
+        return {}
+    found: dict[str, Any] = {"second": second, "first": first, "seeds": len(pairs)}
+    for name in ("accuracy", "cer", "nearest_cer"):
+        sides = [[one["spoken"][key][name] for one, _ in pairs for key in sorted(one["spoken"])]]
+        sides.append([other["spoken"][key][name] for one, other in pairs for key in sorted(one["spoken"])])
+        clusters = [one["spoken"][key]["sentence"] for one, _ in pairs for key in sorted(one["spoken"])]
+        found[name] = interval(paired_difference(*sides, clusters))
+    names = [key for one, _ in pairs for key in sorted(one["reconstruction"])]
+    before = [one["reconstruction"][key] for one, _ in pairs for key in sorted(one["reconstruction"])]
+    after = [other["reconstruction"][key] for one, other in pairs for key in sorted(one["reconstruction"])]
+    return found | {"reconstruction_cer": interval(paired_difference(before, after, names))}
+
+
+def interval(found: Any) -> dict[str, float]:
+    """As it is written."""
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
-def spoken(directory: Path) -> dict[str, JudgedUtterance]:
-    """Test utterances of the system after training."""
-    rows = [JudgedUtterance.from_row(row) for _, row in read_json_lines(directory / "test/utterances.jsonl")]
-    return {one.id: one for one in rows if one.system == "aligned"}
-
-
-def synthesis(directory: Path) -> dict[str, Any]:
-    """Error rate and accuracy of test sentences."""
-    rows = list(spoken(directory).values())
-    ids = [one.sentence for one in rows]
-    return {"utterances": len(rows)} | {name: interval([METRICS[name](one) for one in rows], ids) for name in METRICS}
-
-
-def difference(first: dict[str, JudgedUtterance], second: dict[str, JudgedUtterance]) -> dict[str, Any]:
-    """Second minus first, on the same sentences, voices and seeds."""
-    ids = sorted(first.keys() & second.keys())
-    clusters = [first[name].sentence for name in ids]
-    found = {}
-    for name, number in METRICS.items():
-        one = paired_difference([number(first[i]) for i in ids], [number(second[i]) for i in ids], clusters)
-        found[name] = {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4)}
-    return found
+def pooled(work: Path, system: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Means of a system over all seeds, with intervals that resample sentences."""
+    paths = [work / f"seed{seed}" / f"{system}.json" for seed in seeds]
+    judged = [one for path in paths if path.is_file() for one in json.loads(path.read_text())["spoken"].values()]
+    clusters = [one["sentence"] for one in judged]
+    found = {
+        name: interval(cluster_bootstrap([one[name] for one in judged], clusters))
+        for name in ("accuracy", "cer", "nearest_cer")
+    }
+    return {"system": system, "n": len(judged), **found}
 
 
 def main(
     work: Path = Path("runs/e2e_benchmark"),
-    variants: tuple[str, ...] = VARIANTS,
-    epochs: int = 3,
-    learning_rate: float = 1e-3,
-    second_epochs: int = 2,
-    third_epochs: int = 1,
-    sentences: int = 50,
-    rows: int = 100,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    systems: tuple[str, ...] = ("rm", "cascaded", "rm_fm"),
+    first: int = 2,
+    short: int = 1,
+    long: int = 9,
+    last: int = 2,
+    sentences: int = 160,
+    rows: int = 200,
     max_rows: int | None = None,
-    seed: int = 0,
-    threads: int = 1,
-    third: bool = True,
-    overlays: tuple[str, ...] = (),
     out: str = "e2e",
 ) -> None:
     """Run what is missing and write the results.
 
     Args:
         work: where the runs are kept.
-        variants: which of rm, rm_fm and rm_fm_lm.
-        epochs: of stage 1.
-        learning_rate: of stage 1.
-        second_epochs: of stage 2.
-        third_epochs: of stage 3, and of the longer stage 2 that it is compared with.
-        sentences: of the test.
+        seeds: of everything drawn.
+        systems: which of rm, cascaded and rm_fm are run beside the others.
+        first: epochs of stage 1.
+        short: epochs of stage 2 of every variant.
+        long: further epochs of stage 2.
+        last: epochs of stage 3, and of the stage 2 beside it.
+        sentences: of the test, each in both voices.
         rows: held-out utterances that are reconstructed.
-        max_rows: training rows; all by default.
-        seed: of everything drawn.
-        threads: of the processor.
-        third: also compare stage 2 with stage 3, starting from rm_fm_lm.
-        overlays: further overlays of recipes/e2e/ that all runs take.
+        max_rows: training rows, for trials; all by default.
         out: name of the results.
     """
-    common: dict[str, Any] = {"seed_everything": seed, "data__seed": seed, "model__test__sentences": sentences}
-    if max_rows is not None:
-        common["data__max_rows"] = max_rows
-    commands: dict[str, str] = {}
-    for name in variants:
-        arguments = recipe(
-            "stage2",
-            name,
-            *overlays,
-            run__directory=work / f"seed{seed}" / name,
-            model__stage_fit__epochs=epochs,
-            model__stage_fit__learning_rate=learning_rate,
-            trainer__max_epochs=second_epochs,
-            **common,
-        )
-        commands[name] = command(arguments)
-        cli = fitted(arguments, threads)
-        keep(
-            work,
-            seed,
-            name,
-            heard(cli, rows) | {"synthesis": synthesis(cli.run.directory), "command": command(arguments)},
-        )
-    if third and "rm_fm_lm" in variants:
-        start = work / f"seed{seed}" / "rm_fm_lm"
-        for name, stage in (("stage2_longer", 2), ("stage3", 3)):
-            arguments = recipe(
-                *overlays,
-                objective__stage=stage,
-                objective__start=start,
-                model__stage_fit="null",
-                run__directory=work / f"seed{seed}" / name,
-                trainer__max_epochs=third_epochs,
-                **common,
-            )
-            cli = fitted(arguments, threads)
-            keep(
-                work,
-                seed,
-                name,
-                heard(cli, rows) | {"synthesis": synthesis(cli.run.directory), "command": command(arguments)},
-            )
-    settings = {"epochs": [epochs, second_epochs, third_epochs], "learning_rate": learning_rate, "max_rows": max_rows}
-    summarise(work, seed, out, settings)
+    settings = {"epochs": {"first": first, "short": short, "long": long, "last": last}}
+
+    def keep(seed: int, name: str, *overlays: str, **flags: Any) -> dict[str, Any]:
+        path = work / f"seed{seed}" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            if name == "base":
+                found = base(sentences, rows, seed)
+            else:
+                few = {} if max_rows is None else {"data__max_rows": max_rows}
+                found = measured(*fitted(work, name, seed, *overlays, **few, **flags), sentences, rows, seed)
+            path.write_text(json.dumps(found, ensure_ascii=False))
+            summarise(work, seeds, out, settings)
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+    def variant(seed: int, name: str) -> dict[str, Any]:
+        fits = {"model__stage_fit__epochs": first, "trainer__max_epochs": short, "model__lr_scheduler": "null"}
+        return keep(seed, name, "stage2", name, **fits)
+
+    def further(seed: int, name: str, start: str, stage: int, steps: int, rate: float) -> dict[str, Any]:
+        flags: dict[str, Any] = {
+            "objective__start": work / f"seed{seed}" / start,
+            "objective__stage": stage,
+            "model__stage_fit": "null",
+            "model__optimizer__init_args__lr": rate,
+            "model__lr_scheduler__init_args__total_iters": steps,
+            "trainer__max_steps": steps,
+            "trainer__max_epochs": -1,
+        }
+        if stage == 2:
+            flags |= {"objective__second_flow_weight": "null", "objective__resample": "null"}
+        return keep(seed, name, **flags)
+
+    for seed in seeds:
+        keep(seed, "base")
+        epoch = variant(seed, "rm_fm_lm")["steps"] // short
+        further(seed, "finished", "rm_fm_lm", 2, long * epoch, 1e-3)
+        stage3 = further(seed, "stage3", "finished", 3, last * epoch, 3e-4)
+        stage2 = further(seed, "stage2", "finished", 2, last * epoch, 3e-4)
+        steps = round(stage2["steps"] * stage3["cpu_seconds"] / stage2["cpu_seconds"])
+        further(seed, "stage2_as_long", "finished", 2, steps, 3e-4)
+    for seed in seeds if {"rm", "cascaded"} & set(systems) else ():
+        epoch = variant(seed, "rm")["steps"] // short
+        if "cascaded" in systems:
+            further(seed, "cascaded_start", "rm", 2, long * epoch, 1e-3)
+            further(seed, "cascaded", "cascaded_start", 2, last * epoch, 3e-4)
+    for seed in seeds if "rm_fm" in systems else ():
+        variant(seed, "rm_fm")
+    summarise(work, seeds, out, settings)
 
 
-def keep(work: Path, seed: int, name: str, row: dict[str, Any]) -> None:
-    """Write what a system gave."""
-    path = work / f"seed{seed}" / f"{name}.json"
-    path.write_text(json.dumps(row, ensure_ascii=False))
-
-
-def summarise(work: Path, seed: int, out: str, settings: dict[str, Any]) -> None:
+def summarise(work: Path, seeds: Sequence[int], out: str, settings: dict[str, Any]) -> None:
     """Collect what has been kept, and compare."""
-    folder = work / f"seed{seed}"
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    differences: dict[str, Any] = {}
-    for first, second in (("rm", "rm_fm"), ("rm_fm", "rm_fm_lm"), ("stage2_longer", "stage3"), ("rm_fm_lm", "stage3")):
-        if {first, second} <= found.keys():
-            one, other = found[first], found[second]
-            cer = paired_difference(one["_cer"], other["_cer"], one["_ids"])
-            differences[f"{second} minus {first}"] = {
-                "reconstruction_cer": {
-                    "value": round(cer.value, 4),
-                    "low": round(cer.low, 4),
-                    "high": round(cer.high, 4),
-                },
-                "synthesis": difference(spoken(folder / first), spoken(folder / second)),
-            }
-    systems = {name: {k: v for k, v in row.items() if not k.startswith("_")} for name, row in found.items()}
-    results = {"machine": machine(), "seed": seed, **settings, "systems": systems, "differences": differences}
+    rows = [
+        row(seed, path.stem, json.loads(path.read_text()))
+        for seed in seeds
+        for path in sorted((work / f"seed{seed}").glob("*.json"))
+    ]
+    systems = dict.fromkeys(one["system"] for one in rows)
+    comparisons = [one for pair in PAIRS if (one := compared(work, *pair, seeds))]
+    results = {
+        "machine": machine(),
+        **settings,
+        "rows": rows,
+        "pooled": [pooled(work, system, seeds) for system in systems],
+        "comparisons": comparisons,
+    }
     print(save(out, results))
 
 

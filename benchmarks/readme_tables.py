@@ -258,6 +258,55 @@ def against(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+E2E_SYSTEMS = {
+    "base": "as it ships",
+    "rm": "RM, stage 2 for one epoch",
+    "rm_fm": "RM + FM, likewise",
+    "rm_fm_lm": "RM + FM + LM, likewise",
+    "cascaded": "RM, then as much stage 2 as `stage2`",
+    "stage2": "RM + FM + LM, stage 2 to the end",
+    "stage2_as_long": "likewise, for as many seconds as stage 3",
+    "stage3": "likewise, then stage 3",
+}
+
+
+def e2e(found: dict[str, Any]) -> str:
+    """Systems of the end-to-end benchmark in the mean of their seeds, and paired differences over all of them."""
+    lines = ["| system | seeds | H, bits | I, bits | used % | tokens kept % | LM nats | reconstruction CER % "]
+    lines[0] += "| mel distance | accuracy % | CER % | nearest CER % |"
+    lines += ["|---" * 12 + "|"]
+    pooled = {one["system"]: one for one in found["pooled"]}
+    for system, what in E2E_SYSTEMS.items():
+        mine = [row for row in found["rows"] if row["system"] == system]
+        if not mine:
+            continue
+        tokens = [f"{np.mean([row[name] for row in mine]):.2f}" for name in ("entropy_bits", "information_bits")]
+        shares = [f"{100 * np.mean([row[name] for row in mine]):.0f}" for name in ("used_share", "tokens_unchanged")]
+        nats = [row["validation"]["val/lm"] for row in mine if "val/lm" in row.get("validation", {})]
+        error = f"{100 * np.mean([row['reconstruction_cer'] for row in mine]):.2f}"
+        distance = f"{np.mean([row['mel_distance'] for row in mine]):.3f}"
+        heard = [
+            whole(pooled[system][name], digits) for name, digits in (("accuracy", 1), ("cer", 2), ("nearest_cer", 2))
+        ]
+        cells = [*tokens, *shares, f"{np.mean(nats):.2f}" if nats else "", error, distance, *heard]
+        lines.append(f"| `{system}`: {what} | {len(mine)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| paired difference | seeds | CER, points | nearest CER, points | accuracy, points | reconstruction |",
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    for one in found["comparisons"]:
+        cells = " | ".join(points(one[name]) for name in ("cer", "nearest_cer", "accuracy", "reconstruction_cer"))
+        lines.append(f"| `{one['second']}` against `{one['first']}` | {one['seeds']} | {cells} |")
+    return "\n".join(lines)
+
+
+def whole(one: dict[str, float], digits: int) -> str:
+    """A mean with its interval, in per cent."""
+    value, low, high = (100 * one[name] for name in ("value", "low", "high"))
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", recipe)},
     Path("benchmarks/README.md"): {
@@ -271,6 +320,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "diffro": ("diffro.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),
         "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
+        "e2e": ("e2e.json", e2e),
     },
     Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
 }

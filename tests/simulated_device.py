@@ -76,6 +76,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     here = [one for one in leaves if isinstance(one, OnDevice)]
     target = kwargs.get("device")
+    check_waiting(func, args, kwargs, here)
     if not here and any(one.device == _SHELL for one in leaves):
         return func(*args, **kwargs)  # of a model without numbers
     check_devices(func, args, leaves, here)
@@ -96,6 +97,37 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not here or func in (_aten._to_copy.default, _aten.copy_.default):
         return args[0] if func is _aten.copy_.default else wrapped
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+_forbidden: list[bool] = []
+_ASKING = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default}
+
+
+@contextmanager
+def nobody_waits() -> Iterator[None]:
+    """Within the block it is an error to read a number of the device, or to copy to or from it and wait for that."""
+    _forbidden.append(True)
+    try:
+        yield
+    finally:
+        _forbidden.pop()
+
+
+def check_waiting(func: Any, args: Any, kwargs: dict[str, Any], here: list[OnDevice]) -> None:
+    """Refuse what lets the host wait, as ``torch.cuda.set_sync_debug_mode`` does."""
+    if not _forbidden:
+        return
+    target = kwargs.get("device")
+    to_device = target is not None and torch.device(target).type == _SHELL.type
+    crossing = func is _aten._to_copy.default and target is not None and to_device != bool(here)
+    if func is _aten.copy_.default:
+        crossing = isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice) and args[1].dim() > 0
+        kwargs = {"non_blocking": args[2] if len(args) > 2 else kwargs.get("non_blocking", False)}
+    masks = func in _INDEXING and any(
+        one is not None and one.dtype == torch.bool for one in args[1] if isinstance(one, (Tensor, type(None)))
+    )
+    if (here and (func in _ASKING or masks)) or (crossing and not kwargs.get("non_blocking")):
+        raise RuntimeError(f"{func} waits for the device")
 
 
 def check_devices(func: Any, args: Any, leaves: list[Tensor], here: list[OnDevice]) -> None:

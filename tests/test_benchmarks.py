@@ -109,30 +109,29 @@ def test_results_say_where_they_come_from(load: Any, tmp_path: Path, monkeypatch
 def test_the_end_to_end_benchmark_collects_what_its_runs_say(
     folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """One variant with one optimiser step in each stage, and the longer stages behind it."""
+    """All three losses, one optimiser step in each stage, and the longer stages behind; then nothing is run again."""
     monkeypatch.setattr("sys.argv", ["tts-align"])
     e2e = load("e2e")
     monkeypatch.setattr(e2e, "save", lambda name, results: (tmp_path / name).write_text(json.dumps(results)))
-    e2e.main(
-        tmp_path / "work",
-        ("rm_fm_lm",),
-        epochs=1,
-        second_epochs=1,
-        third_epochs=1,
-        sentences=2,
-        rows=3,
-        max_rows=26,
-        out="found",
-        third=False,
-    )
+    short: dict[str, Any] = {"systems": (), "first": 1, "long": 1, "last": 1, "sentences": 2, "rows": 3, "max_rows": 16}
+    e2e.main(tmp_path / "work", (0,), **short, out="found")
     found = json.loads((tmp_path / "found").read_text())
-    system = found["systems"]["rm_fm_lm"]
-    assert system["utterances"] == 3
-    assert system["synthesis"]["utterances"] == 4
-    assert 0 <= system["cer"]["original"]["value"] <= system["cer"]["reconstruction"]["value"]
-    assert system["codes"]["entropy_bits"] > 0
-    assert system["command"].startswith("tts-align fit --config recipes/e2e.yaml --config recipes/e2e/stage2.yaml")
-    assert not any(key.startswith("_") for key in system)
+    rows = {row["system"]: row for row in found["rows"]}
+    assert rows.keys() == {"base", "rm_fm_lm", "finished", "stage2", "stage2_as_long", "stage3"}
+    for row in rows.values():
+        assert (row["seed"], row["n"], row["reconstruction_utterances"]) == (0, 4, 3)
+        assert 0 <= row["nearest_cer"] <= row["cer"]
+        assert row["entropy_bits"] > 0
+        assert 0 < row["tokens_unchanged"] <= 1
+    assert rows["base"]["tokens_unchanged"] == 1
+    command = rows["rm_fm_lm"]["command"]
+    assert command.startswith("tts-align fit --config recipes/e2e.yaml --config recipes/e2e/stage2.yaml")
+    (compared,) = (one for one in found["comparisons"] if (one["first"], one["second"]) == ("stage2", "stage3"))
+    difference = rows["stage3"]["cer"] - rows["stage2"]["cer"]
+    assert compared["cer"]["value"] == pytest.approx(difference, abs=2e-4)
+    monkeypatch.setattr(e2e, "run", None)
+    e2e.main(tmp_path / "work", (0,), **short, out="again")
+    assert json.loads((tmp_path / "again").read_text())["rows"] == found["rows"]
 
 
 def test_scoring_counts_what_jiwer_counts(load: Any) -> None:

@@ -21,6 +21,7 @@ from places import RECIPES, ROOT
 from sources import sound
 from test_cosyvoice_round_trip import make_rows, save_lines
 from tiny_directory import make_directory
+from tiny_whisper import convert, save_whisper
 
 from tts_align.cli.entry import main, run
 from tts_align.data.manifest import read_manifest, write_manifest
@@ -90,7 +91,6 @@ def cosyvoice(tmp_path: Path) -> dict[str, str]:
     make_directory(tmp_path / "DIR", "cosyvoice3", voices=True)
     write_manifest(make_rows(), tmp_path / "FILE.jsonl")
     save_lines(tmp_path / "sentences.jsonl", [{"id": "a", "text": "Hello"}, {"id": "b", "text": "Bye"}])
-    (tmp_path / "sentences.txt").write_text("Hello\nBye\n")
     for name in ("anna.wav", "bert.wav"):
         soundfile.write(tmp_path / name, np.asarray(sound(len(name), 0.6, 16_000)), 16_000)
     voices = [{"speaker": "anna", "audio": "anna.wav", "text": "Hello."}, {"speaker": "bert", "audio": "bert.wav"}]
@@ -225,14 +225,20 @@ def test_recipes_are_combined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_from_nothing_but_sentences(cosyvoice: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = "tts_align/models/cosyvoice/README.md"
-    (tmp_path / "my_judge.py").write_text("from test_cosyvoice_round_trip import Ears as MyJudge\n")
-    text = block(path, "--model.judge WhisperJudge").replace(
-        "--model.judge WhisperJudge --model.judge.model WHISPER --model.judge.language en",
-        "--model.judge my_judge.MyJudge",
-    )  # the recogniser itself has tests of its own
-    more = {**SHORT, "fit": f"{SHORT['fit']} {TINY}", "label": "--rule.keep all --rule.neither undesirable"}
-    more["sample"] = f"{SHORT['sample']} --samples 6"
-    follow(text, cosyvoice, more, monkeypatch)
+    whisper = convert(save_whisper(tmp_path / "stored"), tmp_path / "WHISPER")
+    # A random Whisper prefers one reading whatever it hears: right in one sentence, wrong in the other.
+    readings = (("からい", "つらい"), ("つらい", "からい"))
+    spans = [{"start": 0, "end": 2, "right": [right], "wrong": [wrong]} for right, wrong in readings]
+    rows = [
+        {"id": f"s{number}", "text": f"辛い{number}", "language": "ja", "spans": [one]}
+        for number, one in enumerate(spans)
+    ]
+    save_lines(tmp_path / "sentences.jsonl", rows)
+    rules = "--rule.keep all --rule.max_cer 100 --rule.neither undesirable"
+    more = {**SHORT, "fit": f"{SHORT['fit']} {TINY}", "label": rules, "sample": f"{SHORT['sample']} --samples 6"}
+    lenient = "readings.max_cer 100 --model.judge.init_args.readings.min_margin 0"
+    more["judge"] = f"--model.judge.init_args.max_tokens 2 --model.judge.init_args.{lenient}"
+    follow(block(path, "--model.judge WhisperJudge"), {**cosyvoice, "WHISPER": str(whisper)}, more, monkeypatch)
     assert (tmp_path / "BETTER/llm.pt").is_file()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import RECIPES, ROOT
+from places import RECIPES, ROOT, with_short_hearings
 from sharded import processes
 from tiny import checkpoint_weights, gap
 
@@ -66,11 +66,11 @@ END_TO_END = ((), ("rm", "stage2"), ("rm_fm", "scratch", "stage2"), ("rm_fm_lm",
 @pytest.mark.parametrize("overlays", END_TO_END, ids="-".join)
 def test_end_to_end_from_nothing_but_the_package(overlays: tuple[str, ...], tmp_path: Path):
     """All stages of recipes/e2e.yaml, and the ablations, with a few rows."""
-    recipes = [RECIPES / "e2e.yaml", *(RECIPES / "e2e" / f"{name}.yaml" for name in overlays)]
+    recipes = [with_short_hearings("e2e", tmp_path), *(RECIPES / "e2e" / f"{name}.yaml" for name in overlays)]
     named = [word for path in recipes for word in ("--config", str(path))]
     short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.max_rows", "30"]
     if overlays:
-        short += ["--data.validation", "null"]
+        short += ["--data.validation", "null", "--trainer.callbacks", "null"]
     fits = ["--model.stage_fit.epochs", "1", "--model.stage_fit.second_epochs", "1"]
     fits += ["--model.vocoder.init_args.steps", "1"]
     place = tmp_path / "run"

@@ -143,6 +143,9 @@ class Utterances(Record):
         target_texts: what its text ought to sound like, written likewise.
         speakers: names of the voices.
         attributes: known properties of each, such as ``{"emotion": "happy", "mos": 4.2}``.
+        labels: what a reward model makes of transcripts and attributes, if the objective has encoded it on the CPU.
+        target_labels: the same of target texts and what is wanted.
+        voices: what a flow is told of the speakers, likewise.
     """
 
     speech: Int[Tensor, "r s"]
@@ -156,19 +159,14 @@ class Utterances(Record):
     target_texts: tuple[str, ...]
     speakers: tuple[str, ...]
     attributes: tuple[Mapping[str, str | float], ...]
+    labels: Any = None
+    target_labels: Any = None
+    voices: Float[Tensor, "r e"] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is one of everything for each row."""
-        lists = (
-            self.targets,
-            self.rows,
-            self.seeds,
-            self.transcripts,
-            self.target_texts,
-            self.speakers,
-            self.attributes,
-        )
-        counts = {len(self.speech), *map(len, lists)}
+        lists = (self.targets, self.rows, self.seeds, self.transcripts, self.target_texts, self.speakers)
+        counts = {len(self.speech), len(self.attributes), *map(len, lists)}
         if len(counts) > 1:
             raise ValueError(f"expected everything once for each of {len(self.speech)} rows, got {sorted(counts)}")
 

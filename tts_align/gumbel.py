@@ -169,6 +169,30 @@ def posterior_noise(
     return found.sub_(scores)
 
 
+def relaxed_tokens(
+    logits: Float[Tensor, "m v"],
+    codebook_size: int,
+    target: Int[Tensor, " m"],
+    rows: RowNoise,
+    temperature: float = 1.0,
+    hard: bool = True,
+    resample: bool = True,
+) -> Float[Tensor, "m c"]:
+    """Speech tokens with gradients, drawn anew at each position or the stored ones as if they had just been drawn.
+
+    Args:
+        logits: scores at the real targets.
+        codebook_size: speech tokens; the leading ids of the vocabulary.
+        target: stored token at each position, for ``resample=False``.
+        rows: the rows' generators.
+        temperature: of the Gumbel-softmax.
+        hard: see :func:`gumbel_softmax_st`.
+        resample: draw anew; otherwise see :func:`posterior_noise`.
+    """
+    noise = rows if resample else posterior_noise(logits, codebook_size, target, rows)
+    return gumbel_softmax_st(logits, codebook_size, noise, temperature, hard)
+
+
 _APART = 1e-4
 """How much the chosen token is ahead at least, so that rounding cannot make it a draw."""
 

@@ -46,7 +46,7 @@ def options_of_the_parser(command: str) -> set[str]:
 
 @pytest.mark.parametrize("command", OF_A_RECIPE)
 def test_every_option_of_a_recipe_is_in_the_help(command: str):
-    shown = set(re.findall(r"^  --([\w.]+)", help.show(command), re.MULTILINE)) - NOT_LISTED - {"traceback"}
+    shown = set(re.findall(r"^  --([\w.]+)", help.show(command), re.MULTILINE)) - NOT_LISTED - {"debug"}
     assert shown == options_of_the_parser(command)
 
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from places import RECIPES, ROOT
 
+from tts_align.cli.entry import run
 from tts_align.cli.recipe import expand_sections, full_path, load_recipe
 
 OVERLAY = {"trainer": {"max_epochs": 2}, "by_objective": {"sft": {"data": {"seed": 1}}, "tkto": {"data": {"seed": 2}}}}
@@ -107,3 +108,25 @@ def test_the_overlay_puts_the_papers_constants_in_place_of_the_embedded_models(o
         assert (seen.model.contrast.sft_weight, seen.model.contrast.balance) == (0, "neither")
     elif objective != "sft":
         assert (knobs.beta, knobs.sft_weight) == (0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "flags", "expected"),
+    [
+        ("{class_path: torch.optim.SGD, init_args: {lr: 1}}", [], {"lr": 1.0, "weight_decay": 0, "momentum": 0}),
+        ("torch.optim.Adagrad", [], {"weight_decay": 0, "eps": 1e-10}),
+        ("{init_args: {lr: 2}}", [], {"lr": 2.0, "weight_decay": 0.01}),
+        ("{class_path: torch.optim.SGD}", ["--model.optimizer.weight_decay=0.3"], {"weight_decay": 0.3}),
+        ("{class_path: torch.optim.SGD, init_args: {weight_decay: 0.2}}", [], {"weight_decay": 0.2}),
+    ],
+)
+def test_an_optimiser_has_its_own_defaults(
+    overlay: str, flags: list[str], expected: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of AdamW, with which the parser begins, are not those of another one."""
+    path = tmp_path / "over.yaml"
+    path.write_text(f"model: {{optimizer: {overlay}}}\n")
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", "dpo", "--config", str(path), *flags, "--print_config"])
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]["init_args"]
+    assert {name: arguments[name] for name in expected} == expected

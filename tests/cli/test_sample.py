@@ -97,6 +97,33 @@ def test_settings_that_cannot_work(tmp_path, prompts):
         sample(Module(), tmp_path / "none.jsonl", tmp_path / "out.jsonl")
 
 
+def test_recordings_are_removed_by_the_first_process_only(tmp_path, prompts, monkeypatch):
+    """With a barrier all processes find the file complete; one that is late must not remove what another has made."""
+    from tts_align.cli import sample as command
+
+    removed = []
+    monkeypatch.setattr(command, "remove_stale", lambda folder, rows: removed.append(folder))
+    out = tmp_path / "two.jsonl"
+    sample(Module(), prompts, out, 1, VOICES, rank=0, world=2)  # neither is complete, and neither removes
+    assert removed == []
+    sample(Module(), prompts, out, 1, VOICES, rank=1, world=2, barrier=lambda: None)
+    assert removed == []
+    sample(Module(), prompts, out, 1, VOICES, rank=0, world=2, barrier=lambda: None)
+    assert removed == [tmp_path / "two.jsonl.audio"]
+
+
+def test_a_voice_that_means_nothing_is_refused(tmp_path):
+    class Deaf(Talker):
+        def encode_text(self, text, context=None):
+            return super().encode_text(text)
+
+    path = tmp_path / "plain.jsonl"
+    write_prompts(path, sentences())
+    with pytest.raises(ValueError, match=r"voice 'sakura' has no effect: Deaf knows no voices.*leave speakers out"):
+        sample(Module(Deaf(), vocoder=None), path, tmp_path / "out.jsonl", 1, VOICES)
+    sample(Module(Deaf(), vocoder=None), path, tmp_path / "out.jsonl", 1)
+
+
 class Choir(Talker):
     """Knows its voices."""
 

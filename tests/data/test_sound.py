@@ -153,3 +153,25 @@ def test_the_published_tokenizer_hears_too(tmp_path: Path):
             made = tokenizer(features[None], torch.tensor([len(features)]))
             assert torch.equal(made.tokens[0], speech_tokens)
     assert TOKEN_SAMPLES == 64
+
+
+def test_a_decoder_that_speaks_the_tokenizers_features_hands_them_on_as_they_are(tmp_path: Path) -> None:
+    """The embedded codec's decoder and tokenizer: no Griffin-Lim between them, so most tokens come back the same."""
+    from tts_align.models.codec.mel_fsq import FSQSizes, MelFSQ
+    from tts_align.models.codec.vocoder import MelVocoder
+
+    manifest = read_manifest("demo:audio/dev.parquet")
+    items = select(manifest.rows, Reads.SPEECH)[:12]
+    tokenizer, vocoder = MelFSQ("demo:audio/codec").eval(), MelVocoder("demo:audio/codec")
+    placed, sounds = FeatureExtractor(tokenizer, vocoder).extract(items, manifest)
+    same = count = 0
+    for (one,), row, (before,) in zip(placed, sounds, items, strict=True):
+        speech = torch.tensor(before.sound.speech)
+        assert row.token_count == len(one.sound.speech) == len(speech)
+        log_mel, _ = vocoder.log_mel([speech], vocoder.codec.speaker_index([before.row.speaker]))
+        torch.testing.assert_close(row.features.float(), log_mel[0], rtol=1e-3, atol=2e-3)
+        made = tokenizer(row.features[None].float(), torch.tensor([len(row.features)]))
+        same, count = same + int((made.tokens[0] == speech).sum()), count + len(speech)
+    assert same / count > 0.9
+    other = MelFSQ(sizes=FSQSizes(mel_channels=40))
+    assert vocoder.features(other, [torch.tensor([1, 2])], ["sakura"]) is None

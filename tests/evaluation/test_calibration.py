@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from talker import Module, Talker
+from talker import Ear, Module, Talker
 from tiny_ctc import RATE, save_ctc, teach, tone
 
 from tts_align.cli.calibrate import calibrate
@@ -24,10 +24,10 @@ from tts_align.evaluation.calibration import (
     check_reliable,
     read_calibration,
     write_calibration,
-    written_out,
 )
 from tts_align.evaluation.judges.recogniser import ReadingRules
 from tts_align.evaluation.judges.transformers_ctc import TransformersCTCJudge
+from tts_align.evaluation.known_utterances import written_out
 from tts_align.evaluation.prompts import SentencePrompt, write_prompts
 from tts_align.evaluation.readings.japanese import hiragana
 from tts_align.evaluation.readings.lexicon import Lexicon
@@ -132,7 +132,7 @@ def test_a_judge_that_abstains_has_no_accuracy(tmp_path: Path, taught: Path) -> 
     folder = recordings(tmp_path, [("からい", "べのからい")])
     found = calibrate(Module(judge=unsure), folder, tmp_path / "accuracy.json")
     assert (found.abstained, found.judged, found.summary()["value"]) == (1, 0, None)
-    assert "told no reading from another: 1 left open" in str(found)
+    assert "none, 1 readings left open" in str(found)
 
 
 def test_readings_written_out_in_each_language() -> None:
@@ -174,7 +174,7 @@ def test_under_the_bound_it_is_refused() -> None:
         check_reliable(poor, 0.8, "no labels")
     check_reliable(poor, 0.7, "no labels")
     check_reliable(None, 0.8, "no labels")
-    with pytest.raises(UnreliableJudgeError, match="told no reading from another"):
+    with pytest.raises(UnreliableJudgeError, match="accuracy is none"):
         check_reliable(replace(poor, words={}), 0.0, "no labels")
 
 
@@ -199,3 +199,14 @@ def test_nothing_to_calibrate_on(tmp_path: Path, judge: TransformersCTCJudge) ->
     write_prompts(tmp_path / "plain.jsonl", [SentencePrompt("b", "べの", language="ja")])
     with pytest.raises(ValueError, match="no reading can be written out"):
         calibrate(Module(judge=judge), tmp_path / "plain.jsonl", tmp_path / "accuracy.json")
+
+
+def test_what_a_judge_needs(tmp_path: Path, judge: TransformersCTCJudge) -> None:
+    write_prompts(tmp_path / "sentences.jsonl", [PROMPT])
+    with pytest.raises(ValueError, match=r"hears sound: the recipe must set model\.vocoder"):
+        calibrate(Module(judge=judge, vocoder=None), tmp_path / "sentences.jsonl", tmp_path / "accuracy.json")
+    folder = recordings(tmp_path, [("からい", "べのからい")])
+    with pytest.raises(ValueError, match="Ear reads speech tokens: calibrate it on sentences"):
+        calibrate(Module(judge=Ear(hears=False)), folder, tmp_path / "accuracy.json")
+    with pytest.raises(ValueError, match="no judge configured"):
+        calibrate(Module(judge=None), folder, tmp_path / "accuracy.json")

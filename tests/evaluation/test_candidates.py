@@ -73,3 +73,32 @@ def test_faults_are_named(tmp_path):
     del row["seed"]
     with pytest.raises(ValueError, match=r"c.jsonl:1: column 'seed' is missing: was this file written by"):
         read_candidates(write(tmp_path / "c.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("sample", "1", "sample: expected a whole number, got '1'"),
+        ("sample", 1.5, "sample: expected a whole number, got 1.5"),
+        ("sample", True, "sample: expected a whole number, got True"),
+        ("seed", -1, "seed: expected at least 0, got -1"),
+        ("finished", "yes", "finished: expected true or false, got 'yes'"),
+        ("finished", 1, "finished: expected true or false, got 1"),
+        ("speaker", None, "speaker: expected text, got None"),
+        ("speech", [1.0], r"speech: expected whole numbers, got 1\.0"),
+        ("speech", "12", "speech: expected a list of speech tokens"),
+        ("speech", [-1], "speech: speech tokens must not be negative"),
+        ("cer", "0.1", "cer: expected a number, got '0.1'"),
+        ("cer", -0.1, "cer: expected at least 0, got -0.1"),
+        ("reading", 3, "reading: expected text, got 3"),
+        ("reading", "other", "'other' is not a valid Reading"),
+        ("target_share", [0.1], "target_share: expected two numbers from 0 to 1"),
+        ("target_share", [0, 2], "target_share: expected two numbers from 0 to 1"),
+        ("error", 5, "error: expected text, got 5"),
+        ("spans", [{"start": 0.5, "end": 1, "right": "a"}], "start and end are numbers of characters, and whole"),
+    ],
+)
+def test_wrong_types_are_refused_and_not_made_right(tmp_path, column, value, what):
+    row = CANDIDATES[1].to_row() | {column: value}
+    with pytest.raises(ValueError, match=rf"c\.jsonl:1: .*{what}"):
+        read_candidates(write(tmp_path / "c.jsonl", [row]))

@@ -92,3 +92,29 @@ def test_a_bare_reading_stands_for_a_list_of_one():
 )
 def test_what_a_recogniser_should_write(knobs, wanted):
     assert SentencePrompt("s", "a", **knobs).target_text == wanted
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({"spans": [{"start": 0.0, "end": 1, "right": "a"}]}, "start and end are numbers of characters, and whole"),
+        ({"spans": [{"start": True, "end": 1, "right": "a"}]}, "and whole"),
+        ({"spans": [{"start": 0, "end": 1, "right": [3]}]}, r"expected words, got \[3\]"),
+        ({"spans": {"start": 0}}, "spans: expected a list of"),
+        ({"spans": ["a"]}, "spans: expected a list of"),
+        ({"language": "klingon"}, "language: expected a code such as ja, en-US or zh-Hant, got 'klingon'"),
+        ({"language": 7}, "language: expected text, got 7"),
+        ({"speaker": ["a"]}, r"speaker: expected text, got \['a'\]"),
+        ({"instruct": 1}, "instruct: expected text, got 1"),
+        ({"transcripts": {"a": 1}}, "transcripts: expected a transcript for each reading"),
+        ({"transcripts": ["a"]}, "transcripts: expected a transcript for each reading"),
+    ],
+)
+def test_wrong_types_are_refused_and_not_made_right(columns, what):
+    with pytest.raises(ValueError, match=what):
+        SentencePrompt.from_row({"id": "a", "text": "辛い"} | columns)
+
+
+@pytest.mark.parametrize("language", ["ja", "en-US", "zh-Hant", "yue", "zh-Hans-CN", "x" * 3, ""])
+def test_codes_of_languages(language):
+    assert SentencePrompt.from_row({"id": "a", "text": "辛い", "language": language}).language == language

@@ -470,6 +470,11 @@ def test_stage_3_needs_all_models_trained(build: Any, tmp_path: Path):
         ({"stage": 1, "start": "runs/x"}, "start has no effect"),
         ({"temperature": 0.0}, "temperature"),
         ({"flow_weight": -1.0}, "flow_weight"),
+        ({"stage": 1, "asr_weight": 1.0, "resample": False}, r"asr_weight, resample have no effect in stage 1"),
+        ({"stage": 1, "losses": ("reward",), "flow_weight": 1.0}, r"flow_weight have no effect"),
+        ({"stage": 2, "temperature": 0.5}, r"temperature have no effect in stage 2"),
+        ({"stage": 3, "start": "runs/x", "reward_weight": 2.0}, r"reward_weight have no effect in stage 3"),
+        ({"stage": 2, "unfreeze_after": {"tokenizer": 1}}, r"unfreeze_after of tokenizer has no effect"),
     ],
 )
 def test_knobs_that_cannot_work(knobs: dict[str, Any], message: str):
@@ -528,12 +533,91 @@ def test_what_is_rewarded_is_checked_before_the_stages_are_fitted(build: Any):
         build(make(3, attributes=("speaker", "mood")))
 
 
+def test_what_only_the_last_stage_uses_stays_there_and_groups_follow_what_trains():
+    """The recipe of stage 3 sets knobs and groups of all stages; each stage gets its own."""
+    knobs = Namespace(stage=3, start=None, policy_weight=0.5, reward_weight=0.7, asr_weight=2.0, resample=False)
+    chosen = Namespace(class_path="tts_align.objectives.e2e.E2E", init_args=knobs)
+    groups = {name: {"lr": 0.1} for name in ("tokenizer", "reward", "flow", "policy")}
+    config = Namespace(objective=chosen, trainer=Namespace(callbacks=None), model=Namespace(optimizer_groups=groups))
+    fit = StageFit(losses=("reward",), unfreeze_after={"tokenizer": 4}, second_decay_steps=7)
+    first, second = (_stage_changes(config, fit, stage, Path("run")) for stage in (1, 2))
+    for changes, stage in ((first, 1), (second, 2)):
+        made = {name: value for name, value in vars(changes["objective"].init_args).items() if value is not None}
+        E2E(**made)
+        assert {"asr_weight", "resample"}.isdisjoint(made)
+        assert made["stage"] == stage
+    assert vars(first["objective"].init_args)["policy_weight"] is None
+    assert vars(first["objective"].init_args)["unfreeze_after"] == {"tokenizer": 4}
+    assert vars(second["objective"].init_args)["unfreeze_after"] == {}
+    assert first["model.optimizer_groups"].keys() == {"tokenizer", "reward"}
+    assert second["model.optimizer_groups"].keys() == {"reward", "flow", "policy"}
+    assert first["model.lr_scheduler"] is None
+    assert second["model.lr_scheduler"].init_args.total_iters == 7
+    assert knobs.asr_weight == 2.0
+
+
+def test_trained_models_keep_what_they_know_in_stage_1(
+    build: Any, tiny_policy: Path, speech_tokens: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Directories of a finished run, named by a first stage: its bridges make the same tables of its codebook."""
+    module, data = build(make(1), lr=0.02)
+    make_trainer(tmp_path / "one", max_steps=2, max_epochs=-1).fit(module, datamodule=data)
+    saved = tmp_path / "one/parts"
+    assert {path.name for path in saved.iterdir() if path.is_dir()} == {"policy", "reward", "flow", "tokenizer"}
+    from tts_align.models.codec.mel_fsq import MelFSQ
+    from tts_align.models.flow.dit import DiTFlow
+    from tts_align.models.policy.qwen2 import Qwen2CodecLM
+    from tts_align.models.reward.model import RewardModel
+
+    models = {
+        "tokenizer": MelFSQ(str(saved / "tokenizer")),
+        "reward": RewardModel(str(saved / "reward")),
+        "flow": DiTFlow(directory=str(saved / "flow")),
+    }
+    tables = {name: models[name].table.weight.detach().clone() for name in ("reward", "flow")}
+    again = AlignModule(make(1), Qwen2CodecLM(str(saved / "policy")), **models)
+    said = capsys.readouterr().out
+    for name, table in tables.items():
+        assert f"{name} of {saved / name} keeps what it learnt: its table as a linear image" in said
+        image = again.objective.bridges[name](models["tokenizer"].codebook())
+        torch.testing.assert_close(image, table, rtol=1e-3, atol=1e-3)
+    batch = micro_batches(again, data)[0]
+    with torch.no_grad():
+        after = again.objective(again.score(batch))
+        assert module.objective.bridges
+        before = module.objective(module.score(batch))
+    for name, mean in before.metrics.items():
+        assert after.metrics[name].value.item() == pytest.approx(mean.value.item(), rel=1e-3), name
+
+
+@pytest.mark.parametrize("task", ["asr", "ctc"])
+def test_conditioned_noise_rewards_the_stored_tokens(task: str, build: Any):
+    """With resample: false the reward model reads exactly what the rows say, and the policy still gets a gradient."""
+    module, data = build(make(3, resample=False, text_task=task, second_flow_weight=0.0, policy_weight=0.0))
+    (batch,) = micro_batches(module, data)
+    step = module.score(batch)
+    found = module.objective(step).metrics
+    said, reward = step.utterances, module.parts["reward"]
+    labels = reward.encode_labels(said.target_texts, said.attributes)
+    with torch.no_grad():
+        scores = reward.score(said.speech, said.mask, labels, (task, "speaker"))
+    for rows in scores.tasks:
+        expected = -(rows.total.sum() / rows.count.sum()).item()
+        assert found[f"second_{rows.name}"].value.item() == pytest.approx(expected, rel=1e-4), rows.name
+    gradient = gradients(module, [batch])["policy.llm_decoder.weight"]
+    assert np.abs(gradient).max() > 0
+    fresh, data = build(make(3, text_task=task, second_flow_weight=0.0, policy_weight=0.0))
+    (batch,) = micro_batches(fresh, data)
+    other = fresh.objective(fresh.score(batch)).metrics
+    assert abs(other[f"second_{task}"].value.item() - found[f"second_{task}"].value.item()) > 1e-3
+
+
 def test_guards_wait_for_the_last_stage():
     """They listen with a judge, which earlier stages do not have."""
     watch = Namespace(class_path="tts_align.training.callbacks.guards.HackingGuard")
     other = Namespace(class_path="tts_align.training.callbacks.tokens.TokenStatistics")
     chosen = Namespace(class_path="tts_align.objectives.e2e.E2E", init_args=Namespace(stage=3))
-    config = Namespace(objective=chosen, trainer=Namespace(callbacks=[watch, other]))
+    config = Namespace(objective=chosen, trainer=Namespace(callbacks=[watch, other]), model=Namespace())
     for stage in (1, 2):
         assert _stage_changes(config, StageFit(), stage, Path("run"))["trainer.callbacks"] == [other]
 

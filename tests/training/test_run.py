@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tts_align.training.run import KeepLast, RecipeChanged, Run, RunSettings, differences, finished
+from tts_align.training.callbacks.keep_last import KeepLast
+from tts_align.training.run import RecipeChanged, Run, RunSettings, differences, finished
 
 RECIPE = {"objective": {"class_path": "DPO", "init_args": {"beta": 0.1}}, "trainer": {"devices": 1, "max_steps": 9}}
 
@@ -19,7 +20,7 @@ def _begin(directory: Path, recipe: dict[str, Any] = RECIPE) -> Run:
     run = Run(directory)
     run.save_recipe(yaml.safe_dump(recipe))
     run.checkpoint.parent.mkdir(parents=True)
-    torch.save({"epoch": 1, "global_step": 7}, run.checkpoint)
+    torch.save({"epoch": 1, "global_step": 7, "state_dict": {}}, run.checkpoint)
     return run
 
 

@@ -84,7 +84,7 @@ A recipe holds the options: tts-align fit --config tkto
   several --config, and flags after them, override what came before; --print_config shows the result
   a run lives in runs/<name of the recipe>/; its config.yaml is a recipe again
   --ckpt_path gives weights and progress only: the recipe and flags always decide everything else
-  --traceback shows where in the code an error came from
+  --debug shows where in the code an error came from
 """
 
 

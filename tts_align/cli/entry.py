@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from tts_align.cli.commands import COMMANDS, OF_A_RECIPE, usage
 from tts_align.cli.errors import DEBUG, did_you_mean, fail, note, plain_errors
 from tts_align.cli.shelf import find_recipes
+from tts_align.utils import signals
 
 if TYPE_CHECKING:
     from tts_align.cli.lightning import AlignCLI
 
-TRACEBACK = "--traceback"
+TRACEBACK = ("--debug", "--traceback")
+"""Flags of any command that show where in the code an error came from."""
 
 
 def run(args: list[str] | None = None) -> AlignCLI:
@@ -32,7 +34,7 @@ def run(args: list[str] | None = None) -> AlignCLI:
     _help_if_wanted(args[0] if args else "", args)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a recipe may name a class in the user's own folder
+        sys.path.append(os.getcwd())  # a recipe may name a class in the user's own folder, none that is installed
     args = find_recipes(args)  # before anything heavy is loaded: the name may be wrong
     from tts_align.cli.lightning import AlignCLI
 
@@ -41,10 +43,10 @@ def run(args: list[str] | None = None) -> AlignCLI:
 
 
 def _without_traceback(args: list[str]) -> list[str]:
-    """The command line without ``--traceback``, which holds from now on if it was there."""
-    if TRACEBACK in args:
+    """The command line without ``--debug``, which holds from now on if it was there."""
+    if not set(TRACEBACK).isdisjoint(args):
         os.environ[DEBUG] = "true"
-    return [arg for arg in args if arg != TRACEBACK]
+    return [arg for arg in args if arg not in TRACEBACK]
 
 
 def _help_if_wanted(command: str, args: list[str]) -> None:
@@ -156,37 +158,46 @@ def _plain_command(command: str, args: list[str], function: Callable[..., object
         function: what it does.
         groups: arguments that are made from options of their own by a class, or left out.
     """
-    from tts_align.cli.parser import PlainParser
+    from tts_align.cli.parser import PLAIN_MODE, PlainParser
 
     args = _without_traceback(args)
     summary = (function.__doc__ or "").partition("Args:")[0]
-    parser = PlainParser(prog=f"tts-align {command}", description=cleandoc(summary), allow_abbrev=False)
+    name, text = f"tts-align {command}", cleandoc(summary)
+    parser = PlainParser(prog=name, description=text, allow_abbrev=False, parser_mode=PLAIN_MODE)
     parser.add_argument("-c", "--config", action="config", help="YAML file with these options.")
     parser.add_function_arguments(function, skip=set(groups))
     for name, kind in groups.items():
         if kind is not None:
             parser.add_class_arguments(kind, name)
-    with plain_errors():
+    with plain_errors(faults=True):
         options = parser.instantiate(parser.parse_args(args))
         options.pop("config", None)
         function(**options)
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Console entry point; returns nothing, because ``sys.exit`` would print what it returns.
 
     Whoever reads what is printed may have read enough: ``tts-align recipes | head`` ends quietly, as other tools do.
+
+    Args:
+        args: the command line by default.
     """
-    try:
-        _main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere at exit
-        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
+    args = _without_traceback(sys.argv[1:] if args is None else args)
+    with signals.handled():
+        try:
+            with plain_errors(faults=True):
+                _run_command(args)
+                sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere at exit
+            raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
+        except signals.Interrupted as end:
+            note(f"tts-align: {end}; what was finished is kept, and the same command resumes")
+            raise
 
 
-def _main() -> None:
-    args = _without_traceback(sys.argv[1:])
+def _run_command(args: list[str]) -> None:
     command = args[0] if args else "--help"
     full = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else command
     if command in ("-h", "--help"):

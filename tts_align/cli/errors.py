@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from tts_align.utils.readers import described
+
 DEBUG = "JSONARGPARSE_DEBUG"
-"""Environment variable that shows where an error came from; the flag --traceback sets it."""
+"""Environment variable that shows where an error came from; the flags --debug and --traceback set it."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Environment variables in which launchers number their processes."""
 
@@ -20,10 +22,10 @@ class RecipeError(ValueError):
     """A recipe asks for what cannot be built."""
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = 2) -> NoReturn:
     """End the program as a parser does after a wrong argument."""
-    sys.stderr.write(f"tts-align: error: {message}\n")
-    raise SystemExit(2)
+    sys.stderr.write(f"tts-align: error: {message}\n".encode(errors="replace").decode())
+    raise SystemExit(status)
 
 
 def note(message: str) -> None:
@@ -50,26 +52,51 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def debugging() -> bool:
-    """Whether ``--traceback`` was given."""
+    """Whether ``--debug`` was given."""
     return os.environ.get(DEBUG, "false").lower() not in ("false", "no", "off", "0", "")
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Report what a user can mend in a few lines; with ``--traceback``, and for real faults, leave it as it is."""
+def plain_errors(faults: bool = False) -> Iterator[None]:
+    """Report what a user can mend in a few lines; with ``--debug`` leave it as it is.
+
+    Args:
+        faults: also report faults of this package and of libraries in a line, with the place in the code.
+    """
     try:
         yield
     except Exception as error:
-        if debugging():
+        if debugging() or isinstance(error, BrokenPipeError):
             raise
-        if isinstance(error, FileNotFoundError):
-            fail(str(error))
-        cause = root_cause(error)
-        if isinstance(error, ValueError) and _is_ours(cause):
-            fail(str(cause))
-        if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong recipe
-            fail(str(error))
-        raise
+        if (text := explained_error(error)) is not None:
+            fail(text)
+        if not faults:
+            raise
+        fail(f"{fault(error)}\n  this ought not to happen: --debug shows where it comes from", status=1)
+
+
+def explained_error(error: Exception) -> str | None:
+    """What is to be said of an error that a user can mend; ``None`` for a fault of the program."""
+    if isinstance(error, OSError):
+        return described(error) if error.errno else str(error)
+    cause = root_cause(error)
+    if isinstance(error, ValueError) and _is_ours(cause):
+        return described(cause) if isinstance(cause, OSError) and cause.errno else str(cause)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong recipe
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return f"there is not enough memory: {' '.join(str(error).split())[:300] or 'lower the batch size'}"
+    return None
+
+
+def fault(error: BaseException) -> str:
+    """An error in a line, with the last place in this package that it came through."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "tts_align":
+            place = f" (in {trace.tb_frame.f_globals['__name__']}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}{place}"
 
 
 def _is_ours(error: BaseException) -> bool:

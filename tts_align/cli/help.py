@@ -81,11 +81,11 @@ GENERAL = {
         Option("--objective NAME", "objective to optimise: a registered name, or the import path of a class of yours"),
         Option("--seed_everything SEED", "seed of everything random that has no seed of its own", "0"),
         Option("--print_config", "print the recipe in full and exit; --print_config=skip_default without defaults"),
-        Option("--traceback", "show where in the code an error comes from"),
+        Option("--debug", "show where in the code an error comes from"),
     ),
     False: (
         Option("--config FILE", "YAML file with these options"),
-        Option("--traceback", "show where in the code an error comes from"),
+        Option("--debug", "show where in the code an error comes from"),
     ),
 }  # fmt: skip
 """Options that no class defines: of a command with a recipe, and of one without."""

@@ -25,6 +25,7 @@ from tts_align.utils.assets import resolve
 from tts_align.utils.messages import say
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
+from tts_align.utils.signals import check, finishing
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +74,12 @@ def judge(
     again = {*shards.missing, *(name for name, row in shards.rows.items() if row.get("error"))}
     mine = [row for row in rows[rank::world] if row.id in again]
     share = len(rows[rank::world])
-    with bar(share, share - len(mine), "judge", rank) as shown:
+    with bar(share, share - len(mine), "judge", rank) as shown, finishing():
         failures = Failures(share, max_failed_share)
         for batch in listen(module.judge, module.vocoder, mine, batch_rows, failures, start):
             shards.append(candidate.moved(start, Path(out).parent).to_row() for candidate in batch)
             shown.advance(len(batch))
+            check()
     shards.merge(barrier, rank)
     if rank == 0:
         judged = [Candidate.from_row(row) for row in shards.rows.values()]

@@ -16,7 +16,7 @@ from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading
 from tts_align.evaluation.metrics.functional import normalise
 from tts_align.utils.assets import resolve
-from tts_align.utils.files import file_name, read_json_lines
+from tts_align.utils.files import check_not_source, file_name, read_json_lines, remove_leftovers
 
 Keep = Literal["best", "all"]
 Otherwise = Literal["drop", "undesirable"]
@@ -262,6 +262,8 @@ def label(
         UnreliableJudgeError: the judge tells readings apart less often than it must.
     """
     rule = rule or LabelRule()
+    check_not_source(out, resolve(judged))
+    remove_leftovers(Path(out).parent)
     candidates = read_candidates(judged, desirable_stars)
     if not any(one.verdict or one.error or one.label is not None for one in candidates):
         raise ValueError(f"{judged}: no candidate was judged yet: run `tts-align judge` first")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tts_align.cli.alphabet import with_alphabet
+from tts_align.cli.classes import check_classes
 from tts_align.cli.commands import DESCRIPTIONS, TRAINER_DEFAULTS, WITHOUT_OBJECTIVE
 from tts_align.cli.errors import RecipeError, root_cause
 from tts_align.cli.parser import PlainParser
@@ -26,6 +28,7 @@ from tts_align.data.datamodule import AlignData
 from tts_align.objectives import Objective, Part
 from tts_align.training.module import AlignModule
 from tts_align.training.run import EXPORT, Run, RunSettings, finished, how_to_test, where
+from tts_align.utils.distributed import agreed
 from tts_align.utils.messages import first_process, quiet, say
 
 
@@ -119,6 +122,7 @@ class AlignCLI(LightningCLI):
         recipes = chosen.get("config") or []
         if chosen.run.directory is None:
             stem = Path(str(recipes[0])).stem if recipes else objective_class(chosen.objective).__name__.lower()
+            stem = stem.strip(".") or "run"  # never the folder above
             chosen.run.directory = str(Path("runs", stem))
 
     @property
@@ -133,6 +137,7 @@ class AlignCLI(LightningCLI):
         """Build everything the recipe names; what is wrong then is the recipe's fault."""
         try:
             check_places(self.config[self.command].as_dict(), self.command)
+            check_classes(self.chosen, self.chosen.run.modules)
             recipe = self.config
             self.config = self._with_alphabet(recipe, Path(str(self.chosen.run.directory)))
             try:
@@ -167,6 +172,15 @@ class AlignCLI(LightningCLI):
 
     def fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from where an earlier call stopped; then test."""
+        with self._claimed():
+            self._fit(model, ckpt_path, **kwargs)
+
+    def _claimed(self) -> AbstractContextManager[None]:
+        """The run's directory, for this command alone; its first process speaks for all."""
+        trial = self._get(self.config_init, "trainer").fast_dev_run
+        return nullcontext() if trial or not first_process() else self.run.claimed(self.command)
+
+    def _fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         stored = None if ckpt_path else self._stored_test()
         ckpt_path = ckpt_path or self._begin()
         held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
@@ -180,9 +194,9 @@ class AlignCLI(LightningCLI):
                 if part in model.objective.needs - model.objective.trains:
                     prepare(self)
             self.trainer.fit(model, ckpt_path=ckpt_path, weights_only=True, **kwargs)
-        except SystemExit as end:  # Ctrl-C, or a SIGTERM, after which Lightning would end as if all were well
-            say(f"\ninterrupted; the same command continues in {self.run.directory}")
-            raise SystemExit(end.code or 1) from None
+        except SystemExit as end:
+            say(f"\n{end or 'interrupted'}; the same command continues in {self.run.directory}")
+            raise
         if self._get(self.config_init, "trainer").fast_dev_run:
             return
         from tts_align.training.stages import keep_reward
@@ -232,42 +246,31 @@ class AlignCLI(LightningCLI):
         built = self.parser.instantiate(self._with_alphabet(config, directory))[self.subcommand]
         run = Run(directory)
         trainer = make_trainer(built.trainer, run, self.settings, "fit")
-        checkpoint = run.checkpoint if run.checkpoint.exists() else None
-        if checkpoint is not None and finished(trainer, *run.progress()):
-            say(f"{directory} is finished: {run.progress()[1]} steps; nothing left to train")
-        else:
-            if checkpoint is not None:
-                say(f"continuing {directory} from step {run.progress()[1]}")
-            trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+        checkpoint = agreed(run.newest())
+        if checkpoint is not None:
+            run.continued(checkpoint, trainer)
+            if finished(trainer, *run.progress(checkpoint)):
+                return checkpoint
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
         return run.checkpoint
 
     def _begin(self) -> str | None:
         """Claim the run's directory, and say from which checkpoint to continue."""
+        from tts_align.training.stages import check_ends
+
         if self._get(self.config_init, "trainer").fast_dev_run:
             return None
-        recipe = self.saved_recipe()
-        anew = self.settings.overwrite
-        if not anew:
-            self.run.check(recipe)
-        if first_process():
-            if anew:
-                self.run.clear()
-            self.run.save_recipe(recipe)
-        if anew or not self.run.checkpoint.exists():
-            return None
-        epoch, step = self.run.progress()
-        if finished(self.trainer, epoch, step):
-            say(f"{self.run.directory} is finished: {step} steps; nothing left to train")
-        else:
-            say(f"continuing {self.run.directory} from step {step}")
-        return str(self.run.checkpoint)
+        check_ends(self)
+        newest = self.run.begin(self.saved_recipe(), self.settings.overwrite)
+        return None if newest is None else self.run.continued(newest, self.trainer)
 
     def _stored_test(self) -> Mapping[str, Any] | None:
         """Results of the test of a run with nothing left to train, if it was tested as the recipe says."""
         run, trainer = self.run, self._get(self.config_init, "trainer")
         if self.settings.overwrite or trainer.fast_dev_run or not run.begun or not run.checkpoint.is_file():
             return None
-        over = finished(self.trainer, *run.progress()) or run.stopped()
+        newest = run.newest()
+        over = newest is not None and (finished(self.trainer, *run.progress(newest)) or run.stopped())
         return stored_test(run, self.saved_recipe()) if over else None
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -282,7 +285,12 @@ class AlignCLI(LightningCLI):
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Test the run's last checkpoint, or another; where nothing was trained yet, the policy as it is."""
-        untrained = ckpt_path is None and not self.run.checkpoint.exists() and Part.TOKENIZER not in self.model.parts
+        with self._claimed():
+            self._test(ckpt_path, **kwargs)
+        where(self.run, say)
+
+    def _test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        untrained = ckpt_path is None and self.run.newest() is None and Part.TOKENIZER not in self.model.parts
         if untrained and self.model.test_settings is not None:
             say("policy:       as model.policy names it; nothing was trained yet, so there is no before and after")
             self.trainer.test(weights_only=True, **kwargs)
@@ -290,7 +298,6 @@ class AlignCLI(LightningCLI):
             checkpoint = self._trained(ckpt_path)
             self._prepare_stages()
             self.trainer.test(ckpt_path=checkpoint, weights_only=True, **kwargs)
-        where(self.run, say)
 
     def predict(self, model: AlignModule, datamodule: AlignData, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Score the held-out rows with the run's last checkpoint, or another."""
@@ -327,6 +334,10 @@ class AlignCLI(LightningCLI):
 
     def export(self, datamodule: AlignData, ckpt_path: Path | None = None, **kwargs: Any) -> None:
         """Write the run's last checkpoint, or another, as a model directory."""
+        with self._claimed():
+            self._export(ckpt_path, datamodule, **kwargs)
+
+    def _export(self, ckpt_path: Path | None, datamodule: AlignData, **kwargs: Any) -> None:
         checkpoint = self._trained(ckpt_path)
         report = self.run.directory / EXPORT
         self.trainer.export(ckpt_path=checkpoint, manifest=datamodule.manifest, report=report, **kwargs)

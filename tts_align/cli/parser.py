@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, set_loader
 
 from tts_align import PUBLIC
 from tts_align.cli.errors import debugging, did_you_mean, fail
 from tts_align.objectives import Objective
+from tts_align.utils.readers import ReadError, load_yaml
 
 _NOISE = (
     "Does not validate",
@@ -31,6 +33,8 @@ _NOISE = (
     "- Expected a path but",
 )
 """Lines of a parser's message that say how it searched, not what is wrong."""
+PLAIN_MODE = "plain"
+"""Name of the loader of option files of commands without a recipe."""
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 _OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
 _NO_PATH = re.compile(r"Expected a dot import path string: (\w+)$")
@@ -93,3 +97,6 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield from (name for sub in action.choices.values() for name in _options(sub))
         else:
             yield action.dest
+
+
+set_loader(PLAIN_MODE, load_yaml, (yaml.YAMLError, ReadError))

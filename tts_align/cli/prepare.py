@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 
 from tts_align.cli.places import check_no_hub
 from tts_align.cli.trainer import AlignTrainer
+from tts_align.cli.writing import writing
 from tts_align.data.cosyvoice import is_place, shard_of
 from tts_align.data.manifest import read_manifest, to_dict
 from tts_align.data.prepared import OnBadRow, Target, finish
@@ -23,9 +24,11 @@ from tts_align.data.recording_encoder import RecordingEncoder, Refused, encode_r
 from tts_align.data.recordings import Limits, Recordings
 from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Row, folder
 from tts_align.utils.assets import resolve
+from tts_align.utils.files import check_not_source
 from tts_align.utils.messages import quiet
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
+from tts_align.utils.signals import check, finishing
 
 Item = TypeVar("Item")
 
@@ -127,7 +130,9 @@ def prepare(
         window=batch_size * _BATCHES_PER_WINDOW,
         threads=num_workers,
     )
-    (trainer or Processes()).trainer().work(_Nobody(), lambda _, **place: share(**place))
+    check_not_source(out, resolve(source))
+    with writing(target.out, "prepare"):
+        (trainer or Processes()).trainer().work(_Nobody(), lambda _, **place: share(**place))
 
 
 def prepare_share(
@@ -175,12 +180,13 @@ def prepare_share(
     if any(names):
         recording_encoder.try_out()
     total = sum(map(len, mine))
-    with bar(total, total - sum(map(len, todo)), "prepare", rank) as shown:
+    with bar(total, total - sum(map(len, todo)), "prepare", rank) as shown, finishing():
         for some, sounds in zip(todo, recordings.windows(names), strict=True):
             shards.append(
                 _lines(some, encode_recordings([row for _, row in some], sounds, recording_encoder), given, target)
             )
             shown.advance(len(some))
+            check()
     if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
         finish(target, [shards.rows[stamp] for stamp in stamps], given, made_with)
         shutil.rmtree(shards.folder, ignore_errors=True)

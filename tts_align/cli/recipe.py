@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import set_loader
 
 from tts_align import PUBLIC
-from tts_align.cli.errors import did_you_mean, fail
+from tts_align.cli.errors import debugging, did_you_mean, fail
 from tts_align.cli.moved import gone, new_key, new_path, outdated
 from tts_align.cli.shelf import CONFIG_FLAGS, config_places, named_at
 from tts_align.objectives import Objective
+from tts_align.utils.readers import ReadError, load_yaml, read_yaml
 
 MODE = "recipe"
 """Name of the loader for ``parser_mode``."""
 OBJECTIVE_FLAGS = ("--objective", "--objective.help")
 MODULES_FLAGS = ("--run.modules", "--run.modules+")
+GROUPS = ("run", "model", "data", "trainer")
+"""Parts of a recipe that hold names and values."""
 SECTIONS = "by_objective"
 """Key of an overlay whose entries each hold for one objective only."""
 SHORT = {"cosyvoice": "CosyVoiceLM"}
@@ -71,9 +77,14 @@ def load_recipe(text: str) -> Any:
     ``objective: tkto`` and ``objective: {name: tkto, beta: 0.1}`` become ``class_path`` and ``init_args``, and so does
     ``policy: {class_path: Qwen2CodecLM, ...}`` with its module. What is saved after a run is the long form.
     """
-    recipe = _expand(yaml.safe_load(text))
+    recipe = _expand(load_yaml(text))
     if not isinstance(recipe, dict):
         return recipe
+    for key, value in recipe.items():
+        if not isinstance(key, str):
+            raise ReadError("recipe", f"expected names and values, got {key!r} for a name")
+        if key in GROUPS and not isinstance(value, dict):
+            raise ReadError(key, f"expected names and values, got {value!r:.60}")
     recipe.pop(SECTIONS, None)  # for expand_sections, which knows the objective
     objective = recipe.get("objective")
     if isinstance(objective, str):
@@ -98,7 +109,7 @@ def expand(args: Sequence[str]) -> list[str]:
     check_names(args, recipes)
     check_order(args, recipes)
     import_modules(args, recipes)
-    return expand_flags(expand_sections(args, recipes))
+    return own_defaults(expand_flags(expand_sections(args, recipes)))
 
 
 def read_recipes(args: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -109,11 +120,10 @@ def read_recipes(args: Sequence[str]) -> dict[int, dict[str, Any]]:
 def _read(path: str) -> dict[str, Any]:
     """A recipe as it is written; what cannot be read is left for the parser to complain about."""
     try:
-        with open(path, encoding="utf-8") as file:
-            recipe = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError):
+        recipe = read_yaml(path)
+    except (OSError, ReadError):
         return {}
-    return recipe if isinstance(recipe, dict) else {}
+    return recipe if isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe) else {}
 
 
 def check_names(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
@@ -146,21 +156,32 @@ def check_order(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> N
 
 def import_modules(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
     """Import what ``run.modules`` names, so that the classes in it are known by their registered names."""
-    named: list[Any] = [(recipe.get("run") or {}).get("modules") for recipe in recipes.values()]
+    runs = [recipe.get("run") for recipe in recipes.values()]
+    named: list[Any] = [run.get("modules") for run in runs if isinstance(run, dict)]
     for before, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.partition("=")
         if flag in MODULES_FLAGS and equals:
-            named.append(yaml.safe_load(value))
+            named.append(load_yaml(value, flag))
         elif before in MODULES_FLAGS:
-            named.append(yaml.safe_load(arg))
+            named.append(load_yaml(arg, before))
     for given in named:
-        for name in [given] if isinstance(given, str) else given or []:
-            try:
-                importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                if error.name != name:
-                    raise
-                fail(f"run.modules: no module named {name!r} in {os.getcwd()} or among the installed packages")
+        names = [given] if isinstance(given, str) else given or []
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            fail(f"run.modules: expected names of modules, such as mine or [mine, more.of_mine], got {given!r:.80}")
+        for name in names:
+            _import(name)
+
+
+def _import(name: str) -> None:
+    """Import a module of the user's; what is wrong with it is the user's to mend."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            fail(f"run.modules: no module named {name!r} in {os.getcwd()} or among the installed packages")
+        if debugging():
+            raise
+        fail(f"run.modules: {name} cannot be imported: {type(error).__name__}: {error}")
 
 
 def expand_sections(args: Sequence[str], recipes: Mapping[int, dict[str, Any]] | None = None) -> list[str]:
@@ -185,6 +206,50 @@ def expand_sections(args: Sequence[str], recipes: Mapping[int, dict[str, Any]] |
             if objective_path(name) == chosen:
                 expanded += [CONFIG_FLAGS[0], yaml.safe_dump(section)]
     return expanded
+
+
+def own_defaults(args: Sequence[str]) -> list[str]:
+    """A command line that gives an optimiser its own defaults: the parser begins with AdamW's, and would keep them.
+
+    Args:
+        args: with everything short written out.
+    """
+    named, given = _optimizer(args)
+    try:
+        module, _, name = named.rpartition(".")
+        kind = getattr(importlib.import_module(module or "torch.optim"), name)
+        own, inherited = (inspect.signature(one).parameters for one in (kind, torch.optim.AdamW))
+    except (AttributeError, ImportError, TypeError, ValueError):
+        return list(args)  # for check_classes to complain about
+    added = {
+        key: one.default
+        for key, one in own.items()
+        if key in inherited and key not in given and one.default is not one.empty
+    }
+    return [*args, *(f"--model.optimizer.init_args.{key}={json.dumps(value)}" for key, value in added.items())]
+
+
+def _optimizer(args: Sequence[str]) -> tuple[str, set[str]]:
+    """The class of the optimiser that recipes and flags name last, and the names of the arguments that they set."""
+    named, given = "", set[str]()
+    for at, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        value = value if equals else args[at + 1] if at + 1 < len(args) else ""
+        if flag in ("--model.optimizer", "--model.optimizer.class_path"):
+            named = named if value.lstrip().startswith("{") else value
+        elif flag.startswith("--model.optimizer."):
+            given.add(flag.rpartition(".")[2])
+        elif at in config_places(args):
+            text = named_at(args, at)
+            recipe = load_yaml(text) if "\n" in text or text.startswith("{") else _read(text)
+            model = recipe.get("model") if isinstance(recipe, dict) else None
+            optimizer = model.get("optimizer") if isinstance(model, dict) else None
+            if isinstance(optimizer, str):
+                named = optimizer
+            elif isinstance(optimizer, dict):
+                named, inside = str(optimizer.get("class_path") or named), optimizer.get("init_args")
+                given |= {*optimizer, *(inside if isinstance(inside, dict) else {})}
+    return named, given
 
 
 def _named_objective(given: Any) -> str:
@@ -224,4 +289,4 @@ def expand_flags(args: Sequence[str]) -> list[str]:
     return expanded
 
 
-set_loader(MODE, load_recipe, (yaml.YAMLError,))
+set_loader(MODE, load_recipe, (yaml.YAMLError, ReadError))

@@ -17,6 +17,7 @@ from tts_align.training.contrast import SIDES, Contrast
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run, changed
 from tts_align.training.stages import prepare_contrast
 from tts_align.utils.messages import say
+from tts_align.utils.readers import read_json_object, read_yaml
 
 TESTED_WITH = ("model.test", "model.vocoder", "model.judge", "model.sampling", "data.validation")
 """Keys of a recipe that change what a test says of a finished training."""
@@ -62,10 +63,11 @@ def own_checkpoint(run: Run, given: str | Path | None, recipes: Sequence[Any], p
         return path
     if not run.recipe.is_file() or all(Path(str(one)).resolve() != run.recipe.resolve() for one in recipes):
         return None
-    if yaml.safe_load(run.recipe.read_text("utf-8"))["model"]["policy"] != json.loads(json.dumps(policy, default=str)):
+    if read_yaml(run.recipe)["model"]["policy"] != json.loads(json.dumps(policy, default=str)):
         say(f"policy:       as model.policy names it, which is not that of {run.directory}: its checkpoint is not used")
         return None
-    if not run.checkpoint.exists():
+    newest = run.newest()
+    if newest is None:
         say(f"policy:       as model.policy names it: {run.directory} has no checkpoint yet")
         return None
     say(f"policy:       {run.chosen}")
@@ -105,10 +107,10 @@ def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:
         return None
     if any(found[0].stat().st_mtime < path.stat().st_mtime for path in made_of):
         return None
-    old, new = yaml.safe_load(run.recipe.read_text("utf-8")), yaml.safe_load(recipe)
+    old, new = read_yaml(run.recipe), yaml.safe_load(recipe)
     if any(key.startswith(TESTED_WITH) for key, *_ in changed(old, new)):
         return None
-    return json.loads(found[0].read_text("utf-8"))
+    return read_json_object(found[0])
 
 
 def show_test(results: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from tts_align.evaluation.speaking import (
 )
 from tts_align.utils.files import write_json
 from tts_align.utils.progress import bar
+from tts_align.utils.readers import read_json
 from tts_align.utils.seeds import part_seed
 from tts_align.utils.shards import Shards, digest
+from tts_align.utils.signals import check, finishing
 
 
 def sample(
@@ -70,7 +71,7 @@ def sample(
     sentences = read_prompts(prompts)
     voices = chosen_speakers(module.policy, module.vocoder, sentences, speakers, "--speakers")
     items = utterance_requests(sentences, voices, samples, seed)
-    check_speakers(module.policy, items)
+    check_speakers(module.policy, items, module.vocoder)
     if vocoder is not None:
         vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
     sound = () if vocoder is None else ("audio", vocoder.digest())
@@ -82,10 +83,11 @@ def sample(
     missing = set(shards.missing)
     mine = [item for item in items[rank::world] if item.id in missing]
     share = len(items[rank::world])
-    with bar(share, share - len(mine), "sample", rank) as shown:
+    with bar(share, share - len(mine), "sample", rank) as shown, finishing():
         for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance, read):
             files = {} if vocoder is None else write_sound(module, batch, recordings, recordings.parent)
             shards.append(row | files.get(row["id"], {}) for row in (candidate.to_row() for candidate in batch))
+            check()
     if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
         remove_stale(recordings, shards.rows.values())
     return Path(out)
@@ -113,7 +115,7 @@ def remove_stale(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     named = {Path(row["audio"]).name for row in rows if "audio" in row}
     note = folder / WRITTEN
-    earlier = set(json.loads(note.read_text("utf-8"))) if note.is_file() else set()
+    earlier = set(map(str, read_json(note))) if note.is_file() else set()
     for name in earlier - named:
         Path(folder, Path(name).name).unlink(missing_ok=True)
     if named:

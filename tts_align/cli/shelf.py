@@ -71,6 +71,10 @@ def find_recipes(args: Sequence[str]) -> list[str]:
         named = named_at(args, at)
         if (os.path.exists(named) and not os.path.isdir(named)) or "\n" in named or named.startswith("{"):
             continue  # a file, or the text of a recipe
+        if os.path.isfile(f"{named}.yaml"):
+            note(f"recipe: {named} is the file {named}.yaml, not a packaged recipe")
+            found[at] = f"{args[at]}.yaml"
+            continue
         path = find(named)
         if path is None:
             fail(_unknown(named))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,19 +11,28 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.cli.writing import writing
 from tts_align.evaluation.calibration import CALIBRATION
-from tts_align.training.callbacks.logs import TrainingLog
+from tts_align.training.callbacks.keep_last import KeepLast, StopOnSignal
+from tts_align.training.callbacks.logs import TrainingLog, continue_logs
 from tts_align.training.callbacks.movement import Movement
 from tts_align.training.callbacks.progress import StepBar
+from tts_align.training.checkpoint import CheckpointFiles, read_checkpoint
+from tts_align.training.finite import FiniteGuard
 from tts_align.training.module import AlignModule
-from tts_align.training.run import KeepLast, Run, RunSettings
-from tts_align.utils.files import write_json
+from tts_align.training.run import Run, RunSettings
+from tts_align.utils import signals
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import check_inside, check_not_source, remove_leftovers, write_json
 from tts_align.utils.messages import first_process, say
 from tts_align.utils.seeds import run_seed
 
@@ -51,7 +61,8 @@ class _Work(LightningModule):
         if self.datamodule is not None:
             trainer.datamodule, self.datamodule.trainer = self.datamodule, trainer  # type: ignore[attr-defined]
         barrier = trainer.strategy.barrier if trainer.world_size > 1 else None
-        self.function(self.module, rank=trainer.global_rank, world=trainer.world_size, barrier=barrier)
+        with signals.at_once():  # what works item by item says so itself
+            self.function(self.module, rank=trainer.global_rank, world=trainer.world_size, barrier=barrier)
         return batch
 
 
@@ -70,13 +81,39 @@ def load_trained(model: AlignModule, checkpoint: str | Path) -> None:
             f"{checkpoint} is sharded: join it with `python -m lightning.pytorch.utilities.consolidate_checkpoint "
             f"{checkpoint}` and pass the result as --ckpt_path"
         )
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    saved = read_checkpoint(checkpoint)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
 
 
+class _Signals(_SignalConnector):
+    """Lightning's handlers for Slurm, and ours for what asks the process to end."""
+
+    def register_signal_handlers(self) -> None:
+        """Handle signals while the trainer runs."""
+        super().register_signal_handlers()
+        signals.forward(self._tell)
+        signals.install()
+
+    def _tell(self, number: int) -> None:
+        """Tell the processes that this one has started; those of a terminal's Ctrl-C know."""
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None and number == signal.SIGTERM:
+            launcher.kill(signal.SIGTERM)
+
+
 class AlignTrainer(Trainer):
     """Lightning's trainer, which also samples and judges on whatever devices it trains on, and exports."""
+
+    def _run(self, model: LightningModule, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
+        """Start where the first process says: others may see the folder of the run a moment later."""
+        self._signal_connector = _Signals(self)
+        if self.world_size > 1:
+            self.strategy.setup_environment()
+            ckpt_path = self.strategy.broadcast(ckpt_path)
+        if self.state.fn == TrainerFn.FITTING and ckpt_path is not None and Path(ckpt_path).is_file():
+            continue_logs(self.loggers, int(read_checkpoint(ckpt_path)["global_step"]))
+        return super()._run(model, ckpt_path, weights_only)
 
     def sample(
         self,
@@ -109,21 +146,21 @@ class AlignTrainer(Trainer):
         """
         from tts_align.cli.sample import recordings_of, sample
 
-        self._work_trained(
-            model,
-            ckpt_path,
-            partial(
-                sample,
-                prompts=prompts,
-                out=out,
-                samples=samples,
-                speakers=speakers,
-                batch_rows=batch_rows,
-                seed=seed,
-                overwrite=overwrite,
-                audio=audio,
-            ),
+        check_not_source(out, resolve(prompts))
+        check_inside(recordings_of(out), out.parent)
+        work = partial(
+            sample,
+            prompts=prompts,
+            out=out,
+            samples=samples,
+            speakers=speakers,
+            batch_rows=batch_rows,
+            seed=seed,
+            overwrite=overwrite,
+            audio=audio,
         )
+        with writing(out, "sample"):
+            self._work_trained(model, ckpt_path, work)
         say(f"candidates:   {out}")
         if audio:
             say(f"audio:        {recordings_of(out)}")
@@ -184,7 +221,9 @@ class AlignTrainer(Trainer):
             max_failed_share=max_failed_share,
             accuracy=accuracy,
         )
-        self._work_trained(model, ckpt_path, work)
+        check_not_source(out, resolve(candidates))
+        with writing(out, "judge"):
+            self._work_trained(model, ckpt_path, work)
         say(f"judged:       {out}")
 
     def export(
@@ -213,6 +252,7 @@ class AlignTrainer(Trainer):
             return
         if ckpt_path is not None:
             load_trained(model, ckpt_path)
+        remove_leftovers(Path(to).resolve().parent)
         model.parts.clear()  # a reference is as large as the policy, and not needed
         from tts_align.cli.export import export
 
@@ -257,6 +297,9 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
         raise ValueError("trainer.default_root_dir has no effect: set run.directory instead")
     callbacks = recipe.callbacks or []
     callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    callbacks.append(StopOnSignal())
+    if command == "fit":
+        callbacks.insert(0, FiniteGuard(settings.on_not_finite))
     if command == "fit" and recipe.enable_checkpointing is not False and not recipe.fast_dev_run:
         callbacks.append(KeepLast(run.checkpoint, settings.checkpoint_every))
     if command not in WITHOUT_OBJECTIVE:  # without it Lightning would miss it in a checkpoint
@@ -273,6 +316,10 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
         "callbacks": callbacks,
         "enable_progress_bar": shows_bar,
     }
+    given = recipe.plugins or []
+    plugins = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not any(isinstance(one, CheckpointIO) for one in plugins):
+        ours["plugins"] = [*plugins, CheckpointFiles()]
     if command == "export":  # without the devices that a training wants
         ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
     return AlignTrainer(**{**recipe, **ours})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tts_align.data.records import Raw, located
 from tts_align.utils.audio import AudioError
+from tts_align.utils.readers import read_text
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -38,7 +39,7 @@ def listed(path: Path) -> Iterator[tuple[str, Path, str]]:
 
     A path that is not absolute starts from the list's folder or, as CosyVoice writes it, from where the command runs.
     """
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if name := line.strip():
             shard = located(name, path.parent)
             yield f"{path}:{number}", shard, "" if shard.is_file() else f"there is no shard {shard}"

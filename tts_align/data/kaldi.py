@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tts_align.data.records import Fault, ManifestError, Raw, located
+from tts_align.utils.readers import ReadError, load_tensors
 
 _TABLES = ("wav.scp", "text", "utt2spk", "instruct")
 
@@ -124,9 +124,9 @@ def _numbers(path: Path, faults: list[Fault]) -> Mapping[str, Any]:
     import torch
 
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        faults.append(Fault(str(path), f"not a file of torch.save: {str(error).splitlines()[0]}"))
+        saved = load_tensors(path)
+    except ReadError as error:
+        faults.append(Fault(str(path), f"not a file of torch.save: {error.what}"))
         return {}
     if not isinstance(saved, dict):
         faults.append(Fault(str(path), f"expected a dictionary of lists, got {type(saved).__name__}"))

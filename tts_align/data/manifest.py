@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound, folder
 from tts_align.data.sources import read_rows
 from tts_align.utils.assets import resolve
+from tts_align.utils.files import written_atomically
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class _AudioCheck:
 
         try:
             return None if soundfile.info(path).frames else f"the recording {path} is empty"
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
             return f"cannot read the recording {path}: {error}"
 
 
@@ -115,13 +115,8 @@ def write_manifest(rows: Iterable[Row], path: str | Path) -> Path:
     rows = tuple(rows)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"expected a name that ends in .jsonl or .parquet, got {path.name!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        (_write_lines if path.suffix == ".jsonl" else _write_parquet)(rows, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_atomically(path) as scratch:
+        (_write_lines if path.suffix == ".jsonl" else _write_parquet)(rows, scratch)
     return path
 
 

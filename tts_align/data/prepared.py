@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Fault, Manifest, ManifestError, Row
 from tts_align.utils.files import write_json, write_json_lines
 from tts_align.utils.messages import say
+from tts_align.utils.readers import read_json_object
 
 OnBadRow = Literal["drop", "stop"]
 _SHOWN = 10
@@ -105,7 +105,7 @@ class Target:
         """
         if not self.out.exists():
             return False
-        summary = json.loads(self.summary.read_text("utf-8")) if self.summary.exists() else {}
+        summary = read_json_object(self.summary) if self.summary.exists() else {}
         if summary.pop("made_with", None) == made_with:
             self.tell(Summary(**summary))
             return True

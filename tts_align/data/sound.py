@@ -110,13 +110,28 @@ class FeatureExtractor:
 
     def _features(self, utterances: Sequence[LabelledUtterance], manifest: Manifest) -> tuple[RecordingFeatures, ...]:
         known: dict[tuple[Sound, str], RecordingFeatures] = {}
-        first = {(one.sound, one.row.speaker): one for one in utterances}
+        keys = tuple(dict.fromkeys((one.sound, one.row.speaker) for one in utterances))
         faults: list[Fault] = []
-        for key, waveforms in self._waveforms(tuple(first), manifest, faults):
+        if direct := self._direct([key for key in keys if not key[0].audio]):
+            known |= direct
+            keys = tuple(key for key in keys if key[0].audio)
+        for key, waveforms in self._waveforms(keys, manifest, faults):
             known[key] = self._features_of(*waveforms)
         if faults:
             raise ManifestError(manifest.path, faults)
         return tuple(replace(known[one.sound, one.row.speaker], speaker=one.row.speaker_vector) for one in utterances)
+
+    def _direct(self, keys: Sequence[tuple[Sound, str]]) -> dict[tuple[Sound, str], RecordingFeatures]:
+        """Features of rows without a recording as the vocoder has them before they become sound; none if it cannot."""
+        if self.vocoder is None or self.acoustic is not None or not keys:
+            return {}
+        speech, speakers = [torch.tensor(key[0].speech) for key in keys], [key[1] for key in keys]
+        with torch.no_grad():
+            rows = self.vocoder.features(self.tokenizer, speech, speakers)
+        if rows is None:
+            return {}
+        made = [RecordingFeatures(row.half(), None, self.tokenizer.count(len(row))) for row in rows]
+        return dict(zip(keys, made, strict=True))
 
     def _features_of(self, sound: Tensor, for_flow: Tensor | None) -> RecordingFeatures:
         features = self.tokenizer.features(sound)

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tts_align.data import cosyvoice, kaldi
 from tts_align.data.records import Fault, ManifestError, Raw
+from tts_align.utils.readers import ReadError, byte_lines, parse_json
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -61,15 +61,14 @@ def _read_directory(path: Path, unprepared: bool) -> Iterator[Raw]:
 
 
 def _read_lines(path: Path) -> Iterator[Raw]:
-    with path.open("rb") as file:  # bytes: text mode would also break lines at other separators
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                yield Raw(where, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-            except ValueError as error:
-                yield Raw(where, None, f"not JSON: {error}")
+    for number, line in byte_lines(path):  # bytes: text mode would also break lines at other separators
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            yield Raw(where, parse_json(line, where))
+        except ReadError as error:
+            yield Raw(where, None, error.what)
 
 
 def _read_parquet(path: Path, unprepared: bool) -> Iterator[Raw]:

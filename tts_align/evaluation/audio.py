@@ -27,7 +27,9 @@ def write_pair(folder: Path, name: str, waveforms: Mapping[str, ArrayLike], samp
     loudest = max((float(np.abs(np.asarray(sound)).max(initial=0.0)) for sound in waveforms.values()), default=0.0)
     gain = 1 / max(1.0, loudest)
     return {
-        system: write_wav(Path(folder, f"{file_name(name)}-{system}.wav"), gain * np.asarray(sound), sample_rate)
+        system: write_wav(
+            Path(folder, f"{file_name(name)}-{file_name(system)}.wav"), gain * np.asarray(sound), sample_rate
+        )
         for system, sound in waveforms.items()
     }
 

@@ -8,11 +8,12 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tts_align.data.columns import read_codes
 from tts_align.data.labels import read_label
 from tts_align.data.records import Row, Span
 from tts_align.evaluation.judges.base import Reading, Verdict
@@ -97,6 +98,8 @@ class Candidate:
         needed = ("sentence", "speaker", "sample", "seed", "speech", "finished")
         if missing := [name for name in needed if name not in row]:
             raise ValueError(f"column {missing[0]!r} is missing: was this file written by `tts-align sample`?")
+        if faults := list(_wrong_types(row)):
+            raise ValueError("; ".join(faults))
         return cls(
             prompt=SentencePrompt.from_row({**row, "id": row["sentence"], "speaker": ""}),
             speaker=row["speaker"],
@@ -140,8 +143,9 @@ class Candidate:
         rows = []
         for number, (piece, speech, spans) in enumerate(zip(self.pieces, self.cut, self._marks(), strict=True)):
             if speech:
-                name = f"{whole.id}-piece-{number}"
-                own: dict[str, Any] = {"audio": "", "transcript": "", "id": name} if many else {}
+                own: dict[str, Any] = (
+                    {"audio": "", "transcript": "", "id": f"{whole.id}-piece-{number}"} if many else {}
+                )
                 rows.append(dataclasses.replace(whole, text=piece.text, speech=speech, spans=spans, **own))
         marked = [row for row in rows if row.spans]
         return marked if marked and many and desirable is False else rows
@@ -189,6 +193,45 @@ class Candidate:
             notes=notes,
             transcript=self.prompt.target_text,
         )
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "sentence": (str,),
+    "speaker": (str,),
+    "sample": (int,),
+    "seed": (int,),
+    "finished": (bool,),
+    "error": (str,),
+    "audio": (str,),
+    "transcript": (str,),
+    "reading": (str,),
+    "cer": (int, float),
+    "nearest_cer": (int, float),
+    "margin": (int, float),
+}
+"""What each column holds; a number in quotes, or a fraction where a whole number belongs, is a fault and no number."""
+_NAMES = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
+
+
+def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
+    """A phrase for each column that holds something else than it should."""
+    for name, kinds in _TYPES.items():
+        known = name not in row or type(row[name]) in kinds or (str in kinds and isinstance(row[name], str))
+        if not known:
+            yield f"{name}: expected {_NAMES[kinds[-1]]}, got {row[name]!r:.60}"
+    for name in ("sample", "seed", "cer", "nearest_cer"):
+        if type(row.get(name)) in (int, float) and not row[name] >= 0:
+            yield f"{name}: expected at least 0, got {row[name]}"
+    _, fault = read_codes(row["speech"], None) if row["speech"] != [] else ((), None)
+    if fault is not None:
+        yield f"speech: {fault}"
+    share = row.get("target_share")
+    if share is not None and not (
+        isinstance(share, list | tuple)
+        and len(share) == 2
+        and all(type(one) in (int, float) and 0 <= one <= 1 for one in share)
+    ):
+        yield f"target_share: expected two numbers from 0 to 1, got {share!r:.60}"
 
 
 def candidate_id(sentence: str, speaker: str, sample: int) -> str:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from tts_align.data.records import Span
 from tts_align.evaluation.judges.base import Expected
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import read_json_lines, write_json_lines
+from tts_align.utils.readers import read_text
 
 _MAX_FAULTS = 20
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+"""A BCP 47 code: a language of two or three letters, and what kind of it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class SentencePrompt:
         """Read the columns of a manifest; columns of other commands are ignored."""
         if missing := [name for name in ("id", "text") if not isinstance(row.get(name), str)]:
             raise ValueError(f"column {missing[0]!r} is missing or not text")
+        if faults := list(_wrong_types(row)):
+            raise ValueError("; ".join(faults))
         known = {name.name: row[name.name] for name in fields(cls) if row.get(name.name)}
         known["spans"] = tuple(_span(span) for span in known.get("spans", ()))
         known["right"] = _words(known.get("right", ()))
@@ -92,13 +98,35 @@ class SentencePrompt:
 
 def _span(row: Mapping[str, Any]) -> Span:
     try:
-        return Span(int(row["start"]), int(row["end"]), _words(row["right"]), _words(row.get("wrong") or ()))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a span with start, end and right, got {row!r} ({error})") from None
+        start, end = row["start"], row["end"]
+        if type(start) is not int or type(end) is not int:
+            raise TypeError("start and end are numbers of characters, and whole")
+        return Span(start, end, _words(row["right"]), _words(row.get("wrong") or ()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"expected a span with start, end and right, got {row!r:.200} ({error})") from None
 
 
-def _words(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _words(value: Any) -> tuple[str, ...]:
+    words = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError(f"expected words, got {value!r:.60}")
+    return words
+
+
+def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
+    """A phrase for each column that holds something else than it should."""
+    for name in ("language", "speaker", "instruct"):
+        if not isinstance(row.get(name) or "", str):
+            yield f"{name}: expected text, got {row[name]!r:.60}"
+    language = row.get("language")
+    if isinstance(language, str) and language and not _LANGUAGE.fullmatch(language):
+        yield f"language: expected a code such as ja, en-US or zh-Hant, got {language!r:.60}"
+    transcripts = row.get("transcripts") or {}
+    if not isinstance(transcripts, dict) or not all(isinstance(value, str) for value in transcripts.values()):
+        yield f"transcripts: expected a transcript for each reading, got {transcripts!r:.60}"
+    spans = row.get("spans") or []
+    if not isinstance(spans, list | tuple) or not all(isinstance(span, dict) for span in spans):
+        yield f"spans: expected a list of {{start, end, right, wrong}}, got {spans!r:.60}"
 
 
 def read_prompts(path: str | Path) -> list[SentencePrompt]:
@@ -144,11 +172,7 @@ def _rows(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def _text_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (from 1) and sentence of each line that is not blank."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8 ({error})") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, {"id": f"line-{number}", "text": line.strip()}
 

@@ -162,12 +162,28 @@ def encode(policy: CodecLM, items: Sequence[UtteranceRequest]) -> EncodedTexts:
     }
 
 
-def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest]) -> None:
-    """Raise ``ValueError`` for voices that the policy does not know, before anything is spoken."""
+def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest], vocoder: Vocoder | None = None) -> None:
+    """Raise ``ValueError`` for voices that the policy does not know, before anything is spoken.
+
+    Args:
+        policy: what speaks.
+        items: the utterances.
+        vocoder: may know voices that the policy does not.
+    """
     known = policy.speakers
     unknown = sorted({item.speaker for item in items} - {*(known or ()), ""})
     if known is not None and unknown:
         raise ValueError(f"unknown voices {', '.join(unknown)}: the policy speaks as {', '.join(known)}")
+    named = next((item for item in items if item.speaker), None)
+    if known is None and vocoder is None and named is not None:
+        text, instruct = named.prompt.text, named.prompt.instruct
+        contexts = Context(named.speaker, instruct), Context("", instruct)
+        with_name, without = (policy.encode_text(text, context) for context in contexts)
+        if with_name == without:
+            raise ValueError(
+                f"voice {named.speaker!r} has no effect: {type(policy).__name__} knows no voices, and the recipe names "
+                "no model.vocoder that might; leave speakers out"
+            )
 
 
 def waveforms_of(vocoder: Vocoder, candidates: Sequence[Candidate]) -> list[Float[Tensor, " time"]]:

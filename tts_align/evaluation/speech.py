@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tts_align.evaluation.audio import keep_only, write_pair
+from tts_align.evaluation.calibration import CALIBRATION, calibration_of
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.listening import warn_of_failures
 from tts_align.evaluation.measures.base import describe
@@ -219,7 +220,7 @@ class Evaluation:
                 utterances.append(
                     judged_utterance(one, system, rows[system], listeners, self.protocol, item.reference, **columns)
                 )
-        summary = write_report(directory, utterances, self._facts())
+        summary = write_report(directory, utterances, self._facts(directory.parent))
         print()  # the progress bar has left the line open
         print_table(summary)
 
@@ -229,8 +230,8 @@ class Evaluation:
             return candidate.id
         return candidate.prompt.id if self.settings.samples == 1 else f"{candidate.prompt.id}-{candidate.sample}"
 
-    def _facts(self) -> dict[str, Any]:
-        """What the numbers were made with."""
+    def _facts(self, run: Path) -> dict[str, Any]:
+        """What the numbers were made with, and the accuracy of the judge itself if it was measured in this run."""
         module, settings = self.module, self.settings
         assert module.judge is not None
         models: dict[str, Any] = {"judge": module.judge.identity()}
@@ -242,7 +243,9 @@ class Evaluation:
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}
         suite["digest"] = digest([item.reference for item in self.suite.items])
         protocol = {} if self.protocol is None else {"protocol": self.protocol.identity()}
-        return {"suite": suite, **protocol, "models": models | describe(settings.measures)}
+        known = calibration_of(run / CALIBRATION, settings.readings or module.judge)
+        accuracy = {} if known is None else {"judge_accuracy": known.summary()}
+        return {"suite": suite, **protocol, **accuracy, "models": models | describe(settings.measures)}
 
     def _audio(self, folder: Path, judged: dict[str, list[Candidate]]) -> dict[tuple[str, str], str]:
         """Keep the sound of some sentences before and after; where the reading changed first."""

@@ -71,14 +71,27 @@ def _further_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for system, failures in summary.get("failures", {}).items():
         if failures:
             yield f"{system}: " + ", ".join(f"{len(names)} {name}" for name, names in failures.items())
+    known = summary.get("judge_accuracy", {})
+    if known.get("value") is not None:
+        yield f"judge: its own accuracy is {100 * known['value']:.1f} % of {known['n']} utterances of known reading"
     for system, count in summary.get("abstained", {}).items():
         if count:
             yield f"{system}: the judge abstained from {count} readings, which are in no accuracy"
+    if known := summary.get("judge_accuracy"):
+        yield f"the judge's own accuracy: {accuracy_line(known)}"
     name = summary.get("protocol", {}).get("name", "")
     for system, rates in summary.get("rates", {}).items():
         numbers = {"macro": rates["macro"], "corpus": rates["corpus"], "median": rates["median"]}
         shown = ", ".join(f"{kind} {100 * value:.2f} %" for kind, value in numbers.items())
         yield f"{system}: protocol {name}: {shown}, {100 * rates['share_above_half']:.1f} % of utterances above 50 %"
+
+
+def accuracy_line(known: Mapping[str, Any]) -> str:
+    """A judge's own accuracy with its interval and its abstentions, as a summary holds it."""
+    if known["value"] is None:
+        return f"none, {known['abstained']} readings left open, {known['failed']} not judged"
+    counted = f"{known['n']} utterances, {known['abstained']} more left open, {known['failed']} not judged"
+    return f"{known['value']:.1%} [{known['low']:.1%}, {known['high']:.1%}] of {counted} ({known['source']})"
 
 
 def _cell(interval: Mapping[str, Any], signed: bool, row: _Row) -> str:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
@@ -169,6 +171,8 @@ class Objective(nn.Module, ABC):
         names of speakers, if each one's vector is a one at the place of the name.
     ``scores``
         whether the policy scores the rows and trains; without it the policy is only there for its speech tokens.
+    ``unfreeze_after``
+        optimiser steps for which a part that trains waits, by its name.
     """
 
     registry: ClassVar[dict[str, type[Objective]]] = {}
@@ -181,6 +185,7 @@ class Objective(nn.Module, ABC):
     wants_sound: ClassVar[bool] = False
     scores: ClassVar[bool] = True
     voices: tuple[str, ...] = ()
+    unfreeze_after: Mapping[str, int] = MappingProxyType({})
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Check the class facts and register the class under ``name``."""
@@ -205,6 +210,12 @@ class Objective(nn.Module, ABC):
         return RowsWanted(self.reads, self.wants_mismatched, self.wants_utterances, self.wants_sound, readers)
 
     @property
+    def trainable(self) -> frozenset[str]:
+        """Names of what trains."""
+        policy = frozenset({"policy"}) if self.scores else frozenset()
+        return policy | {str(part) for part in self.trains}
+
+    @property
     def trains_reward_only(self) -> bool:
         """Whether what is to be tested is a reward model."""
         return not self.scores and self.trains == frozenset({Part.REWARD})
@@ -219,6 +230,13 @@ class Objective(nn.Module, ABC):
 
     def prepare(self, batch: Batch, policy: CodecLM, parts: Parts) -> Batch:
         """The batch as the policy shall score it; by default as it is."""
+        return batch
+
+    def encode(self, batch: Batch, parts: Parts) -> Batch:
+        """The batch with what only the CPU knows how to make of it, before it moves to the device; by default as it is.
+
+        What is made later, from texts and names, would let the device wait.
+        """
         return batch
 
     def merged(self, policy: CodecLM, parts: Parts) -> AbstractContextManager[None]:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.batch import Batch, Mean, Reads
-from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, posterior_noise, row_generators
+from tts_align.batch import Batch, Mean, Reads, Utterances
+from tts_align.gumbel import RowNoise, annealed, relaxed_tokens, row_generators
 from tts_align.objectives.base import (
     Objective,
     Outcome,
@@ -22,10 +23,12 @@ from tts_align.objectives.base import (
     check_not_negative,
     check_positive,
 )
+from tts_align.objectives.mtr import speech_lengths
 
 if TYPE_CHECKING:
     from tts_align.models.base.policy import CodecLM
-    from tts_align.models.base.reward_records import RewardScores
+    from tts_align.models.base.reward import RewardHead
+    from tts_align.models.base.reward_records import RewardLabels, RewardScores
 
 BINS = 5
 """Of the histogram of rewards that :class:`tts_align.training.callbacks.guards.CollapseGuard` watches."""
@@ -132,13 +135,14 @@ class DiffRO(Objective, name="diffro"):
         """This micro-batch's share of the mean reward, with the gradient that reaches the logits."""
         model, said = step.parts.reward, step.utterances
         rows = RowNoise(row_generators(said.seeds, logits.device), said.targets)
-        noise = rows if self.resample else posterior_noise(logits, model.codebook_size, step.batch.rows.target, rows)
-        soft = gumbel_softmax_st(logits, model.codebook_size, noise, self._temperature(step), self.hard)
+        target, temperature = step.batch.rows.target, self._temperature(step)
+        soft = relaxed_tokens(logits, model.codebook_size, target, rows, temperature, self.hard, self.resample)
         vectors = model.embed(soft)
         # :: (m, h) -> (c, h) -> (r, s, h)
         embedded = said.placed(vectors.index_select(0, said.code_target))
-        attributes = tuple({**row, **self.targets} for row in said.attributes)
-        labels = model.encode_labels(said.target_texts, attributes).to(logits.device)
+        labels = said.target_labels
+        if labels is None:
+            labels = self._labels(said, model).to(logits.device)
         asked = embedded.detach().requires_grad_() if torch.is_grad_enabled() else embedded
         scores = model.score_embedded(asked, said.mask, labels, self.tasks)
         rewards = scores.reward(mean=self.reduction == "mean")
@@ -156,6 +160,18 @@ class DiffRO(Objective, name="diffro"):
             gradient = gradient * (self.gradient_clip / norm.clamp(min=self.gradient_clip))[:, None, None]
         path = step.mean((embedded * gradient).sum((1, 2)), step.batch.totals.rows)
         return path + (value - path).detach(), metrics
+
+    def encode(self, batch: Batch, parts: Parts) -> Batch:
+        """Labels of what is wanted; lengths of the stored rows, unless the policy speaks anew."""
+        said = batch.utterances
+        assert said is not None
+        labels = self._labels(said, parts.reward)
+        if not self.free:
+            labels = replace(labels, speech_lengths=speech_lengths(batch))
+        return replace(batch, utterances=replace(said, target_labels=labels))
+
+    def _labels(self, said: Utterances, model: RewardHead) -> RewardLabels:
+        return model.encode_labels(said.target_texts, tuple({**row, **self.targets} for row in said.attributes))
 
     def _temperature(self, step: Step) -> float:
         if self.final_temperature is None or self.anneal_steps is None:

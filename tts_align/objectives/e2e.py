@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +14,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tts_align.batch import Batch, Mean, Reads, Utterances
-from tts_align.gumbel import RowNoise, gumbel_softmax_st, row_generators
+from tts_align.batch import Batch, Mean, Reads
 from tts_align.objectives.base import Objective, Outcome, Part, Parts, Step, check_not_negative, check_positive
-from tts_align.objectives.mtr import TEXT_TASKS, attribute_share
+from tts_align.objectives.bridges import Bridge, bridge_to, words
+from tts_align.objectives.e2e_losses import (
+    NOISE,
+    SHAPERS,
+    SecondOrder,
+    Shaper,
+    encoded,
+    flow_error,
+    generators,
+    recognition,
+    used,
+)
+from tts_align.utils.messages import say
 from tts_align.utils.seeds import drawn_for_step
-from tts_align.utils.weights import PARTS, loaded, read_weights, speaker_vectors_of
+from tts_align.utils.weights import PARTS, loaded, read_weights
 
 if TYPE_CHECKING:
     from tts_align.models.base.flow import FlowHead
     from tts_align.models.base.flow_records import FlowDraws
     from tts_align.models.base.policy import CodecLM
     from tts_align.models.base.reward import RewardHead
-
-Shaper = Literal["reward", "flow", "policy"]
-SHAPERS: tuple[Shaper, ...] = ("reward", "flow", "policy")
-NOISE, GUMBEL = 1, 2
-"""What is drawn for a row: the flow's noise, and the noise that samples speech tokens."""
 
 
 class E2E(Objective, name="e2e"):
@@ -49,21 +55,33 @@ class E2E(Objective, name="e2e"):
     ctc) or rows. When a stage ends, what lies between the models is folded into their own token tables, so that they
     work alone. The published weights are the defaults; what stage 3 freezes is this project's choice.
 
+    A model that the recipe names by its directory keeps what it has learnt: in stage 1 its bridge starts as the image
+    of the codebook that is nearest to its table, wider than linear where the codebook's rank asks for it, and the error
+    is printed. What a stage does not use must not be set: weights of the losses that it lacks, and everything of the
+    second order in stages 1 and 2; where ``fit`` makes the stages before, what they use may be set, too.
+
     Args:
         stage: stage to train: 1, 2 or 3.
         losses: losses that train the tokenizer in stage 1; the models of the others are left out of it.
         start: directory of the run of an earlier stage to start from; without it ``fit`` makes its own.
         voices: names of speakers; each one's vector is a one at its place. Not for rows that bring speaker_vector.
-        policy_weight: weight of the language model's loss, L_LM.
-        reward_weight: weight of the reward model's loss, L_RM.
-        flow_weight: weight of the flow's loss, L_FM.
-        asr_weight: weight of the text in the reward of stage 3.
-        attribute_weight: weight of each attribute, such as the speaker, in the reward of stage 3.
-        attributes: attributes that are rewarded in stage 3; they must be tasks of the reward model.
-        second_flow_weight: weight of the flow's loss on sampled speech tokens in stage 3.
-        estimator: gradient estimator of the samples: straight_through (one token, the soft sample's gradient) or soft.
-        temperature: temperature of the Gumbel-softmax.
+        policy_weight: weight of the language model's loss, L_LM; 0.1 by default.
+        reward_weight: weight of the reward model's loss, L_RM, in stages 1 and 2; 1 by default.
+        flow_weight: weight of the flow's loss, L_FM; 1 by default.
+        asr_weight: weight of the text in the reward of stage 3; 1 by default.
+        attribute_weight: weight of each attribute, such as the speaker, in the reward of stage 3; 0.1 by default.
+        attributes: attributes that are rewarded in stage 3, tasks of the reward model; speaker by default.
+        second_flow_weight: weight of the flow's loss on sampled speech tokens in stage 3; 1 by default.
+        text_task: how the reward model hears the text in stage 3: asr, which knows the letters before, or ctc, which
+            cannot answer from the text; by default asr if it has it.
+        estimator: gradient estimator of the samples: straight_through (one token, the soft sample's gradient, the
+            default) or soft.
+        temperature: temperature of the Gumbel-softmax; 1 by default.
+        resample: whether stage 3 draws a token anew at each position, as the paper does and by default; otherwise the
+            stored tokens have the gradient that this draw would have had, as with the objective diffro.
         streaming_share: share of optimiser steps in which the flow does not look beyond its own chunk.
+        unfreeze_after: optimiser steps for which a part waits before it trains, by name: {tokenizer: 200} lets new
+            models settle on the tokens as they are, {reward: 200} keeps a trained reward model as it is for a while.
     """
 
     reads = Reads.SPEECH
@@ -76,26 +94,32 @@ class E2E(Objective, name="e2e"):
         losses: Sequence[Shaper] = SHAPERS,
         start: str | None = None,
         voices: Sequence[str] = (),
-        policy_weight: float = 0.1,
-        reward_weight: float = 1.0,
-        flow_weight: float = 1.0,
-        asr_weight: float = 1.0,
-        attribute_weight: float = 0.1,
-        attributes: Sequence[str] = ("speaker",),
-        second_flow_weight: float = 1.0,
-        estimator: Literal["straight_through", "soft"] = "straight_through",
-        temperature: float = 1.0,
-        streaming_share: float = 0.0,
+        policy_weight: float | None = None,
+        reward_weight: float | None = None,
+        flow_weight: float | None = None,
+        asr_weight: float | None = None,
+        attribute_weight: float | None = None,
+        attributes: Sequence[str] | None = None,
+        second_flow_weight: float | None = None,
+        text_task: Literal["asr", "ctc"] | None = None,
+        estimator: Literal["straight_through", "soft"] | None = None,
+        temperature: float | None = None,
+        resample: bool | None = None,
+        streaming_share: float | None = None,
+        unfreeze_after: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        check_not_negative(policy_weight=policy_weight, reward_weight=reward_weight, flow_weight=flow_weight)
-        check_not_negative(
-            asr_weight=asr_weight,
-            attribute_weight=attribute_weight,
-            second_flow_weight=second_flow_weight,
-            streaming_share=streaming_share,
-        )
-        check_positive(temperature=temperature)
+        weights = {
+            "policy_weight": policy_weight,
+            "reward_weight": reward_weight,
+            "flow_weight": flow_weight,
+            "asr_weight": asr_weight,
+            "attribute_weight": attribute_weight,
+            "second_flow_weight": second_flow_weight,
+            "streaming_share": streaming_share,
+        }
+        check_not_negative(**{name: value for name, value in weights.items() if value is not None})
+        check_positive(temperature=_or(temperature, 1.0))
         if not losses or (stage > 1 and set(losses) != set(SHAPERS)):
             raise ValueError(
                 "losses say what stage 1 trains the tokenizer with: name at least one, or leave them out in a later "
@@ -103,13 +127,40 @@ class E2E(Objective, name="e2e"):
             )
         if stage == 1 and start is not None:
             raise ValueError("start has no effect in stage 1: name the directories of model.tokenizer and model.policy")
+        others = {
+            "attributes": attributes,
+            "text_task": text_task,
+            "estimator": estimator,
+            "temperature": temperature,
+            "resample": resample,
+        }
+        given = {name for name, value in {**weights, **others}.items() if value is not None}
+        stages = range(1, stage + 1) if start is None else (stage,)
+        if idle := sorted(given.difference(*(used(one, losses) for one in stages))):
+            raise ValueError(f"{', '.join(idle)} have no effect in stage {stage} of e2e: leave them out")
         self.stage, self.start, self.voices = stage, start, tuple(voices)
-        self.weights = {"policy": policy_weight, "reward": reward_weight, "flow": flow_weight}
-        self.asr_weight, self.second_flow_weight = asr_weight, second_flow_weight
-        self.attributes = dict.fromkeys(attributes, attribute_weight)
-        self.hard, self.temperature = estimator == "straight_through", temperature
-        self.streaming_share = streaming_share
-        self.losses = frozenset(losses)
+        self.weights = {
+            "policy": _or(policy_weight, 0.1),
+            "reward": _or(reward_weight, 1.0),
+            "flow": _or(flow_weight, 1.0),
+        }
+        rewarded = ("speaker",) if attributes is None else attributes
+        self.second = SecondOrder(
+            text_task,
+            _or(asr_weight, 1.0),
+            dict.fromkeys(rewarded, _or(attribute_weight, 0.1)),
+            _or(second_flow_weight, 1.0),
+            _or(temperature, 1.0),
+            estimator != "soft",
+            resample is not False,
+        )
+        self.streaming_share, self.losses = _or(streaming_share, 0.0), frozenset(losses)
+        self.unfreeze_after = dict(unfreeze_after or {})
+        if idle := sorted(self.unfreeze_after.keys() - self.trainable):
+            raise ValueError(
+                f"unfreeze_after of {', '.join(idle)} has no effect in stage {stage}: what trains in it is "
+                f"{', '.join(sorted(self.trainable))}"
+            )
         self.bridges = nn.ModuleDict()
 
     # --- the facts, which depend on the stage ---
@@ -151,19 +202,14 @@ class E2E(Objective, name="e2e"):
                 f"all models must have the {tokenizer.codebook_size} speech tokens of model.tokenizer, got {wrong}"
             )
         if self.stage == 3:
-            tasks = parts.reward.tasks
-            if unknown := [name for name in self.attributes if name not in tasks]:
-                raise ValueError(
-                    f"attributes must be among model.reward's tasks, {', '.join(tasks)}, got {', '.join(unknown)}"
-                )
-            if not set(TEXT_TASKS) & set(tasks):
-                raise ValueError("stage 3 rewards the text: model.reward must have decoder_layers or ctc")
+            self.second.check(parts.reward.tasks)
         if self.stage == 1:
+            codebook = tokenizer.codebook().detach()
             for name, reader in readers.items():
                 reader.table.requires_grad_(False)  # folding overwrites it
-                self.bridges[name] = _bridge(tokenizer.embedding_channels, reader.table.embedding_dim)
+                self.bridges[name] = bridge_to(name, reader, codebook)
             if self.scores:
-                bridge = _bridge(tokenizer.embedding_channels, policy.table.embedding_dim)
+                bridge = Bridge(tokenizer.embedding_channels, policy.table.embedding_dim)
                 nn.init.zeros_(bridge.weight)
                 self.bridges["policy"] = bridge
         if self.start is not None:
@@ -177,6 +223,9 @@ class E2E(Objective, name="e2e"):
         if self.stage == 3 and not {Part.REWARD, Part.FLOW, "policy"} <= found:
             raise ValueError(f"stage 3 starts from a run of stage 2, or of stage 1 with all losses; {run} is neither")
         self.start = str(run)
+        others = {"policy", *map(str, parts)} - found
+        rest = f"; {words(sorted(others))} as the recipe gives {'it' if len(others) == 1 else 'them'}" if others else ""
+        say(f"stage {self.stage} starts with {words(sorted(found))} of {run}{rest}")
 
     def initial_policy(self, policy: CodecLM) -> CodecLM | None:
         """The policy that this stage started from."""
@@ -208,6 +257,10 @@ class E2E(Objective, name="e2e"):
                     table.copy_(before)
 
     # --- the step ---
+
+    def encode(self, batch: Batch, parts: Parts) -> Batch:
+        """Labels of the rows, and voices."""
+        return encoded(batch, parts, self.voices, self.stage == 3)
 
     def prepare(self, batch: Batch, policy: CodecLM, parts: Parts) -> Batch:
         """Tokenise the sound, and put its speech tokens where the placeholders stand."""
@@ -253,15 +306,15 @@ class E2E(Objective, name="e2e"):
             logp, mask = step.policy.logp, step.policy.mask
             metrics["lm"] = Mean.of(-logp, mask)
         if Part.REWARD in self.trains:
-            loss, found = self._recognition(step)
+            loss, found = recognition(step, self._vectors(step, "reward"))
             losses.append(self.weights["reward"] * loss)
             metrics |= found
         if Part.FLOW in self.trains:
             draws = self._draws(step)
-            loss, metrics["fm"] = self._flow_loss(step, self._vectors(step, "flow"), draws)
+            loss, metrics["fm"] = flow_error(step, self._vectors(step, "flow"), draws, self.voices)
             losses.append(self.weights["flow"] * loss)
             if self.stage == 3:
-                loss, found = self._second_order(step, draws)
+                loss, found = self.second.loss(step, draws, self.voices)
                 losses.append(loss)
                 metrics |= found
         return Outcome(sum(losses[1:], losses[0]), metrics)
@@ -272,78 +325,22 @@ class E2E(Objective, name="e2e"):
             return self.bridges[name](step.recordings.tokenised.embedding)
         return _reader(name, step.parts).embed(step.utterances.speech)
 
-    def _recognition(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
-        """L_RM: text, speaker and whatever else the reward model knows of the rows."""
-        reward, said = step.parts.reward, step.utterances
-        labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
-        losses = reward.losses_embedded(self._vectors(step, "reward"), said.mask, labels)
-        totals = step.batch.totals
-        share = []
-        for name, loss in losses.items():
-            if name in TEXT_TASKS:  # the end of a text is one more letter for asr
-                count = totals.letters + (totals.labels["text"] if name == "asr" else 0)
-                share.append(loss.total / max(count, 1))
-            else:
-                share.append(attribute_share(name, loss, step))
-        return torch.stack(share).sum(), {
-            f"rm_{name}": Mean(loss.total.detach(), loss.count) for name, loss in losses.items()
-        }
-
     def _draws(self, step: Step) -> FlowDraws:
         """What is random for the flow; whether it streams is the same for all of an optimiser step."""
         flow, sound = step.parts.flow, step.recordings
         coin = drawn_for_step(step.number)
         frames = [count * flow.frames_per_token for count in sound.token_counts]
         return flow.draw(
-            frames, _generators(step.utterances, NOISE, sound.mel.device), None, coin < self.streaming_share
+            frames, generators(step.utterances, NOISE, sound.mel.device), None, coin < self.streaming_share
         )
-
-    def _flow_loss(
-        self, step: Step, vectors: Float[Tensor, "r s h"], draws: FlowDraws
-    ) -> tuple[Float[Tensor, ""], Mean]:
-        """This micro-batch's share of the mean squared error over all frames and channels."""
-        flow, sound = step.parts.flow, step.recordings
-        speaker = speaker_vectors_of(step.utterances.speakers, self.voices, sound.speaker, flow.speaker_channels)
-        mel, mask = sound.mel.to(vectors.dtype), step.utterances.mask
-        loss = flow.loss_embedded(vectors, mask, mel, sound.mel_mask, speaker.to(vectors.dtype), draws)
-        count = step.batch.totals.speech_tokens * flow.frames_per_token * flow.mel_channels
-        return loss.total / max(count, 1), Mean(loss.total.detach(), loss.count)
-
-    # --- the second order ---
-
-    def _second_order(self, step: Step, draws: FlowDraws) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
-        """Losses of speech tokens that the policy samples, each given the real speech tokens before it."""
-        assert step.policy.logits is not None
-        reward, flow = step.parts.reward, step.parts.flow
-        said = step.utterances
-        noise = RowNoise(_generators(said, GUMBEL, step.policy.logits.device), said.targets)
-        sample = gumbel_softmax_st(step.policy.logits, reward.codebook_size, noise, self.temperature, self.hard)
-        soft = sample.index_select(0, said.code_target)
-        error, mean = self._flow_loss(step, said.placed(flow.embed(soft[None])[0]), draws)
-        labels = reward.encode_labels(said.target_texts, said.attributes).to(soft.device)
-        text = "asr" if "asr" in reward.tasks else "ctc"
-        weights = {text: self.asr_weight, **self.attributes}
-        scores = reward.score_embedded(said.placed(reward.embed(soft)), said.mask, labels, tuple(weights))
-        rewards = torch.stack([weights[rows.name] * rows.mean for rows in scores.tasks]).sum(0)
-        metrics = {f"second_{rows.name}": Mean(-rows.total.detach().sum(), rows.count.sum()) for rows in scores.tasks}
-        loss = self.second_flow_weight * error - step.mean(rewards, step.batch.totals.rows)
-        return loss, {"second_fm": mean, **metrics}
 
 
 _READERS = ("reward", "flow")  # besides the policy they read the tokenizer's vectors
 
 
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _reader(name: str, parts: Parts) -> RewardHead | FlowHead:
     return parts.reward if name == Part.REWARD else parts.flow
-
-
-def _bridge(channels: int, width: int) -> nn.Linear:
-    """From a tokenizer's vectors to those that another model reads, about as long as they are."""
-    bridge = nn.Linear(channels, width, bias=False)
-    nn.init.normal_(bridge.weight, std=channels**-0.5)
-    return bridge
-
-
-def _generators(said: Utterances, purpose: int, device: torch.device) -> tuple[torch.Generator, ...]:
-    """One for each row, of its seed and of what is drawn."""
-    return row_generators([4 * seed + purpose for seed in said.seeds], device)

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tts_align.batch import Mean, Reads
-from tts_align.models.base.reward_records import Regularisers, TaskLoss
+from tts_align.batch import Batch, Mean, Reads
+from tts_align.models.base.reward_records import Regularisers, RewardLabels, TaskLoss
 from tts_align.objectives.base import Objective, Outcome, Part, Parts, Step, check_codebook, check_not_negative
 
 if TYPE_CHECKING:
     from tts_align.models.base.policy import CodecLM
+    from tts_align.models.base.reward import RewardHead
 
 TEXT_TASKS = ("asr", "ctc")
 """Tasks whose label is the transcript."""
@@ -60,18 +62,45 @@ class MTR(Objective, name="mtr"):
         """Check that the reward model reads the speech tokens of the data."""
         check_codebook(policy, parts.reward)
 
+    def encode(self, batch: Batch, parts: Parts) -> Batch:
+        """Labels of transcripts and attributes."""
+        return with_labels(batch, parts.reward)
+
     def forward(self, step: Step) -> Outcome:
         """Sum of the tasks' losses on this micro-batch."""
         reward, said = step.parts.reward, step.utterances
         if unknown := sorted(self.weights.keys() - set(reward.tasks)):
             raise ValueError(f"weights of {', '.join(unknown)} have no effect: the tasks are {', '.join(reward.tasks)}")
-        labels = reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
+        labels = labels_of(step)
         regularisers = self.regularisers if self.training else None
         losses = reward.losses(said.speech, said.mask, labels, regularisers, torch.default_generator)
         share = [self.weights.get(name, 1.0) * _share(name, loss, step) for name, loss in losses.items()]
         return Outcome(
             torch.stack(share).sum(), {name: Mean(loss.total.detach(), loss.count) for name, loss in losses.items()}
         )
+
+
+def with_labels(batch: Batch, reward: RewardHead) -> Batch:
+    """The batch with the reward model's labels of its transcripts and attributes, and with its lengths."""
+    said = batch.utterances
+    assert said is not None
+    labels = reward.encode_labels(said.transcripts, said.attributes)
+    labels = replace(labels, speech_lengths=speech_lengths(batch))
+    return replace(batch, utterances=replace(said, labels=labels))
+
+
+def speech_lengths(batch: Batch) -> tuple[int, ...]:
+    """How many speech tokens each row has, as the CPU knows it."""
+    assert batch.utterances is not None
+    return tuple(len(row.speech) for row in batch.utterances.rows)
+
+
+def labels_of(step: Step) -> RewardLabels:
+    """Labels of transcripts and attributes: those that came with the batch, or made here, for which a device waits."""
+    said = step.utterances
+    if said.labels is not None:
+        return said.labels
+    return step.parts.reward.encode_labels(said.transcripts, said.attributes).to(said.speech.device)
 
 
 def _share(name: str, loss: TaskLoss, step: Step) -> Tensor:

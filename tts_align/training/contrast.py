@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_align.data.select import LabelledUtterance
 from tts_align.training.cache import TokenCache
+from tts_align.training.checkpoint import read_checkpoint
 
 SIDES = ("desirable", "undesirable")
 WEIGHTS = Path("contrast", "weights.json")
@@ -87,7 +87,7 @@ def trained_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}: check model.contrast.desirable and .undesirable")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     return {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
 
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning.pytorch import Trainer
 
 from tts_align.batch import Mean
+from tts_align.utils.distributed import gathered
+from tts_align.utils.messages import first_process
 
 
 def log_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
@@ -29,6 +31,37 @@ class StageMeans:
         self.stage = stage
         self.sums: dict[str, Mean] = {}
         self.logged = 0
+        self._restored: dict[str, Mean] = {}
+
+    def begin(self, step: int) -> None:
+        """Begin a training, from what a checkpoint had noted since its last log.
+
+        Args:
+            step: number of the last step before it.
+        """
+        self.logged, self.sums, self._restored = step, self._restored, {}
+
+    def to_state(self, trainer: Trainer) -> dict[str, list[float]]:
+        """What has been noted and not logged, over all processes, for a checkpoint; every process must call it.
+
+        What is going to be logged in this very step is not part of it: a training that resumes from here begins after.
+        """
+        state: dict[str, list[float]] = {}
+        if self._is_due(trainer):
+            return state
+        for mine in gathered({name: [float(one.total), float(one.count)] for name, one in self.sums.items()}):
+            for name, (total, count) in mine.items():
+                before = state.get(name, [0.0, 0.0])
+                state[name] = [before[0] + total, before[1] + count]
+        return state
+
+    def from_state(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        """Remember what a checkpoint had noted; the first process counts it for all of them."""
+        mine = state if first_process() else {}
+        self._restored = {
+            name: Mean(torch.tensor(total, device=device), torch.tensor(count, device=device))
+            for name, (total, count) in mine.items()
+        }
 
     def note(self, metrics: Mapping[str, Mean]) -> None:
         """Add a micro-batch's numbers, without waiting for the device."""
@@ -38,12 +71,15 @@ class StageMeans:
 
     def log_when_due(self, trainer: Trainer) -> bool:
         """Log once in ``trainer.log_every_n_steps`` optimiser steps; tells whether this call has logged."""
-        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = step != self.logged and step % every == 0
+        due = self._is_due(trainer)
         if due:
-            self.logged = step
+            self.logged = trainer.global_step
             self.log(trainer)
         return due
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step != self.logged and step % every == 0
 
     def log(self, trainer: Trainer) -> None:
         """Log what has been noted, and begin anew; every rank must call it."""

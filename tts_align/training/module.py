@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,19 @@ from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives.base import Objective, Outcome, Part, Step
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
-from tts_align.training.checkpoint import check_fits, trained_state
+from tts_align.training.checkpoint import check_finite, check_fits, trained_state
 from tts_align.training.contrast import Contrast
-from tts_align.training.gradients import fused
 from tts_align.training.means import StageMeans
+from tts_align.training.optimizers import GroupedModule, PartOptimizer
 from tts_align.training.parts import check_can_learn, check_settings, make_parts
 from tts_align.training.scoring import Scoring
 from tts_align.training.seeds import seed_generators, seed_of
 from tts_align.training.settings import RewardFit, StageFit
-from tts_align.training.sharding import ShardedModule
 from tts_align.training.testing import Testing
 from tts_align.utils.seeds import run_seed
 
 
-class AlignModule(ShardedModule):
+class AlignModule(GroupedModule):
     """A codec language model, the other parts an objective asks for, and one shared step.
 
     Args:
@@ -60,6 +59,8 @@ class AlignModule(ShardedModule):
         test: sentences of ``test``, and how many of them; without it nothing is tested.
         cache: folder for numbers of frozen models; ``cache`` in the run's folder by default.
         optimizer: optimiser class and its arguments.
+        optimizer_groups: what is particular about the training of a part, by its name: policy, tokenizer, reward, flow,
+            or objective for the bridges of e2e.
         lr_scheduler: learning-rate schedule, in optimiser steps; constant by default.
     """
 
@@ -80,17 +81,19 @@ class AlignModule(ShardedModule):
         test: TestSettings | None = None,
         cache: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer_groups: Mapping[str, PartOptimizer] | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # frozen parts are rebuilt from their own paths, not saved
-        check_settings(objective, policy, reference, contrast, reward, reward_fit, stage_fit)
+        check_settings(objective, policy, reference, contrast, reward, reward_fit, stage_fit, optimizer_groups or {})
         self.objective, self.policy, self.contrast = objective, policy, contrast
         self.vocoder, self.judge = vocoder, judge
         self.sampling, self.test_settings = sampling or Sampling(), test
         self.reward_fit, self.stage_fit = reward_fit, stage_fit
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
         self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
+        self.optimizer_groups = dict(optimizer_groups or {})
         for listener in self._listeners:
             listener.requires_grad_(False).eval()
         if vocoder is not None:
@@ -152,7 +155,7 @@ class AlignModule(ShardedModule):
 
     def on_train_start(self) -> None:
         """A resumed run has logged what came before: its first micro-batch is not yet a step."""
-        self.means["train"].logged = self.trainer.global_step
+        self.means["train"].begin(self.trainer.global_step)
 
     def on_validation_start(self) -> None:
         """Likewise when only validating."""
@@ -198,24 +201,21 @@ class AlignModule(ShardedModule):
         self.means["val"].log(self.trainer)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Records move as one; test sentences stay where they are."""
+        """Records move as one, with what the objective makes of texts and names; test sentences stay where they are."""
+        if isinstance(batch, Batch):
+            batch = self.objective.encode(batch, self.parts)
         return batch.to(device, non_blocking=True) if isinstance(batch, Record) else batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; the rest is rebuilt from its own path."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"], self.objective.trains)
+        checkpoint["means"] = self.means["train"].to_state(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks what trains here."""
+        """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""
         check_fits(self, checkpoint["state_dict"])
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer from the trainable parameters only."""
-        optimizer = fused(self.optimizer([value for value in self.parameters() if value.requires_grad]))
-        if self.lr_scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        check_finite(checkpoint["state_dict"], "the checkpoint")
+        self.means["train"].from_state(checkpoint.get("means", {}), self.device)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test sentences of this rank, a batch of utterances at a time; held-out rows for a reward model."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.reward import RewardHead
@@ -21,6 +23,7 @@ def check_settings(
     reward: RewardHead | None,
     reward_fit: RewardFit | None,
     stage_fit: StageFit | None,
+    optimizer_groups: Collection[str] = (),
 ) -> None:
     """Raise ``ValueError`` for what a recipe sets and the objective has no use for."""
     name, frozen = type(objective).__name__, objective.needs - objective.trains
@@ -30,6 +33,12 @@ def check_settings(
         raise ValueError(
             f"model.reward_fit has no effect: the reward model of {reward.directory} is trained already; leave it out, "
             "or pass --model.reward_fit null"
+        )
+    # An earlier stage may train what this one only needs: one recipe is for all stages.
+    there = objective.trainable | {*map(str, objective.needs - {Part.REFERENCE, Part.CONTRAST}), "objective"}
+    if idle := sorted(set(optimizer_groups) - there):
+        raise ValueError(
+            f"model.optimizer_groups of {', '.join(idle)} have no effect: {name} has only {', '.join(sorted(there))}"
         )
     if stage_fit is not None and Part.TOKENIZER not in frozen:
         raise ValueError("model.stage_fit has no effect: there is no stage before the one that is to be trained")

@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import fnmatch
-import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Trainer
 
-from tts_align.utils.files import written_atomically
+from tts_align.training.checkpoint import LAST, PREVIOUS, read_checkpoint, whole_checkpoint
+from tts_align.training.finite import OnNotFinite
+from tts_align.utils.files import check_inside, remove_leftovers, written_atomically
+from tts_align.utils.locks import LOCK, locked
+from tts_align.utils.messages import first_process, say
+from tts_align.utils.readers import ReadError, read_json_object, read_yaml
 
-RECIPE, CHECKPOINTS, LAST, LOGS, TEST = "config.yaml", "checkpoints", "last.ckpt", "tensorboard", "test"
+RECIPE, CHECKPOINTS, LOGS, TEST = "config.yaml", "checkpoints", "tensorboard", "test"
+DAMAGED = "damaged"
+"""Name of a checkpoint that could not be read, beside the others, until the next one is."""
 EXPORT = "export.json"
 CHOICE = "chosen.json"
 """In the folder of checkpoints: which of them was heard best."""
@@ -75,6 +81,8 @@ class RunSettings:
         overwrite: whether to remove what an earlier run left in the folder and start anew.
         checkpoint_every: optimiser steps between two checkpoints; an interrupted run resumes from the last one.
         test_after_fit: whether to test as soon as the training ends.
+        on_not_finite: what a loss or gradient that is NaN or infinite does: stop the training, with step and rows named
+            and the last checkpoint kept; or skip the step, which costs waiting for the device in each.
         threads: CPU threads of each process; PyTorch decides by default.
         modules: names of your own modules, imported before the recipe is read, so that their objectives are known by
             the names they register; in the working folder or installed.
@@ -84,11 +92,14 @@ class RunSettings:
     overwrite: bool = False
     checkpoint_every: int = 100
     test_after_fit: bool = True
+    on_not_finite: OnNotFinite = "stop"
     threads: int | None = None
     modules: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        if self.directory is not None and not self.directory.strip():
+            raise ValueError("run.directory is empty: name a folder, or leave it out for runs/<name of the recipe>")
         if self.checkpoint_every < 1:
             raise ValueError(f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}")
         if self.threads is not None and self.threads < 1:
@@ -123,8 +134,8 @@ class Run:
             FileNotFoundError: somebody removed it.
         """
         if not self.choice.is_file():
-            return self.checkpoint
-        path = self.choice.with_name(Path(json.loads(self.choice.read_text("utf-8"))["file"]).name)
+            return self.newest() or self.checkpoint
+        path = self.choice.with_name(Path(str(read_json_object(self.choice).get("file"))).name)
         if not path.exists():
             raise FileNotFoundError(
                 f"no checkpoint at {path}, which {self.choice} says was heard best: put it back, or remove "
@@ -136,15 +147,14 @@ class Run:
         """Why a guard has stopped the run for good, by its last checkpoint; empty if none has."""
         if not self.checkpoint.is_file():
             return ""
-        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        states = saved.get("callbacks", {}).values()
+        states = read_checkpoint(self.checkpoint).get("callbacks", {}).values()
         return next((str(one["stopped"]) for one in states if isinstance(one, dict) and one.get("stopped")), "")
 
     def check(self, recipe: str) -> None:
         """Raise :class:`RecipeChanged` if the directory holds a begun run of another recipe than this YAML text."""
         if not self.begun:
             return
-        changed = list(differences(yaml.safe_load(self.recipe.read_text("utf-8")), yaml.safe_load(recipe)))
+        changed = list(differences(read_yaml(self.recipe), yaml.safe_load(recipe)))
         if changed:
             raise RecipeChanged(
                 f"{self.directory} holds a run of another recipe:\n"
@@ -161,51 +171,93 @@ class Run:
             else:
                 path.unlink(missing_ok=True)
 
+    @contextmanager
+    def claimed(self, command: str) -> Iterator[None]:
+        """Within the block no other command writes to the directory; what killed ones left unfinished is removed.
+
+        Args:
+            command: that writes there.
+
+        Raises:
+            LockedError: another one is at work.
+            ValueError: a link in the directory leads out of it.
+        """
+        with locked(self.directory / LOCK, self.directory, command, "run.directory"):
+            for name in (*ENTRIES, f"{TEST}/audio", f"{CHECKPOINTS}/{LAST}"):
+                check_inside(self.directory / name, self.directory)
+            if removed := remove_leftovers(self.directory, deep=True):
+                say(f"{self.directory}: removed {len(removed)} unfinished files of a killed run")
+            yield
+
+    def newest(self) -> Path | None:
+        """The last checkpoint or, if that is damaged, which is said, the one before it; ``None`` if there is none.
+
+        Raises:
+            ReadError: there are some, and all are damaged.
+        """
+        damaged: ReadError | None = None
+        for path in (self.checkpoint, self.checkpoint.with_name(PREVIOUS)):
+            try:
+                found = whole_checkpoint(path)
+            except FileNotFoundError:
+                continue
+            except ReadError as error:
+                damaged = damaged or error
+                continue
+            if damaged is not None:
+                say(f"{damaged}\nthe checkpoint before it is used: {path}")
+            return found
+        if damaged is not None:
+            raise ReadError(
+                damaged.where, f"{damaged.what}; there is no whole one beside it: begin anew with --run.overwrite true"
+            )
+        return None
+
+    def begin(self, recipe: str, anew: bool) -> Path | None:
+        """Make the directory that of a recipe's run, and give the checkpoint to continue from, if there is one.
+
+        Args:
+            recipe: as YAML, in full.
+            anew: drop what an earlier run has left.
+
+        Raises:
+            RecipeChanged: the directory holds the run of another recipe.
+        """
+        if not anew:
+            self.check(recipe)
+        if first_process():
+            if anew:
+                self.clear()
+            self.save_recipe(recipe)
+        return None if anew else self.newest()
+
+    def continued(self, checkpoint: Path, trainer: Trainer) -> str:
+        """Say from where a training goes on, or that nothing is left to train; gives the checkpoint's path."""
+        self.set_aside(checkpoint)
+        epoch, step = self.progress(checkpoint)
+        if finished(trainer, epoch, step):
+            say(f"{self.directory} is finished: {step} steps; nothing left to train")
+        else:
+            say(f"continuing {self.directory} from step {step}")
+        return str(checkpoint)
+
+    def set_aside(self, used: Path) -> None:
+        """Give a damaged last checkpoint another name, so that it never takes the place of the one that is used."""
+        if used != self.checkpoint and self.checkpoint.is_file() and first_process():
+            os.replace(self.checkpoint, self.checkpoint.with_name(DAMAGED))
+
     def save_recipe(self, recipe: str) -> None:
         """Write the recipe, all of it or nothing."""
         with written_atomically(self.recipe) as scratch:
             scratch.write_text(recipe, "utf-8")
 
-    def progress(self) -> tuple[int, int]:
-        """Finished epochs and optimiser steps in the last checkpoint; zeros when it is sharded."""
-        if self.checkpoint.is_dir():
+    def progress(self, checkpoint: Path | None = None) -> tuple[int, int]:
+        """Finished epochs and optimiser steps in a checkpoint, the last by default; zeros when it is sharded."""
+        path = checkpoint or self.checkpoint
+        if path.is_dir():
             return 0, 0
-        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return saved["epoch"], saved["global_step"]
-
-
-class KeepLast(Checkpoint):
-    """Keeps the newest state of a training in one file, written atomically.
-
-    Nothing is saved on an exception: the state may then stand in the middle of a step, and going on from it would not
-    be what an undisturbed training does.
-
-    Args:
-        path: of the checkpoint.
-        every: optimiser steps between two checkpoints; the end of the training is always saved.
-    """
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-        self.saved = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the training starts, which need not be saved again."""
-        self.saved = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save every so many steps, on the first batch after them only."""
-        if trainer.global_step // self.every > self.saved // self.every:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end."""
-        if trainer.global_step > self.saved:
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self.saved = trainer.global_step
+        saved = read_checkpoint(path)
+        return int(saved["epoch"]), int(saved["global_step"])
 
 
 def differences(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

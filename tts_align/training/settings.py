@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -48,15 +49,20 @@ class StageFit:
             begin in stage 2.
         epochs: passes over the rows in stage 1.
         learning_rate: learning rate of stage 1; that of ``model.optimizer`` by default.
+        unfreeze_after: optimiser steps of stage 1 for which a part waits before it trains, by name, see the objective.
         second_epochs: passes over the rows in stage 2.
         second_learning_rate: learning rate of stage 2; that of ``model.optimizer`` by default.
+        second_decay_steps: optimiser steps over which the learning rate of stage 2 falls linearly to a twentieth;
+            constant by default. In stage 1 it is constant.
     """
 
     losses: tuple[Literal["reward", "flow", "policy"], ...] = ("reward", "flow", "policy")
     epochs: int = 10
     learning_rate: float | None = None
+    unfreeze_after: Mapping[str, int] = field(default_factory=dict)
     second_epochs: int = 5
     second_learning_rate: float | None = None
+    second_decay_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -65,3 +71,5 @@ class StageFit:
                 "model.stage_fit: epochs and second_epochs must be at least 1, got "
                 f"{self.epochs} and {self.second_epochs}"
             )
+        if self.second_decay_steps is not None and self.second_decay_steps < 1:
+            raise ValueError(f"model.stage_fit.second_decay_steps must be at least 1, got {self.second_decay_steps}")

@@ -96,7 +96,15 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> Any:
         """Update weights one by one where sharded and replicated ones meet."""
         with one_by_one(optimizer):
-            return super().optimizer_step(optimizer, closure, model, **kwargs)
+            try:
+                return super().optimizer_step(optimizer, closure, model, **kwargs)
+            except (RuntimeError, NotImplementedError) as error:
+                if "DTensor" not in str(error):
+                    raise
+                raise ValueError(
+                    f"model.optimizer {type(optimizer).__name__} cannot update weights that are spread over processes: "
+                    "take AdamW or SGD, or train without sharding (recipes/strategy/ddp.yaml)"
+                ) from error
 
     # --- checkpoints, as one process writes and reads them ---
 

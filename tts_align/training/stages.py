@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
@@ -17,12 +16,15 @@ from tts_align.data.datamodule import AlignData
 from tts_align.models.base.reward import RewardHead
 from tts_align.objectives.base import Objective, Part
 from tts_align.objectives.e2e import E2E
+from tts_align.objectives.e2e_losses import SHAPERS, used
 from tts_align.objectives.kto import KTO
 from tts_align.objectives.mtr import MTR
 from tts_align.objectives.tkto import TKTO
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.callbacks.keep_base import KeepBase
 from tts_align.training.callbacks.keep_best import KeepBest
+from tts_align.training.checkpoint import read_checkpoint
 from tts_align.training.contrast import (
     SIDES,
     WEIGHTS,
@@ -38,13 +40,14 @@ from tts_align.training.scoring import identity
 from tts_align.training.settings import RewardFit, StageFit
 from tts_align.utils.files import write_json
 from tts_align.utils.messages import say
+from tts_align.utils.model_directory import check_replaceable
 from tts_align.utils.weights import PARTS
 
 REWARD, MODEL = "reward", "model"
 """Run of the reward model inside another run; directory of the reward model inside its own."""
 NOT_FOR_PAIRS = ("contrast", "test", "vocoder", "judge")
 NOT_FOR_REWARDS = ("reference", "contrast", "flow", "tokenizer", "reward_fit", "vocoder", "judge", "test")
-NOT_FOR_STAGES = ("stage_fit", "vocoder", "judge", "test")
+NOT_FOR_STAGES = ("stage_fit", "vocoder", "judge", "test", "lr_scheduler")
 """What a recipe holds under ``model:`` for the last fit only, and the fits before it have no use for."""
 
 
@@ -101,7 +104,8 @@ def _variant(
 
 def _without_guards(recipe: Namespace) -> dict[str, Any]:
     """The recipe's callbacks but for those that listen to the policy of the fit itself."""
-    callbacks, listening = recipe.trainer.callbacks, (HackingGuard.__module__, KeepBest.__module__)
+    callbacks = recipe.trainer.callbacks
+    listening = (HackingGuard.__module__, KeepBest.__module__, KeepBase.__module__)
     if not isinstance(callbacks, list):
         return {}
     return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in listening]}
@@ -213,7 +217,7 @@ def prepare_reward(fitting: Fitting) -> None:
     say("the reward model: mtr")
     changes = _reward_changes(model.reward_fit or RewardFit())
     checkpoint = fitting.fit_variant(fitting.run.directory / REWARD, changes)
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    saved = read_checkpoint(checkpoint)["state_dict"]
     own = f"parts.{Part.REWARD}."
     reward.load_state_dict({key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)})
     if fitting.trainer.is_global_zero:
@@ -246,6 +250,19 @@ def restore_reward(fitting: Fitting) -> None:
     if not place.is_dir():
         raise ValueError(f"there is no trained reward model in {place}: run `tts-align fit` on this recipe first")
     reward.load_state_dict(type(reward)(str(place)).state_dict())
+
+
+def check_ends(fitting: Fitting) -> None:
+    """Look, before the training, at what is written when it is over.
+
+    Raises:
+        ValueError: something is mounted there, or would be lost.
+    """
+    objective = fitting.model.objective
+    if objective.trains_reward_only:
+        check_replaceable(fitting.run.directory / MODEL)
+    elif Part.REWARD in objective.needs - objective.trains:
+        check_replaceable(fitting.run.directory / REWARD / MODEL)
 
 
 def keep_reward(fitting: Fitting) -> None:
@@ -286,13 +303,21 @@ def _stage_changes(recipe: Namespace, fit: StageFit, stage: int, earlier: Path) 
     """What of the recipe is different in an earlier stage."""
     knobs = Namespace(**vars(recipe.objective.init_args))
     knobs.stage, knobs.start = stage, None if stage == 1 else str(earlier)
+    knobs.unfreeze_after = dict(fit.unfreeze_after) if stage == 1 else {}
+    losses = fit.losses if stage == 1 else SHAPERS
+    for name in used(3, SHAPERS) | used(2, SHAPERS):  # what only a later stage uses
+        if name not in used(stage, losses):
+            setattr(knobs, name, None)
     without: tuple[str, ...] = NOT_FOR_STAGES
-    epochs, rate = fit.second_epochs, fit.second_learning_rate
+    epochs, rate, decay = fit.second_epochs, fit.second_learning_rate, fit.second_decay_steps
     if stage == 1:
         knobs.losses = list(fit.losses)
         without = (*without, *(name for name in ("reward", "flow") if name not in fit.losses))
-        epochs, rate = fit.epochs, fit.learning_rate
+        epochs, rate, decay = fit.epochs, fit.learning_rate, None
     objective = Namespace(class_path=recipe.objective.class_path, init_args=knobs)
-    changes = _variant(objective, without, epochs, rate)
+    changes = _variant(objective, without, epochs, rate, decay)
     changes |= _without_guards(recipe)  # they listen with the judge, which belongs to the last stage
+    if groups := recipe.model.get("optimizer_groups"):
+        trains = {"policy", "reward", "flow"} if stage == 2 else {"tokenizer", "objective", *losses}
+        changes["model.optimizer_groups"] = {name: one for name, one in groups.items() if name in trains}
     return changes

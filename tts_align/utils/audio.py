@@ -7,17 +7,25 @@ import io
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from tts_align.utils.files import written_atomically
 
+if TYPE_CHECKING:
+    import soundfile
+
 SILENCE = 1e-4
 """A recording that never gets louder holds no sound: -80 dB, three steps of 16 bit."""
+_RATES = (1000, 768_000)
+"""Sample rates of recordings, in Hz; a header that says others would make seconds of hours, or hours of seconds."""
+_MAX_CHANNELS = 256
+_BLOCK_SAMPLES = 2**22
 _LARGEST_KERNEL = 2 * 10**7
 """Numbers in a resampler; every rate in use needs far fewer."""
 
@@ -120,25 +128,40 @@ def _load(
     try:
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
+            if not _RATES[0] <= rate <= _RATES[1] or not 1 <= file.channels <= _MAX_CHANNELS:
+                raise AudioError(
+                    name,
+                    f"its header says {file.channels} channels of {rate} samples a second, expected at most "
+                    f"{_MAX_CHANNELS} of {_RATES[0]} to {_RATES[1]}",
+                )
             if lowest_rate is not None and rate < lowest_rate:
                 raise AudioError(name, f"has {rate} samples a second, expected at least {lowest_rate}")
             # Before its samples are read: hours of sound, or what only looks like it, need not enter the memory.
             _check_length(name, file.frames, rate, max_seconds)
-            samples = file.read(dtype="float32", always_2d=True)
+            mono = _mono(file, name, max_seconds)
     except AudioError:
         raise
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
         # The library's own words only: before them it puts the name or, for bytes, an address that is never the same.
         raise AudioError(name, f"cannot be read as sound: {getattr(error, 'error_string', error)}") from None
-    _check_length(name, len(samples), rate, max_seconds)
-    # In double precision: channels that cancel shall leave nothing behind.
-    mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
+    _check_length(name, len(mono), rate, max_seconds)
     if not np.isfinite(mono).all():
         raise AudioError(name, "holds samples that are not finite numbers")
     if not silent and np.abs(mono).max() <= SILENCE:
         raise AudioError(name, "is silent")
     sound = torch.from_numpy(mono)
     return sound if rate == sample_rate else resample(sound, rate, sample_rate)
+
+
+def _mono(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> NDArray[np.float32]:
+    """The channels' mean, read piece by piece: what a header says of the length need not be true."""
+    pieces, count = [], 0
+    while len(block := file.read(max(1, _BLOCK_SAMPLES // file.channels), dtype="float32", always_2d=True)):
+        # In double precision: channels that cancel shall leave nothing behind.
+        pieces.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+        count += len(block)
+        _check_length(name, count, file.samplerate, max_seconds)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
 def _check_length(name: str, frames: int, rate: int, max_seconds: float | None) -> None:
@@ -190,6 +213,8 @@ def write_wav(path: Path, waveform: ArrayLike, sample_rate: int) -> Path:
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"expected finite samples of one channel, got shape {samples.shape}")
     whole = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-    with written_atomically(path) as scratch:
-        soundfile.write(scratch, whole, sample_rate, subtype="PCM_16", format="WAV")
+    content = io.BytesIO()  # what a full disk says is better heard from Python than from the library
+    soundfile.write(content, whole, sample_rate, subtype="PCM_16", format="WAV")
+    with written_atomically(path, durable=False) as scratch:
+        scratch.write_bytes(content.getbuffer())
     return Path(path)

@@ -10,6 +10,19 @@ import torch.distributed as dist
 Item = TypeVar("Item")
 
 
+def agreed(mine: Item) -> Item:
+    """What the first process brings, in all of them; one's own where processes do not talk to each other yet.
+
+    >>> agreed("mine")
+    'mine'
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return mine
+    sent = [mine]
+    dist.broadcast_object_list(sent, src=0)
+    return sent[0]
+
+
 def gathered(mine: Item) -> list[Item]:
     """What every process brings, in the order of their ranks; one's own alone where there is only one process.
 

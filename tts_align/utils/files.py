@@ -4,50 +4,170 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tts_align.utils.processes import HOST, is_alive
+from tts_align.utils.readers import ReadError, byte_lines, parse_json, read_json_object
+
 _HERE, _EXCHANGE = -100, 2
 """``AT_FDCWD`` and ``RENAME_EXCHANGE`` of Linux's ``renameat2``."""
 
 
-_UNSAFE = re.compile(r"[%/\\\0]")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_UNSAFE = re.compile(r"[%/\\\0-\x1f\x7f\ud800-\udfff]")
+_LONGEST_NAME = 160
+"""Bytes of a name that become part of a file's name; file systems take 255 for the whole."""
+_SCRATCH = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.scratch(\.[^.]*)?")
+"""Names of what is being written: process, machine, and a number drawn for it."""
+_OLD = re.compile(r"\.(.+)\.(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.old")
+"""Names of what was to be replaced, for the moment in which nothing is in its place."""
 
 
 def file_name(name: str) -> str:
     """A name as part of a file's name: what a file's name cannot hold is quoted, so that it stays in its folder.
 
+    A very long one is cut, and gets a digest of the whole, so that different names stay different.
+
     >>> file_name("../a b")
     '..%2Fa b'
     """
-    return _UNSAFE.sub(lambda found: quote(found[0], safe=""), name)
+    quoted = _UNSAFE.sub(lambda found: quote(found[0], safe="", errors="surrogatepass"), name)
+    encoded = quoted.encode()
+    if len(encoded) <= _LONGEST_NAME:
+        return quoted
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{encoded[:_LONGEST_NAME].decode(errors='ignore')}~{digest}"
+
+
+def scratch_beside(path: Path, suffix: str = "") -> Path:
+    """A name for what is being written, beside its final place, by which a later command knows who left it."""
+    stem = path.stem.encode()[:80].decode(errors="ignore")
+    return path.with_name(f".{stem}.{os.getpid()}-{HOST}-{secrets.token_hex(4)}.scratch{suffix[:20]}")
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
+def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
     """A scratch file beside ``path`` that takes its place when the block ends well, and is removed when it does not.
 
     The scratch file keeps the suffix of ``path``, for writers that go by it.
+
+    Args:
+        path: what appears.
+        durable: wait until the content is on the disk, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    scratch = Path(name)
+    scratch = scratch_beside(path, path.suffix)
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         yield scratch
         scratch.chmod(0o644)
+        if durable:
+            synced(scratch)
         os.replace(scratch, path)
+        if durable:
+            synced(path.parent)
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if found and not isinstance(error, OSError):  # a library in Rust says only so what the system has said
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if isinstance(error, OSError) and error.filename in (None, str(scratch)):
+            error.filename, error.filename2 = str(path), None  # what a person has asked for
+        raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the operating system says within the block without a name is said of a file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def synced(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk; where a directory cannot be asked, nothing."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(*folders: Path, deep: bool = False) -> list[Path]:
+    """Remove what killed processes of this machine were writing when they ended; returns what was removed.
+
+    What a process that is still there is writing stays, and so does what another machine was writing.
+
+    Args:
+        folders: where to look; they need not exist.
+        deep: look into the folders inside them, too; links are not followed.
+    """
+    removed = []
+    for folder in folders:
+        for place, directories, names in os.walk(folder, onerror=lambda _: None):
+            for name in (*directories, *names):
+                scratch, old = _SCRATCH.fullmatch(name), _OLD.fullmatch(name)
+                process, machine = scratch.groups()[:2] if scratch else old.groups()[1:] if old else ("0", "")
+                if machine != HOST or is_alive(int(process)):
+                    continue
+                if old and not Path(place, old[1]).exists():
+                    Path(place, name).rename(Path(place, old[1]))
+                    continue
+                _remove(Path(place, name))
+                removed.append(Path(place, name))
+            directories[:] = [name for name in directories if deep and not _SCRATCH.fullmatch(name)]
+    return removed
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse to write to a path that links lead out of a folder.
+
+    Args:
+        path: what is to be written, in the folder by its name.
+        folder: may itself be a link.
+
+    Raises:
+        ValueError: a link on the way leads elsewhere.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leads out of {folder}, to {path.resolve()}: remove the link; nothing was written")
+
+
+def check_not_source(out: str | Path, *sources: str | Path, option: str = "out") -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        out: what is to be written.
+        sources: what is read; they need not exist.
+        option: name of the option that gives ``out``.
+
+    Raises:
+        ValueError: both are one file or directory, whatever it is called.
+    """
+    target = Path(out)
+    for source in map(Path, sources):
+        same = target.resolve() == source.resolve()
+        if same or (target.exists() and source.exists() and target.samefile(source)):
+            raise ValueError(f"--{option} {out} is what is read: choose another name for what is written")
+        if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"--{option} {out} lies in the directory that is read, {source}: choose another place")
 
 
 def occupied(directory: Path) -> bool:
@@ -70,11 +190,18 @@ def directory_written_atomically(directory: Path, overwrite: bool = False) -> It
     if not overwrite and occupied(directory):
         raise ValueError(f"{directory} is there already: choose another directory, or overwrite it")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    if directory.is_mount():
+        raise ValueError(f"something is mounted at {directory}, which cannot be replaced: name a folder inside it")
+    scratch = scratch_beside(directory)
+    scratch.mkdir(mode=0o700)
     try:
         yield scratch
         scratch.chmod(0o755)
+        for place, _, names in os.walk(scratch):
+            for name in names:
+                synced(Path(place, name))
         _exchange(scratch, directory)
+        synced(directory.parent)
     finally:
         _remove(scratch)
 
@@ -84,8 +211,8 @@ def _exchange(scratch: Path, directory: Path) -> None:
     if not directory.exists():
         scratch.rename(directory)
     elif not _swapped(scratch, directory):
-        # For a moment there is none in its place. Whoever is killed then finds both beside it.
-        old = scratch.with_name(f"{scratch.name}.old")
+        # For a moment there is none in its place; if the process is killed then, `remove_leftovers` puts the old back.
+        old = directory.with_name(f".{directory.name}.{os.getpid()}-{HOST}-{secrets.token_hex(4)}.old")
         directory.rename(old)
         try:
             scratch.rename(directory)
@@ -122,7 +249,7 @@ RENAMED = {"codes": "codebook_size"}
 
 def read_config(path: Path) -> dict[str, Any]:
     """A model's ``config.json``; keys of earlier versions get the names they have today."""
-    values = json.loads(Path(path).read_text("utf-8"))
+    values = read_json_object(path)
     return {RENAMED.get(key, key): value for key, value in values.items()}
 
 
@@ -151,14 +278,10 @@ def read_json_lines(path: Path, cut_tail: bool = False) -> Iterator[tuple[int, d
     Raises:
         ValueError: a line is not a JSON object; the message names file and line.
     """
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip() or (cut_tail and not line.endswith("\n")):
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected an object with columns, got {type(row).__name__}")
-            yield number, row
+    for number, line in byte_lines(path):
+        if not line.strip() or (cut_tail and not line.endswith(b"\n")):
+            continue
+        row = parse_json(line, f"{path}:{number}")
+        if not isinstance(row, dict):
+            raise ReadError(f"{path}:{number}", f"expected an object with columns, got {type(row).__name__}")
+        yield number, row

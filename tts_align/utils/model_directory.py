@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import directory_written_atomically, read_config
+from tts_align.utils.readers import ReadError, load_safetensors, reading
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 Sizes = TypeVar("Sizes")
@@ -50,14 +53,54 @@ def read_sizes(directory: Path, kind: type[Sizes], part: bool = False) -> Sizes:
     if part:
         known = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
         values = {key: value for key, value in values.items() if key in known}
-    return kind(**values)
+    _check_values(directory, values, kind)
+    try:
+        return kind(**values)
+    except TypeError as error:  # a size that is missing or unknown
+        raise ReadError(directory / CONFIG, f"{error}: is it the config of another kind of model?") from None
+
+
+def _check_values(directory: Path, values: Mapping[str, Any], kind: type) -> None:
+    """Refuse values of other types than the record's, and sizes that the stored weights cannot have."""
+    path, stored = directory / CONFIG, directory / WEIGHTS
+    numbers = stored.stat().st_size if stored.is_file() else None  # each weight takes a byte at least
+    for name, hint in get_type_hints(kind).items():
+        if name not in values:
+            continue
+        value = values[name]
+        if not _fits(value, hint):
+            raise ReadError(path, f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r:.60}")
+        if numbers is not None and type(value) is int and abs(value) > numbers:
+            raise ReadError(path, f"{name}: {value} is more than {WEIGHTS} holds numbers")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of an annotated type, as far as that is a simple one."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is Literal:
+        return value in inside
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inside[0]) for one in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint if hint in (int, str, bool, type(None)) else True
 
 
 def read_weights_of(directory: Path) -> dict[str, Tensor]:
     """The weights as float32, on the CPU."""
-    from safetensors.torch import load_file
+    return {name: value.float() for name, value in load_safetensors(directory / WEIGHTS).items()}
 
-    return {name: value.float() for name, value in load_file(directory / WEIGHTS).items()}
+
+def load_weights_of(module: nn.Module, directory: Path) -> None:
+    """Give a module the weights of its directory.
+
+    Raises:
+        ReadError: they are another model's, or damaged.
+    """
+    with reading(directory / WEIGHTS, f"weights of {type(module).__name__} as {CONFIG} describes it"):
+        module.load_state_dict(read_weights_of(directory))
 
 
 def half_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -106,7 +149,9 @@ def write_model(
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raise ``ValueError`` if a directory holds what is not part of a model, and would be lost with it."""
+    """Raise ``ValueError`` if a directory cannot be replaced, or holds what is no part of a model and would be lost."""
+    if directory.is_mount():
+        raise ValueError(f"something is mounted at {directory}, which cannot be replaced: name a folder inside it")
     names = sorted(one.name for one in directory.iterdir()) if directory.is_dir() else []
     if others := [name for name in names if name not in (CONFIG, WEIGHTS, TOKENIZER)]:
         raise ValueError(f"{directory} holds {others[0]}, which is not part of a model: choose another directory")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tts_align.utils.files import json_line, read_json_lines, write_json_lines
+from tts_align.utils.files import json_line, naming, read_json_lines, write_json_lines
 
 KEY = "made_with"
 """Column that holds the digest of the settings a row was made with."""
@@ -77,7 +77,7 @@ class Shards:
             _drop_cut_line(self.shard)
             self._whole = True
         keyed = [row | {KEY: self.key} for row in rows]
-        with self.shard.open("a", encoding="utf-8") as file:
+        with naming(self.shard), self.shard.open("a", encoding="utf-8") as file:
             file.write("".join(map(json_line, keyed)))
         self.rows |= {row["id"]: row for row in keyed}
 

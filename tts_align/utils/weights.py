@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tts_align.utils.readers import load_safetensors
+
 PARTS = "parts"
 """Folder of a run's directory that holds the weights of each model, ready to work alone."""
 
 
 def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
     """All weights of one model; ``None`` if the folder does not hold it."""
-    from safetensors.torch import load_file
-
     path = folder / f"{name}.safetensors"
-    return load_file(path) if path.is_file() else None
+    return load_safetensors(path) if path.is_file() else None
 
 
 def write_weights(folder: Path, models: Mapping[str, nn.Module]) -> None:

@@ -11,7 +11,7 @@ from tts_align.evaluation.protocols import ErrorCounts, aggregate, count_errors
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd"]), max_size=9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(WORDS.filter(bool), WORDS)
 def test_totals_are_jiwers(reference, hypothesis):
     ours = count_errors(reference, hypothesis)
@@ -21,7 +21,7 @@ def test_totals_are_jiwers(reference, hypothesis):
     assert ours.insertions - ours.deletions == len(hypothesis) - len(reference)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(WORDS, WORDS, WORDS)
 def test_a_distance_is_a_metric(one, two, three):
     def distance(a, b):

@@ -95,7 +95,7 @@ def test_tags_must_be_one_pair(text):
 KANA = st.text(st.sampled_from("アカサ"), max_size=5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(KANA, KANA.filter(bool), KANA, KANA)
 def test_the_place_is_the_best_of_all(before, target, after, heard):
     """Against all places, tried one by one: fewest errors around it, then the nearest, then the least moved."""
@@ -116,7 +116,7 @@ def test_the_place_is_the_best_of_all(before, target, after, heard):
     assert found.context_errors == best[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(KANA, KANA.filter(bool), KANA)
 def test_what_is_said_right_is_found(before, target, after):
     assert find_target(Tagged(before, target, after), target, before + target + after).errors == 0

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A test in stages: what is kept, what is made again, and that nothing depends on batches, kills or processes."""
 
+import dataclasses
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from talker import Ear, Module, Talker, Tube, make_prompts
 
+from tts_align.evaluation import report
+from tts_align.evaluation.calibration import CALIBRATION, Calibration, WordCount, write_calibration
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.listening import TooManyFailuresError
 from tts_align.evaluation.measures.base import UtteranceMeasure
@@ -62,6 +66,11 @@ class DyingEar(Ear):
 
     def identity(self):
         return Ear().identity()
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(report, "summarise", partial(report.summarise, resamples=50))
 
 
 SETTINGS = {"speakers": ("sakura", "takumi"), "samples": 2, "batch_rows": 4, "audio": 0, "max_failed_share": 0.5}
@@ -341,6 +350,20 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
     assert summary["further"]["aligned"]["error_rate"]["value"] == pytest.approx(summary["rates"]["aligned"]["macro"])
 
 
+def test_accuracy_of_marked_words_alone():
+    """Two right of three marked, one abstention, one sentence without a marked word: 2 of 3."""
+    rows = [
+        report.JudgedUtterance(
+            f"u{number}", f"s{number}", "x", "", "base", 0, reading=reading, cer=0.0, nearest_cer=0.0
+        )
+        for number, reading in enumerate(("right", "wrong", "right", "abstained", "unmarked"))
+    ]
+    rows[3] = dataclasses.replace(rows[3], abstained=True)
+    summary = report.summarise(rows)
+    assert summary["base"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert (summary["base"]["accuracy"]["n"], summary["base"]["cer"]["n"], summary["abstained"]) == (3, 5, {"base": 1})
+
+
 def test_where_nothing_was_trained_one_system_is_spoken_once(tmp_path, prompts):
     module = evaluate(tmp_path / "run", prompts, base=Talker())
     assert len(module.policy.batches) + len(module.judge.batches) == 4  # the reference speaks
@@ -383,3 +406,17 @@ def test_without_sound_tokens_alone_are_judged(tmp_path, prompts):
     rows = read_utterances(tmp_path / "run/test/utterances.jsonl")
     assert all(math.isnan(one.seconds) for one in rows)
     assert torch.tensor([one.finished for one in rows]).any()
+
+
+def test_the_judges_own_accuracy_stands_beside_its_numbers(tmp_path, prompts, capsys):
+    """As `tts-align judge --calibrate` left it in the run; that of another judge does not count."""
+    run, known = tmp_path / "run", {"a/b": WordCount(9, 1, 2)}
+    write_calibration(run / CALIBRATION, Calibration(Ear().identity(), "policy", known))
+    evaluate(run, prompts)
+    summary = json.loads((run / "test/summary.json").read_text())
+    assert summary["judge_accuracy"]["value"] == 0.9
+    assert (summary["judge_accuracy"]["n"], summary["judge_accuracy"]["abstained"]) == (10, 2)
+    assert "the judge's own accuracy: 90.0%" in capsys.readouterr().out
+    write_calibration(run / CALIBRATION, Calibration(Ear(hears=False).identity(), "policy", known))
+    evaluate(run, prompts)
+    assert "judge_accuracy" not in json.loads((run / "test/summary.json").read_text())

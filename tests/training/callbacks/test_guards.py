@@ -23,9 +23,9 @@ from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives import SFT, DiffRO
 from tts_align.training.callbacks.guards import CollapseGuard, HackingGuard, histogram_entropy
 from tts_align.training.callbacks.hearings import Hearing, harm, rise
+from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.means import StageMeans
 from tts_align.training.module import AlignModule
-from tts_align.training.run import KeepLast
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
 

@@ -13,8 +13,8 @@ from tts_align.data.records import Span
 from tts_align.evaluation.judges.base import Expected, Judge, Reading, SpeechSample, Verdict
 from tts_align.evaluation.prompts import SentencePrompt, write_prompts
 from tts_align.objectives import SFT, Objective
+from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.module import AlignModule
-from tts_align.training.run import KeepLast
 
 SENTENCES = 6
 

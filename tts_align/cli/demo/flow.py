@@ -74,7 +74,7 @@ def train_flow(sizes: DiTFlowSizes, codec: MelCodec, clips: Sequence[Clip], sche
     voices = torch.eye(len(codec.sizes.speakers))
     if flow.prior is not None:
         with torch.no_grad():
-            flow.table.weight.copy_(codec.tokenizer.embed(torch.arange(codec.tokenizer.codebook_size)))
+            flow.table.weight.copy_(codec.tokenizer.embed(torch.arange(codec.tokenizer.codebook_size)[None])[0])
             flow.prior.take_over(codec.decoder, flow.project_speaker(voices))
         flow.table.requires_grad_(False)
     batches = endless_batches([len(row) for row in rows], schedule.batch_size, random.Random(seed))

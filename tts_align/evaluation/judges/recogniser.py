@@ -258,7 +258,7 @@ class RecogniserJudge(Judge):
             known = self._unheard.setdefault((task.language, length), {})
             missing = [text for text in task.texts if text not in known]
             if missing:
-                (heard,) = self.hear([torch.zeros(max(length, 1))], task.language, [missing])
+                (heard,) = self.hear([torch.zeros(max(length, 1), device="cpu")], task.language, [missing])
                 known |= dict(zip(missing, heard.scores, strict=True))
             found.append({text: known[text] for text in task.texts})
         if not self.expects:

@@ -98,7 +98,7 @@ def read_key(path: Path) -> Key:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ListeningTestError(f"{path}: there is no such key: `listen make` wrote it beside the page") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ListeningTestError(f"{path}: not the key of a listening test: {error}") from None
     try:
         return Key.from_json(found, path.parent.resolve())
@@ -169,7 +169,9 @@ def read_sheet(path: Path, key: Key) -> Sheet:
         raise ListeningTestError(f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ListeningTestError("not text in UTF-8: ask the listener to save it again") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ListeningTestError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ListeningTestError(f"not whole, or not JSON ({error}): ask the listener to save it again") from None
     return _sheet(path, found, key)
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tts_align.evaluation.listening_test.records import ListeningTestError, Recording
 from tts_align.evaluation.prompts import SentencePrompt, read_prompts
 from tts_align.utils.files import read_json_lines
+from tts_align.utils.readers import read_yaml
 
 UTTERANCES, RUN, TEST = "utterances.jsonl", "config.yaml", "test"
 SOUND = (".wav", ".flac", ".ogg", ".mp3")
@@ -92,9 +91,11 @@ def _of_recipe(run: Path) -> dict[str, SentencePrompt]:
     """Sentences that the recipe of a run names; none where there is no recipe, or its file is not there any more."""
     if not (run / RUN).is_file():
         return {}
-    recipe = yaml.safe_load((run / RUN).read_text("utf-8"))
-    prompts = ((recipe.get("model") or {}).get("test") or {}).get("prompts")
     try:
+        recipe = read_yaml(run / RUN)
+        for key in ("model", "test"):
+            recipe = recipe.get(key) or {} if isinstance(recipe, dict) else {}
+        prompts = recipe.get("prompts") if isinstance(recipe, dict) else None
         return {one.id: one for one in read_prompts(prompts)} if prompts else {}
     except (FileNotFoundError, ValueError):
         return {}

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 from tts_align.evaluation.protocols.base import Protocol, primary
+from tts_align.utils.readers import read_json
 from tts_align.utils.shards import digest
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
@@ -65,10 +65,7 @@ class Whisper(Protocol):
 
 
 def _read_spelling(path: Path) -> dict[str, str]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    found = read_json(path)
     if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):
         raise ValueError(f"{path}: expected an object of words and their spellings, as in a Whisper model's folder")
     return found

@@ -19,6 +19,7 @@ from tts_align.evaluation.measures.base import MeasuredSample, Sound, UtteranceM
 from tts_align.evaluation.stages.sound import Heard, Sounds, read_sound
 from tts_align.evaluation.stages.store import Row, StageStore
 from tts_align.utils.audio import AudioError
+from tts_align.utils.files import file_name
 from tts_align.utils.shards import digest
 
 
@@ -80,7 +81,9 @@ class Hearing:
         for one in self.measures:
             prompts = stamps if one.needs_prompt else ()
             keys[stage_of(one)] = digest("measure", made, heard, one.identity(), prompts)
-        self.stores = {name: StageStore(folder, f"{name}-{system}", key, ids, mine, rank) for name, key in keys.items()}
+        self.stores = {
+            name: StageStore(folder, file_name(f"{name}-{system}"), key, ids, mine, rank) for name, key in keys.items()
+        }
         self.failures = {name: Failures(len(mine), max_failed_share) for name in keys}
 
     def listen(self, batch: Sequence[Candidate], sounds: Sounds) -> None:

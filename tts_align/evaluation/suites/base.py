@@ -11,6 +11,7 @@ from typing import Any
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.evaluation.protocols import Reference
 from tts_align.utils.files import write_json_lines
+from tts_align.utils.readers import read_text
 
 _MAX_FAULTS = 20
 
@@ -172,11 +173,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no test set {path}")
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8 ({error})") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, line.strip()
 

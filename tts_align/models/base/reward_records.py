@@ -58,12 +58,16 @@ class RewardLabels(Record):
         text_mask: which of them are real.
         has_text: which rows have a transcript; it may be empty.
         attributes: labels of the utterance-level tasks.
+        text_lengths: how long each transcript is, for what must know without waiting for a device; may be missing.
+        speech_lengths: how many speech tokens each row has, likewise.
     """
 
     text: Int[Tensor, "r n"]
     text_mask: Bool[Tensor, "r n"]
     has_text: Bool[Tensor, " r"]
     attributes: tuple[AttributeLabels, ...] = ()
+    text_lengths: tuple[int, ...] = ()
+    speech_lengths: tuple[int, ...] = ()
 
     def attribute(self, name: str) -> AttributeLabels | None:
         """Labels of an attribute; ``None`` when no row was asked for it."""

@@ -61,6 +61,18 @@ class Vocoder(OwnsItsDevice, ABC):
         """
         raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
 
+    def features(
+        self, tokenizer: TokenizerHead, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]
+    ) -> list[Float[Tensor, "_ m"]] | None:
+        """What a tokenizer would read of the sound, before it becomes sound; ``None`` where that is another kind.
+
+        Args:
+            tokenizer: whose features are wanted.
+            speech: speech tokens of each utterance.
+            speakers: name of each one's speaker.
+        """
+        return None
+
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""
 

@@ -40,6 +40,11 @@ class LogMel(nn.Module):
         # Least squares, once, instead of torchaudio's InverseMelScale, which solves it anew for every utterance.
         self.register_buffer("inverse", torch.linalg.pinv(self.mel.mel_scale.fb), persistent=False)
 
+    @property
+    def settings(self) -> tuple[int, int, int, int]:
+        """Sample rate, window, hop and mel channels: features of equal ones are the same."""
+        return self.sample_rate, self.window_samples, self.hop_samples, self.mel_channels
+
     def forward(self, audio: Float[Tensor, "b time"]) -> Float[Tensor, "b f m"]:
         """Normalised log-mel; one frame more than time // hop_samples: the first window is centred on sample 0."""
         log_mel: Tensor = self.mel(audio).clamp_min(_FLOOR).log().transpose(-1, -2)

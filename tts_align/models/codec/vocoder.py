@@ -12,9 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.models.codec.log_mel import LogMel, batches_by_length
 from tts_align.models.codec.mel import MelCodec
+from tts_align.models.codec.mel_fsq import MelFSQ
 
 
 class MelVocoder(Vocoder):
@@ -80,6 +82,24 @@ class MelVocoder(Vocoder):
         mask = torch.arange(padded.shape[1]) < counts[:, None]
         embedding = self.codec.tokenizer.embed(padded)
         return self.codec.decoder(embedding, mask, speaker), counts * self.codec.sizes.frames_per_token
+
+    def features(
+        self, tokenizer: TokenizerHead, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]
+    ) -> list[Float[Tensor, "_ m"]] | None:
+        """The decoder's log-mel, for a tokenizer that reads such: Griffin-Lim would only blur it."""
+        own = self.codec.features
+        theirs = tokenizer.log_mel if isinstance(tokenizer, MelFSQ) else None
+        if theirs is None or theirs.settings != own.settings:
+            return None
+        speaker, rows = self.codec.speaker_index(speakers), [torch.zeros(0, own.mel_channels)] * len(speech)
+        for batch in batches_by_length(speech, self.batch_size):
+            spoken = [row for row in batch if len(speech[row])]
+            if not spoken:
+                continue
+            log_mel, frames = self.log_mel([speech[row] for row in spoken], speaker[spoken])
+            for row, mel, count in zip(spoken, log_mel, frames.tolist(), strict=True):
+                rows[row] = mel[:count].cpu()
+        return rows
 
     def _speak(self, speech: list[Tensor], speaker: Int[Tensor, " b"]) -> list[Tensor]:
         if not speech:

@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tts_align.models.base.layout import Family
 from tts_align.models.cosyvoice.plain_yaml import read_plain_yaml
+from tts_align.utils.readers import load_safetensors, load_tensors, read_json
 
 BACKBONE = "CosyVoice-BlankEN"
 COUNTERS = ("epoch", "step")
@@ -181,7 +178,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a directory (of DeepSpeed?): export it to one file first" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"expected a file of weights, but {path} {what}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else load_plain(path)
+    state = load_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{path} does not hold tensors by name, but {type(state).__name__}")
     weights = {name: value for name, value in state.items() if name not in COUNTERS or isinstance(value, Tensor)}
@@ -194,34 +191,6 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if not weights:
         raise ValueError(f"{path} holds no weights")
     return weights
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"cannot read {path} as safetensors: {error}") from None
-
-
-def load_plain(path: Path) -> Any:
-    """What ``torch.save`` wrote, if it is tensors and plain values; code in the file is never run.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        ValueError: it is something else, or damaged.
-    """
-    try:
-        # Files of before PyTorch 1.6 are no archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds more than tensors and plain values, or is damaged: it is not loaded") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"cannot read {path}, is it damaged? {error}") from None
 
 
 @dataclass(frozen=True)
@@ -264,10 +233,7 @@ def backbone_sizes(directory: str | Path) -> BackboneSizes:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: expected the config of the text model")
-    try:
-        config: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    config: Any = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected the config of a qwen2 model, got {type(config).__name__!r}")
     return read_backbone_sizes(config, str(path))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tts_align.models.cosyvoice.directory import BACKBONE, ModelDirectory, load_state
 from tts_align.utils.files import directory_written_atomically, occupied
+from tts_align.utils.readers import read_json_object
 
 BODY = "llm.model.model."
 """Where the published files keep the Qwen2 model."""
@@ -229,13 +230,7 @@ def _bring(file: Path, target: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected names and values, got {type(value).__name__}")
-    return value
+    return read_json_object(path)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from tts_align.utils.readers import ReadError, read_yaml
+
 _REFERENCE = re.compile(r"<([^<>]+)>")
 _STEPS = re.compile(r"\s*([^\[\]]+?)\s*((?:\[[^\[\]]+\])*)\s*")
 _STEP = re.compile(r"\[([^\[\]]+)\]")
@@ -74,10 +76,12 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
         ValueError: not YAML, or a reference to what is not there or to itself; the message names the file.
     """
     try:
-        loaded = yaml.load(path.read_text("utf-8"), Loader=_PlainLoader)
+        loaded = read_yaml(path, _PlainLoader)
         if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
             raise ValueError(f"expected names and values, got {type(loaded).__name__} {loaded!s:.60}")
         return _Resolver(loaded).value(loaded)
+    except ReadError:
+        raise
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:

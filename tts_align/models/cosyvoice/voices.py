@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tts_align.models.base.precision import full_precision
-from tts_align.models.cosyvoice.directory import ModelDirectory, load_plain
+from tts_align.models.cosyvoice.directory import ModelDirectory
 from tts_align.models.cosyvoice.features import acoustic_mel
 from tts_align.models.cosyvoice.frontend import MAX_SECONDS, SAMPLE_RATE, CosyVoiceTokenizer, SpeakerEncoder
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voice_rows import STORED, Mode, VoiceRow, bare_transcript, read_voice_rows
 from tts_align.utils.audio import AudioError, load_audio
+from tts_align.utils.readers import load_tensors
 
 _COMPLETE = {"speech": "flow_prompt_speech_token", "mel": "prompt_speech_feat", "vector": "flow_embedding"}
 
@@ -201,7 +202,7 @@ def _read_stored(directory: ModelDirectory) -> dict[str, Mapping[str, Any]]:
     path = directory.path / STORED
     if not path.is_file():
         return {}
-    stored = load_plain(path)
+    stored = load_tensors(path)
     if not isinstance(stored, dict) or not all(
         isinstance(name, str) and isinstance(entry, Mapping) for name, entry in stored.items()
     ):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from tts_align.models.policy.attention import RowAttention
 from tts_align.models.policy.backbone import Backbone
 from tts_align.models.policy.decoding import Decoding
 from tts_align.models.policy.kernels import score_targets
-from tts_align.utils.model_directory import TOKENIZER, find_model, read_sizes, read_weights_of, write_model
+from tts_align.utils.model_directory import CONFIG, TOKENIZER, find_model, load_weights_of, read_sizes, write_model
+from tts_align.utils.readers import read_text, reading
 from tts_align.utils.weights import weights_digest
 
 _PLAIN = Context()
@@ -126,15 +127,16 @@ class Qwen2CodecLM(CodecLM):
             tokenizer, sizes = str(path / TOKENIZER), read_sizes(path, Sizes)
         assert sizes is not None
         self.directory = path
-        self.tokenizer = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+        self.tokenizer = None if tokenizer is None else _read_tokenizer(tokenizer)
         check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
-        self._build(sizes, bistream)
+        with nullcontext() if path is None else reading(path / CONFIG, "sizes of a Qwen2CodecLM"):
+            self._build(sizes, bistream)
         self.backbone.recompute = recompute
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
         if path is not None:
-            self.load_state_dict(read_weights_of(path))
+            load_weights_of(self, path)
         self._add_adapters(lora)
 
     def _build(self, sizes: Sizes, bistream: tuple[int, int]) -> None:
@@ -203,6 +205,16 @@ class Qwen2CodecLM(CodecLM):
         logp, normaliser, scores = score_targets(hidden, self.llm_decoder, rows.target, logits)
         return Scored(rows.scatter(logp), rows.mask, scores, normaliser if logits else None)
 
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        """Voices that have a token of their own; ``None`` where a voice is no token, but text or nothing."""
+        before, mark, after = self.sizes.prefix_format.partition("{speaker}")
+        if self.tokenizer is None or not mark or not before + after:
+            return None
+        found = [name for name in self.tokenizer.get_vocab() if name.startswith(before) and name.endswith(after)]
+        names = sorted(name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after))
+        return tuple(names) or None
+
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""
         if self.tokenizer is None:
@@ -213,8 +225,10 @@ class Qwen2CodecLM(CodecLM):
             )
         prefix: list[int] = []
         if self.sizes.prefix_format:
-            voice = self.sizes.prefix_format.format(speaker=context.speaker)
+            voice = self.sizes.prefix_format.replace("{speaker}", context.speaker)
             token = self.tokenizer.token_to_id(voice)
+            if token is None and context.speaker and (known := self.speakers):
+                raise ValueError(f"unknown voice {context.speaker!r}: the policy speaks as {', '.join(known)}")
             prefix = [token] if token is not None else self.tokenizer.encode(voice).ids
         return Encoded((*prefix, *self.tokenizer.encode(text).ids), len(prefix))
 
@@ -288,6 +302,11 @@ class Qwen2CodecLM(CodecLM):
         """Write config, weights (adapters merged) and tokenizer; the directory appears whole or not at all."""
         texts = {} if self.tokenizer is None else {TOKENIZER: self.tokenizer.to_str(pretty=True)}
         write_model(directory, self.sizes, self._weights(), texts)
+
+
+def _read_tokenizer(path: str) -> Tokenizer:
+    with reading(path, "a tokenizer of the library tokenizers"):
+        return Tokenizer.from_str(read_text(path))
 
 
 def check_text_vocabulary(tokenizer: Tokenizer | None, rows: int) -> None:

@@ -7,6 +7,7 @@ Nothing here lets a padded position reach a real one, and every dropout acts in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -178,18 +179,33 @@ def ctc_logp(
     mask: Bool[Tensor, "r s"],
     text: Int[Tensor, "r n"],
     text_mask: Bool[Tensor, "r n"],
+    known: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> tuple[Float[Tensor, " r"], Bool[Tensor, " r"]]:
     """Exact log P(text | speech), summed over alignments, and whether the speech is long enough for any.
 
     Where it is not, the log-probability is given as 0 and has no gradient.
+
+    Args:
+        log_probs: of blank, unknown and characters at each position.
+        mask: which positions are real.
+        text: ids.
+        text_mask: which are real.
+        known: the lengths of speech and text where they are known on the CPU; otherwise a device is waited for.
     """
     lengths, counts = mask.sum(-1), text_mask.sum(-1)
     # Between equal neighbours a blank is needed.
     repeats = ((text[:, 1:] == text[:, :-1]) & text_mask[:, 1:]).sum(-1)
     possible = (counts + repeats).clamp(min=1) <= lengths
     targets = functional.pad(text.where(text_mask, UNKNOWN), (0, 1), value=UNKNOWN)
+    frames, letters = (lengths, counts) if known is None else map(list, known)
     losses = functional.ctc_loss(
-        log_probs.transpose(0, 1), targets, lengths, counts, blank=END, reduction="none", zero_infinity=True
+        log_probs.transpose(0, 1),
+        targets,
+        frames,  # type: ignore[arg-type]  # plain numbers serve as well
+        letters,  # type: ignore[arg-type]
+        blank=END,
+        reduction="none",
+        zero_infinity=True,
     )
     return torch.where(possible, -losses, 0.0), possible
 

@@ -22,7 +22,7 @@ from tts_align.models.base.reward_records import Regularisers, RewardLabels, Rew
 from tts_align.models.reward import layers as heads
 from tts_align.models.reward.config import ASR, CTC, END, Alphabet, RewardSizes
 from tts_align.models.reward.losses import regularised_losses
-from tts_align.utils.model_directory import CONFIG, find_model, read_weights_of, write_model
+from tts_align.utils.model_directory import CONFIG, find_model, load_weights_of, write_model
 from tts_align.utils.weights import weights_digest
 
 
@@ -57,7 +57,7 @@ class RewardModel(RewardHead):
         # Numbered, because an attribute's name need not be a name that a module can have.
         self.pooled = nn.ModuleList(heads.PooledHead(sizes.width, one.outputs) for one in sizes.attributes)
         if path is not None:
-            self.load_state_dict(read_weights_of(path))
+            load_weights_of(self, path)
 
     @property
     def table(self) -> nn.Embedding:
@@ -83,7 +83,7 @@ class RewardModel(RewardHead):
         text_mask = torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
         has_text = torch.tensor([one is not None for one in texts], dtype=torch.bool)
         known = tuple(one.encode([row.get(one.name) for row in attributes]) for one in self.sizes.attributes)
-        return RewardLabels(text, text_mask, has_text, known)
+        return RewardLabels(text, text_mask, has_text, known, tuple(map(len, rows)))
 
     # --- the network ---
 
@@ -159,7 +159,8 @@ class RewardModel(RewardHead):
             if task == ASR:
                 total, count = self.asr(hidden, mask, text, text_mask, smoothing).sum(-1), text_mask.sum(-1) + 1
             else:
-                total, possible = heads.ctc_logp(self.ctc(hidden, mask), mask, text, text_mask)
+                lengths = (labels.speech_lengths, labels.text_lengths) if labels.speech_lengths else None
+                total, possible = heads.ctc_logp(self.ctc(hidden, mask), mask, text, text_mask, lengths)
                 count, counted = text_mask.sum(-1).clamp(min=1), counted & possible
         else:
             known = labels.attribute(task)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from tts_align.training.run import CHECKPOINTS, KeepLast
+from tts_align.training.callbacks.keep_last import KeepLast
+from tts_align.training.run import CHECKPOINTS
 from tts_align.utils.distributed import gathered
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from tts_align.objectives.tkto import TKTO, token_weights
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks import figures
 from tts_align.training.contrast import WEIGHTS, deciding_token, separation
+from tts_align.utils.readers import read_json_object
 
 
 def draw(
@@ -52,7 +52,7 @@ def _weights_of(run: Path) -> TokenCache | None:
     """Those that the policy was trained with by an earlier call."""
     if not (run / WEIGHTS).is_file():
         return None
-    weights = Path(json.loads((run / WEIGHTS).read_text("utf-8"))["weights"])
+    weights = Path(str(read_json_object(run / WEIGHTS)["weights"]))
     return TokenCache.read(weights, needed=()) if weights.is_file() else None
 
 

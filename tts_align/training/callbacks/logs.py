@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from tts_align.training.gradients import average_gradients, total_norm
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run
 from tts_align.training.sharding import ShardedStrategy
+from tts_align.utils.readers import read_json_object
 
 
 class TrainingLog(Callback):
@@ -59,6 +59,18 @@ class TrainingLog(Callback):
             _log_sounds(logger, run.test / "audio", step)
 
 
+def continue_logs(loggers: Iterable[Logger], step: int) -> None:
+    """Let TensorBoard forget what a killed run has logged after the checkpoint that is resumed from.
+
+    Args:
+        loggers: of the training; nothing has been logged with them yet.
+        step: of the checkpoint.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step + 1
+
+
 def test_numbers(folder: Path) -> Iterator[tuple[str, float]]:
     """Name and value of every number in the results of a test.
 
@@ -68,7 +80,7 @@ def test_numbers(folder: Path) -> Iterator[tuple[str, float]]:
     for name in (SUMMARY, REWARD_NUMBERS):
         path = folder / name
         if path.is_file():
-            yield from _values(json.loads(path.read_text("utf-8")), "test")
+            yield from _values(read_json_object(path), "test")
 
 
 test_numbers.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name

@@ -6,19 +6,26 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tts_align.evaluation.metrics.tokens import TokenCounts
 from tts_align.models.base.tokenizer import Tokenised
-from tts_align.objectives.base import Part
 from tts_align.training.callbacks.watched import Watched
 from tts_align.training.means import log_numbers
 from tts_align.utils.sharded import plain
 from tts_align.utils.weights import PARTS, write_weights
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Saves(Protocol):
+    """A model that writes a directory from which it can be built."""
+
+    def save(self, directory: Path) -> None:
+        """Write it, whole or not at all."""
 
 
 class TokenStatistics(Callback):
@@ -96,7 +103,8 @@ class TokenStatistics(Callback):
 class KeepParts(Callback):
     """Writes every model as it works alone to ``parts/`` in the run's directory, when the training ends.
 
-    A later stage starts from there. ``parts/policy`` and ``parts/reward`` can stand in a recipe as directories.
+    A later stage starts from there. ``parts/policy``, ``parts/tokenizer``, ``parts/reward`` and ``parts/flow`` can
+    stand in a recipe as directories.
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +116,8 @@ class KeepParts(Callback):
         with module.objective.merged(policy, module.parts):
             if trainer.is_global_zero:
                 policy.save(folder / "policy")
-                if Part.REWARD in module.parts:
-                    module.parts.reward.save(folder / "reward")
+                for name, part in module.parts.items():
+                    if isinstance(part, Saves):
+                        part.save(folder / name)
                 write_weights(folder, {"policy": policy, **module.parts})
         trainer.strategy.barrier()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed at random moments, on one file system or two, each command ends with what it would have made undisturbed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from forked import Ended, forked
+from place import COMMANDS, Place
+
+STOPPED = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+def content(path: Path) -> str:
+    """What a file says: of a checkpoint its weights and progress, of anything else its bytes."""
+    if path.suffix != ".ckpt":
+        return hashlib.blake2b(path.read_bytes()).hexdigest()
+    import torch
+
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    parts = [
+        saved["global_step"],
+        saved["epoch"],
+        {name: v.tolist() for name, v in sorted(saved["state_dict"].items())},
+    ]
+    return hashlib.blake2b(repr(parts).encode()).hexdigest()
+
+
+def prepared(place: Place, command: str) -> None:
+    """Bring the place into the state that a command starts from."""
+    shutil.rmtree(place.work, ignore_errors=True)
+    place.work.mkdir(parents=True)
+    if command in ("test", "export"):
+        shutil.copytree(place.inputs / "run", place.run)
+
+
+def undisturbed(place: Place, command: str) -> tuple[dict[str, str], float]:
+    """What a command makes, by the name of the file, and the seconds that takes."""
+    prepared(place, command)
+    ended = forked(place.args(command), place.work)
+    if ended.code:
+        raise RuntimeError(f"{command} fails undisturbed: {ended.err[-2000:]}")
+    return {path.name: content(path) for path in place.outputs(command)}, ended.seconds
+
+
+def leftovers(place: Place) -> list[str]:
+    """Unfinished files, and files outside of what a command may write to."""
+    odd = [path for path in place.work.rglob("*") if ".scratch" in path.name or path.name.endswith((".lock", ".old"))]
+    return [str(path.relative_to(place.work)) for path in odd]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file of a folder, with its size and time."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def killed(place: Place, command: str, kills: int, seed: int, temporary: Path) -> dict[str, Any]:
+    """Kill a command at random moments, again and again, and let it end; both until it was killed so often.
+
+    Args:
+        place: where it works.
+        command: which.
+        kills: how often it is killed.
+        seed: of the moments.
+        temporary: folder for temporary files, on another file system.
+    """
+    expected, seconds = undisturbed(place, command)
+    inputs = snapshot(place.inputs)
+    draw, faults = random.Random(f"{seed} {command}"), []
+    done = ends = 0
+    prepared(place, command)
+    while done < kills:
+        moment = draw.uniform(0, seconds)
+        ended = forked(
+            place.args(command), place.work, {"TMPDIR": str(temporary)}, signal_after=(moment, signal.SIGKILL)
+        )
+        done += ended.code == -signal.SIGKILL
+        if ended.code == 0:
+            ends += 1
+            faults += _verified(place, command, expected, f"after {done} kills")
+            prepared(place, command)
+        elif ended.code != -signal.SIGKILL:
+            faults.append(f"kill {done}: ended with {ended.code}: {ended.err[-500:]}")
+            prepared(place, command)
+        else:
+            faults += _whole(place, command, expected, f"kill {done} at {moment:.2f} s")
+    ended = forked(place.args(command), place.work, {"TMPDIR": str(temporary)})
+    faults += [f"cannot resume: {ended.code}: {ended.err[-500:]}"] if ended.code else []
+    faults += _verified(place, command, expected, "at the end")
+    faults += [f"inputs have changed: {name}" for name in _changed(inputs, snapshot(place.inputs))]
+    faults += [f"left in the folder for temporary files: {one.name}" for one in ours_in(temporary)]
+    return {
+        "command": command,
+        "kills": done,
+        "ends": ends + 1,
+        "seconds_undisturbed": round(seconds, 2),
+        "faults": faults,
+    }
+
+
+def _verified(place: Place, command: str, expected: dict[str, str], when: str) -> list[str]:
+    """What is not as it would be undisturbed, of a command that has ended well."""
+    faults = [f"{when}: {name} is left over" for name in leftovers(place)]
+    for path in place.outputs(command):
+        if not path.exists():
+            faults.append(f"{when}: {path.name} is missing")
+        elif content(path) != expected[path.name]:
+            faults.append(f"{when}: {path.name} differs")
+    return faults
+
+
+def _whole(place: Place, command: str, expected: dict[str, str], when: str) -> list[str]:
+    """What is broken after a kill: outputs are whole or not there, and a checkpoint that was there still is."""
+    faults = []
+    if command == "fit":
+        from tts_align.training.run import Run
+
+        try:
+            if place.outputs("fit")[0].exists():
+                Run(place.run).newest()
+        except ValueError as error:
+            faults.append(f"{when}: {error}")
+        return faults
+    for path in place.outputs(command):
+        if path.exists() and content(path) != expected[path.name]:
+            faults.append(f"{when}: {path.name} is there, and differs")
+    return faults
+
+
+def ours_in(temporary: Path) -> list[Path]:
+    """Files in a folder for temporary files, but for the note of a session that onnxruntime keeps there."""
+    return [one for one in temporary.iterdir() if one.name != ".ses"]
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def stopped(place: Place, command: str, number: int, share: float) -> dict[str, Any]:
+    """Ask a command to end, some share into its work, and give the same command again.
+
+    Args:
+        place: where it works.
+        command: which.
+        number: of the signal.
+        share: of the seconds that it takes undisturbed.
+    """
+    expected, seconds = undisturbed(place, command)
+    prepared(place, command)
+    ended = forked(place.args(command), place.work, signal_after=(share * seconds, number))
+    faults = []
+    if ended.code not in (0, STOPPED[signal.Signals(number)]):
+        faults.append(f"ended with {ended.code}: {ended.err[-500:]}")
+    if ended.traceback:
+        faults.append(f"a traceback: {ended.err[-500:]}")
+    faults += [f"{name} is left over" for name in leftovers(place)]
+    again: Ended | None = forked(place.args(command), place.work)
+    if again is not None and again.code:
+        faults.append(f"cannot resume: {again.code}: {again.err[-500:]}")
+    faults += _verified(place, command, expected, "resumed")
+    name = signal.Signals(number).name
+    return {"command": command, "signal": name, "share": round(share, 2), "code": ended.code, "faults": faults}
+
+
+def all_killed(place: Place, kills: int, seed: int, temporary: Path) -> list[dict[str, Any]]:
+    """Every command."""
+    return [killed(place, command, kills, seed, temporary) for command in COMMANDS]

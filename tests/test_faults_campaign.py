@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The campaigns of ``benchmarks/faults`` in short: a kill, a signal, a full disk, two at once, and hostile inputs."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import BENCHMARKS, ROOT
+from tiny import save_policy
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Results of a short campaign, made in a process of its own: it forks, which this one must not."""
+    folder = tmp_path_factory.mktemp("faults")
+    program = f"""
+import sys
+sys.path[:0] = {[str(BENCHMARKS / "faults"), str(BENCHMARKS)]!r}
+import json, signal
+from pathlib import Path
+import campaign, disks, hostile, kills
+from forked import preload
+preload()
+folder = Path({str(folder)!r})
+place = campaign.made_place(folder, folder / "work/here", steps=6)
+temporary = folder / "temporary"
+temporary.mkdir()
+result = {{
+    "kills": [kills.killed(place, command, 1, 1, temporary) for command in ("fit", "sample", "label")],
+    "signals": [kills.stopped(place, command, signal.SIGTERM, 0.6) for command in ("fit", "judge")],
+    "full": [disks.full(place, command, 20_000) for command in ("fit",)],
+    "two": [disks.two_at_once(place, "sample")],
+    "hostile": campaign.in_a_copy(lambda: campaign.hostile_inputs(place, folder, 150, 5)),
+}}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("part", ["kills", "signals", "full", "two"])
+def test_nothing_is_lost(part: str, found: Any) -> None:
+    for one in found[part]:
+        assert one["faults"] == [], one
+    if part == "kills":
+        assert all(one["kills"] == 1 for one in found[part])
+    if part == "signals":
+        assert {one["code"] for one in found[part]} <= {0, 128 + signal.SIGTERM}
+    if part == "full":
+        assert found[part][0]["code"] == 2
+        assert "larger than a file may be here" in found[part][0]["said"]
+
+
+def test_hostile_inputs_are_taken_or_refused(found: Any) -> None:
+    assert found["hostile"]["faults"] == []
+    assert found["hostile"]["cases"] == 150
+    assert found["hostile"]["ends"]["refused"] > 75
+
+
+def test_a_reader_that_fails_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "faults"))
+    hostile = importlib.import_module("hostile")
+
+    def broken() -> None:
+        raise KeyError("x")
+
+    assert hostile._tried(broken).startswith("fault: KeyError")
+    assert hostile._tried(lambda: (tmp_path / "no").read_text()) == "refused"
+    assert hostile._tried(lambda: None) == "taken"
+    assert hostile._tried(lambda: sys.exit(2)).startswith("fault: no reason given")
+    assert save_policy
