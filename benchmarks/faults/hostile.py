@@ -472,9 +472,9 @@ def campaign(place: Place, policy: Path, cases: int, seed: int) -> Result:
         seed: of everything drawn; a case is drawn from it and its number alone.
     """
     every, result = kinds(place, policy), Result()
-    before, here = sorted(os.listdir(place.work.parent)), Path.cwd()
     shutil.rmtree(place.work, ignore_errors=True)
-    place.work.mkdir()
+    place.work.mkdir(parents=True)
+    before, here = sorted(os.listdir(place.work.parent)), Path.cwd()
     for number in range(cases):
         draw = random.Random(f"{seed} {number}")
         kind = draw.choices(every, [one.share for one in every])[0]

@@ -37,6 +37,7 @@ def prepared(place: Place, command: str) -> None:
     place.work.mkdir(parents=True)
     if command in ("test", "export"):
         shutil.copytree(place.inputs / "run", place.run)
+        shutil.rmtree(place.run / "test")
 
 
 def undisturbed(place: Place, command: str) -> tuple[dict[str, str], float]:

@@ -22,7 +22,18 @@ from tts_align.training.callbacks.keep_best import DevHearing, KeepBest
 from tts_align.training.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
-FEW = ["--trainer.max_steps", "3", "--data.max_rows", "600", "--data.validation", "null", "--run.threads", "1"]
+FEW = [
+    "--trainer.max_steps",
+    "3",
+    "--trainer.max_epochs",
+    "4",
+    "--data.max_rows",
+    "600",
+    "--data.validation",
+    "null",
+    "--run.threads",
+    "1",
+]
 FEW += ["--trainer.accelerator", "cpu", "--model.test.sentences", "2"]
 SYMBOLIC = ["--config", str(RECIPES / "dpo.yaml"), "--config", str(RECIPES / "models/symbolic.yaml")]
 

@@ -450,6 +450,9 @@ def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         *AlignCLI.subcommands(),
         "recipes",
         "prepare",
+        "score",
+        "compare",
+        "listen",
         "label",
         "demo",
     }

@@ -97,12 +97,41 @@ def test_recordings_whose_reading_is_known(tmp_path: Path, judge: TransformersCT
     assert calibrate(Module(judge=judge), folder / "recordings.jsonl", tmp_path / "other.json") == found
 
 
-def test_each_process_hears_its_share(tmp_path: Path, judge: TransformersCTCJudge) -> None:
-    """Without a process group each brings its own share alone; only the first writes."""
+def test_processes_share_the_work(tmp_path: Path, judge: TransformersCTCJudge) -> None:
+    """Whoever finds everything heard writes the file; it is that of one process."""
     folder = recordings(tmp_path, [("からい", "べのからい"), ("つらい", "べのつらい"), ("からい", "べのつらい")])
-    shares = [calibrate(Module(judge=judge), folder, tmp_path / f"{r}.json", rank=r, world=2) for r in range(2)]
-    assert [one.words for one in shares] == [{"辛い/からい": WordCount(1, 1)}, {"辛い/つらい": WordCount(1)}]
-    assert [(tmp_path / f"{rank}.json").exists() for rank in range(2)] == [True, False]
+    whole = calibrate(Module(judge=judge), folder, tmp_path / "whole.json")
+    shared = tmp_path / "shared.json"
+    first = calibrate(Module(judge=judge), folder, shared, rank=0, world=2)
+    assert first.words == {"辛い/からい": WordCount(1, 1)}
+    assert not shared.exists()
+    assert calibrate(Module(judge=judge), folder, shared, rank=1, world=2) == whole
+    assert shared.read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_a_killed_calibration_resumes(
+    tmp_path: Path, judge: TransformersCTCJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = recordings(tmp_path, [("からい", "べのからい"), ("つらい", "べのつらい"), ("からい", "べのつらい")])
+    module, out = Module(judge=judge), tmp_path / "accuracy.json"
+    whole = calibrate(module, folder, tmp_path / "whole.json")
+    heard = judge.judge
+    asked: list[int] = []
+
+    def dies(samples: Any, expected: Any) -> Any:
+        asked.append(len(samples))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return heard(samples, expected)
+
+    monkeypatch.setattr(judge, "judge", dies)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(module, folder, out, batch_rows=1)
+    assert not out.exists()
+    assert calibrate(module, folder, out) == whole
+    assert asked == [1, 1, 2], "the first recording is not heard again"
+    assert calibrate(module, folder, out) == whole
+    assert asked == [1, 1, 2]
 
 
 def test_a_recording_that_is_not_there_is_counted_and_named(

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tts_align.evaluation.calibration import Calibration, tally, write_calibration
@@ -28,13 +26,11 @@ from tts_align.evaluation.readings.lexicon import Lexicon
 from tts_align.evaluation.speaking import speak, utterance_requests
 from tts_align.utils.assets import resolve
 from tts_align.utils.audio import AudioError
-from tts_align.utils.distributed import gathered
 from tts_align.utils.messages import say
 from tts_align.utils.progress import bar
+from tts_align.utils.shards import Shards, digest
 
 log = logging.getLogger(__name__)
-_Answer = tuple[str, Reading | None]
-"""Word and reading, and what was heard; ``None`` if there is no verdict."""
 
 
 def calibrate(
@@ -48,14 +44,14 @@ def calibrate(
     world: int = 1,
     barrier: Callable[[], None] | None = None,
 ) -> Calibration:
-    """Let the judge listen to what is known, and store how often it was right.
+    """Let the judge listen to what is known, and store how often it was right; resumes.
 
     Args:
         module: its judge is measured; its policy and vocoder speak where there are no recordings.
         source: recordings with their reading (a JSONL file with a column ``audio``, or a folder with
             ``recordings.jsonl``), or sentences with marked words, which the policy speaks with each reading written
             out.
-        out: JSON file to write.
+        out: JSON file to write; what was heard in each utterance stands beside it (.jsonl).
         speakers: voices for sentences that name none.
         batch_rows: utterances at a time.
         seed: of what is spoken.
@@ -76,20 +72,21 @@ def calibrate(
         )
     if not recorded and module.judge.needs_audio and module.vocoder is None:
         raise ValueError(f"{type(module.judge).__name__} hears sound: the recipe must set model.vocoder")
-    share = _Share(module.judge, batch_rows, rank, world)
+    heard = _Heard(module.judge, out.with_suffix(".jsonl"), batch_rows, rank, world)
     if recorded:
-        answers, unspoken = share.of_recordings(read_recordings(path)), 0
+        heard.listen_to_recordings(read_recordings(path))
+        unspoken = 0
     else:
         pairs, unspoken = _written_out(path, module.judge)
-        answers = share.of_policy(module, pairs, speakers, seed)
-    words, failed = tally(one for part in gathered(answers) for one in part)
+        heard.listen_to_policy(module, pairs, speakers, seed)
+    complete = heard.shards.merge(barrier, rank)
+    rows = heard.shards.rows.values()
+    words, failed = tally((row["word"], Reading(row["reading"]) if row.get("reading") else None) for row in rows)
     found = Calibration(module.judge.identity(), "recordings" if recorded else "policy", words, failed, unspoken)
-    if rank == 0:
+    if complete and (rank == 0 or barrier is None):
         write_calibration(out, found)
         say(f"judge:        {found}")
         say(f"stored in:    {out}")
-    if barrier is not None:
-        barrier()
     return found
 
 
@@ -107,70 +104,84 @@ def _written_out(path: Path, judge: Judge) -> tuple[list[tuple[SentencePrompt, S
     return pairs, wanted - len(pairs)
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What one process listens to.
+class _Heard:
+    """What one process listens to, and what was heard so far; a killed calibration resumes from it.
 
     Args:
         judge: who listens.
+        out: JSONL file of what was heard.
         batch_rows: utterances at a time.
         rank: number of this process.
         world: number of processes.
     """
 
-    judge: Judge
-    batch_rows: int
-    rank: int
-    world: int
+    shards: Shards
 
-    def of_recordings(self, recordings: Sequence[tuple[SentencePrompt, Path]]) -> list[_Answer]:
-        """Answers to this process's share of recordings."""
-        mine = recordings[self.rank :: self.world]
-        answers: list[_Answer] = []
+    def __init__(self, judge: Judge, out: Path, batch_rows: int, rank: int, world: int) -> None:
+        self.judge, self.out, self.batch_rows, self.rank, self.world = judge, out, batch_rows, rank, world
+
+    def _begin(self, ids: Sequence[str], made_with: object) -> set[str]:
+        """Read what was heard before; the names of what is still to be heard."""
+        key = digest("calibrate", sorted(self.judge.identity().items()), made_with)
+        self.shards = Shards(self.out, key, ids, self.rank, self.world, overwrite=True)
+        return {*self.shards.missing, *(name for name, row in self.shards.rows.items() if row.get("error"))}
+
+    def listen_to_recordings(self, recordings: Sequence[tuple[SentencePrompt, Path]]) -> None:
+        """Listen to this process's share of recordings."""
+        sizes = [(prompt.id, prompt.right, audio.is_file() and audio.stat().st_size) for prompt, audio in recordings]
+        again = self._begin([prompt.id for prompt, _ in recordings], sizes)
+        mine = [one for one in recordings[self.rank :: self.world] if one[0].id in again]
         with bar(len(mine), 0, "calibrate", self.rank) as shown:
             for start in range(0, len(mine), self.batch_rows):
-                known = []
-                for prompt, audio in mine[start : start + self.batch_rows]:
+                batch = mine[start : start + self.batch_rows]
+                known: dict[str, KnownUtterance] = {}
+                for prompt, audio in batch:
                     try:
-                        known.append(load_known(prompt, audio))
+                        known[prompt.id] = load_known(prompt, audio)
                     except AudioError as error:
-                        log.warning("%s", error)
-                        answers.append((_name(prompt), None))
-                answers += self._answers(known)
-                shown.advance(min(self.batch_rows, len(mine) - start))
-        return answers
+                        self._keep(prompt.id, _name(prompt), str(error))
+                self._judge(known)
+                shown.advance(len(batch))
 
-    def of_policy(
+    def listen_to_policy(
         self,
         module: SpeaksAndListens,
         pairs: Sequence[tuple[SentencePrompt, SentencePrompt]],
         speakers: Sequence[str],
         seed: int,
-    ) -> list[_Answer]:
-        """Answers to what the policy speaks of this process's share."""
+    ) -> None:
+        """Let the policy speak this process's share, and listen to it."""
         originals = {spoken.id: original for spoken, original in pairs}
-        items = utterance_requests([spoken for spoken, _ in pairs], speakers, 1, seed)[self.rank :: self.world]
-        answers: list[_Answer] = []
-        with bar(len(items), 0, "calibrate", self.rank) as shown:
-            for candidates in speak(module.policy, module.sampling, items, self.batch_rows):
-                spoken = [dataclasses.replace(one, prompt=originals[one.prompt.id]) for one in candidates]
-                answers += [(_name(one.prompt), Reading.NEITHER) for one in spoken if not one.speech]
-                loud = [one for one in spoken if one.speech]
+        items = utterance_requests([spoken for spoken, _ in pairs], speakers, 1, seed)
+        voice = module.vocoder.digest() if module.vocoder is not None else ""
+        texts = [(item.id, item.prompt.text) for item in items]
+        again = self._begin([item.id for item in items], (module.policy.digest(), voice, module.sampling, seed, texts))
+        mine = [item for item in items[self.rank :: self.world] if item.id in again]
+        with bar(len(mine), 0, "calibrate", self.rank) as shown:
+            for candidates in speak(module.policy, module.sampling, mine, self.batch_rows):
+                loud = [one for one in candidates if one.speech]
+                for one in candidates:
+                    if not one.speech:
+                        self._keep(one.id, _name(originals[one.prompt.id]), Reading.NEITHER)
                 samples = speech_samples(module.vocoder if self.judge.needs_audio else None, loud)
-                known = zip(samples, (one.prompt for one in loud), strict=True)
-                answers += self._answers(
-                    [KnownUtterance(sample, prompt.expected, word_of(prompt)) for sample, prompt in known]
-                )
+                known = {}
+                for one, sample in zip(loud, samples, strict=True):
+                    prompt = originals[one.prompt.id]
+                    known[one.id] = KnownUtterance(sample, prompt.expected, word_of(prompt))
+                self._judge(known)
                 shown.advance(len(candidates))
-        return answers
 
-    def _answers(self, known: Sequence[KnownUtterance]) -> list[_Answer]:
-        answers: list[_Answer] = []
-        for one, verdict in zip(known, hear(self.judge, known), strict=True):
-            if isinstance(verdict, str):
-                log.warning("%s could not be judged: %s", one.name, verdict)
-            answers.append((one.name, None if isinstance(verdict, str) else verdict.reading))
-        return answers
+    def _judge(self, known: Mapping[str, KnownUtterance]) -> None:
+        for (name, one), verdict in zip(known.items(), hear(self.judge, list(known.values())), strict=True):
+            self._keep(name, one.name, verdict if isinstance(verdict, str) else verdict.reading)
+
+    def _keep(self, name: str, word: str, answer: Reading | str) -> None:
+        """Note what was heard, or why nothing was."""
+        if isinstance(answer, Reading):
+            self.shards.append([{"id": name, "word": word, "reading": str(answer)}])
+            return
+        log.warning("%s could not be judged: %s", name, answer)
+        self.shards.append([{"id": name, "word": word, "error": answer}])
 
 
 def _name(prompt: SentencePrompt) -> str:

@@ -199,6 +199,7 @@ class AlignCLI(LightningCLI):
             raise
         if self._get(self.config_init, "trainer").fast_dev_run:
             return
+        from tts_align.training.callbacks.keep_best import use_chosen
         from tts_align.training.stages import keep_reward
 
         keep_reward(self)
@@ -207,10 +208,9 @@ class AlignCLI(LightningCLI):
             if first_process():
                 show_test(stored)
         elif tests:
-            chosen = str(self.run.chosen) if self.run.choice.is_file() else None
-            self.trainer.test(
-                model, datamodule=kwargs["datamodule"], ckpt_path=chosen, weights_only=True, verbose=False
-            )
+            if (chosen := use_chosen(self.trainer, model)) is not None:
+                say(f"checkpoint:   {chosen}")
+            self.trainer.test(model, datamodule=kwargs["datamodule"], verbose=False)
         elif self.settings.test_after_fit and not model.objective.trains_reward_only:
             say(how_to_test(self.run, model.judge is not None))
         where(self.run, say)

@@ -71,9 +71,6 @@ def _further_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for system, failures in summary.get("failures", {}).items():
         if failures:
             yield f"{system}: " + ", ".join(f"{len(names)} {name}" for name, names in failures.items())
-    known = summary.get("judge_accuracy", {})
-    if known.get("value") is not None:
-        yield f"judge: its own accuracy is {100 * known['value']:.1f} % of {known['n']} utterances of known reading"
     for system, count in summary.get("abstained", {}).items():
         if count:
             yield f"{system}: the judge abstained from {count} readings, which are in no accuracy"

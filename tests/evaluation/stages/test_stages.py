@@ -11,12 +11,11 @@ import pytest
 import torch
 from talker import Ear, Module, Talker, Tube, make_prompts
 
-from tts_align.evaluation import report
 from tts_align.evaluation.calibration import CALIBRATION, Calibration, WordCount, write_calibration
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.listening import TooManyFailuresError
 from tts_align.evaluation.measures.base import UtteranceMeasure
-from tts_align.evaluation.report import read_utterances
+from tts_align.evaluation.report import JudgedUtterance, read_utterances, summarise
 from tts_align.evaluation.speech import Evaluation, TestSettings
 from tts_align.evaluation.stages import store
 
@@ -70,7 +69,7 @@ class DyingEar(Ear):
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(report, "summarise", partial(report.summarise, resamples=50))
+    monkeypatch.setattr("tts_align.evaluation.report.summarise", partial(summarise, resamples=50))
 
 
 SETTINGS = {"speakers": ("sakura", "takumi"), "samples": 2, "batch_rows": 4, "audio": 0, "max_failed_share": 0.5}
@@ -353,13 +352,11 @@ def test_a_published_test_set_with_its_protocol(tmp_path):
 def test_accuracy_of_marked_words_alone():
     """Two right of three marked, one abstention, one sentence without a marked word: 2 of 3."""
     rows = [
-        report.JudgedUtterance(
-            f"u{number}", f"s{number}", "x", "", "base", 0, reading=reading, cer=0.0, nearest_cer=0.0
-        )
+        JudgedUtterance(f"u{number}", f"s{number}", "x", "", "base", 0, reading=reading, cer=0.0, nearest_cer=0.0)
         for number, reading in enumerate(("right", "wrong", "right", "abstained", "unmarked"))
     ]
     rows[3] = dataclasses.replace(rows[3], abstained=True)
-    summary = report.summarise(rows)
+    summary = summarise(rows)
     assert summary["base"]["accuracy"]["value"] == pytest.approx(2 / 3)
     assert (summary["base"]["accuracy"]["n"], summary["base"]["cer"]["n"], summary["abstained"]) == (3, 5, {"base": 1})
 

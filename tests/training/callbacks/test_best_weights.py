@@ -157,7 +157,7 @@ from pathlib import Path
 from tiny import gap, weights
 from told import Notes, Told, fit
 from tts_align.training.callbacks.guards import HackingGuard
-from tts_align.training.callbacks.keep_best import KeepBest
+from tts_align.training.callbacks.keep_best import KeepBest, use_chosen
 
 folder, shared = Path(sys.argv[1]), Path(sys.argv[2])
 prompts = str(shared / "prompts.jsonl")
@@ -167,11 +167,14 @@ wrong = [(2, 0.1), (1, 0.1), (2, 0.1), (2, 0.1), (0, 0.1)]  # of three on each m
 best = KeepBest(prompts, every_steps=1, sentences=6, average=2, judge=Told(wrong, utterances=3))
 notes = Notes(folder)
 options = {"devices": 1, "num_nodes": 2, "strategy": "ddp"}
-module, trainer = fit(folder, shared / "policy", str(shared / "rows.jsonl"), best, watch, notes, every=1, **options)
+module, trainer = fit(folder, shared / "policy", str(shared / "rows.jsonl"), notes, best, watch, every=1, **options)
 assert watch.stopped.startswith("step 3: "), watch.stopped
 assert gap(weights(module), notes.weights[2]) == 0
 assert [one.wrong_readings * 6 for one in best.heard] == [4, 2, 4, 4, 0]
 assert best.best.averaged
+use_chosen(trainer, module)
+means = {name: (notes.weights[2][name].double() + notes.weights[3][name].double()) / 2 for name in notes.weights[2]}
+assert gap(weights(module), means) < 1e-6
 print(trainer.global_rank, sorted(path.name for path in folder.glob("checkpoints/*")))
 """
 

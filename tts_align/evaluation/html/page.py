@@ -29,14 +29,15 @@ p.soft, .soft { color: var(--soft); } p { margin: .3rem 0; } a { color: inherit;
 .good { color: var(--good); } .bad { color: var(--bad); } .note { color: var(--note); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
 .tile { background: var(--sheet); border-radius: .6rem; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.8rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .box { background: var(--noted); border-left: .3rem solid var(--note); padding: .6rem .9rem; margin: .6rem 0; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .45rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child, .left { text-align: left; }
 td.words { white-space: normal; min-width: 12rem; text-align: left; }
-svg.interval { width: 9rem; height: 1.1rem; vertical-align: middle; }
+svg.interval { width: 7rem; height: 1.1rem; vertical-align: middle; }
 svg .axis { stroke: var(--line); } svg .better { stroke: var(--good); fill: var(--good); }
 svg .worse { stroke: var(--bad); fill: var(--bad); } svg .plain { stroke: var(--soft); fill: var(--soft); }
 .cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .8rem; }

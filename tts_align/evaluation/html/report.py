@@ -153,7 +153,7 @@ def _numbers(comparison: Comparison, one: str, two: str) -> str:
                 str(number.difference.n),
             ]
         )
-    return table(("", one, two, "difference", "", "p", "verdict", "utterances"), rows, "numbers of both systems")
+    return table(("", one, two, "difference", "", "p", "verdict", "n"), rows, "numbers of both systems")
 
 
 def _with_interval(interval: Interval, number: NumberComparison) -> str:

@@ -50,17 +50,6 @@ class Vocoder(OwnsItsDevice, ABC):
         """Digest of what decides its sound: the part of a judge's key that the vocoder changes."""
         return weights_digest(self.state_dict())
 
-    def use_voices(self, path: Path) -> None:
-        """Speak from now on in the voices of a file of recordings, which a test set brings; see ``CodecLM``.
-
-        Args:
-            path: JSONL file of voices: speaker, audio, text.
-
-        Raises:
-            ValueError: it cannot.
-        """
-        raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
-
     def features(
         self, tokenizer: TokenizerHead, speech: Sequence[Int[Tensor, " _"]], speakers: Sequence[str]
     ) -> list[Float[Tensor, "_ m"]] | None:
@@ -72,6 +61,17 @@ class Vocoder(OwnsItsDevice, ABC):
             speakers: name of each one's speaker.
         """
         return None
+
+    def use_voices(self, path: Path) -> None:
+        """Speak from now on in the voices of a file of recordings, which a test set brings; see ``CodecLM``.
+
+        Args:
+            path: JSONL file of voices: speaker, audio, text.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot speak in the voices of recordings, which {path} lists")
 
     def check_speakers(self, speakers: Iterable[str]) -> None:
         """Raise ``ValueError`` for voices it cannot speak in; asked before anything is spoken."""

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -317,3 +318,21 @@ def mean_of(values: Sequence[Tensor]) -> Tensor:
     if not last.is_floating_point():
         return last
     return torch.stack([value.double() for value in values]).mean(0).to(last.dtype)
+
+
+def use_chosen(trainer: Trainer, model: LightningModule) -> Path | None:
+    """Give a module that has just been trained the weights that were heard best; in every process.
+
+    Returns:
+        Where they were; ``None`` if none were chosen, and the module keeps its own.
+    """
+    run = Run(trainer.default_root_dir)
+    found = str(run.chosen) if trainer.is_global_zero and run.choice.is_file() else ""
+    if not (found := trainer.strategy.broadcast(found)):
+        return None
+    path = Path(found)
+    shared = all(gathered(path.exists()))
+    own = torch.load(path, map_location="cpu", weights_only=True) if shared or trainer.is_global_zero else {}
+    saved = own if shared else trainer.strategy.broadcast(own)
+    model.load_state_dict(saved["state_dict"], strict=False)
+    return path
