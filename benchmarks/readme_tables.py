@@ -154,6 +154,35 @@ def cost(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trl(found: dict[str, Any]) -> str:
+    """CPU time of a step as a share of TRL's."""
+    lines = ["| model | objective | reference in TRL | ours, s | TRL, s | ours to TRL, all steps | step by step |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        seconds, ratios = row["seconds_per_step"], row["ratio_to_trl"]
+        lines.append(
+            f"| {row['size']} | `{row['objective']}` | {row['reference']}"
+            f" | {seconds['ours']:.2f} | {seconds['trl']:.2f}"
+            f" | {row['ratio_of_sums']:.2f} | {ratios['median']:.2f} ({ratios['low']:.2f}–{ratios['high']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def decoding(found: dict[str, Any]) -> str:
+    """Tokens a second against ``generate`` and the bare products, and what coarser weights change."""
+    lines = ["| model | weights | tokens/s | to `generate` | bare products to it | greedy tokens that change |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        speed = row["tokens_per_second"]
+        for kind in ("own", "bfloat16", "int8"):
+            own = kind == "own"
+            gain = f"{speed[kind] / speed['generate']:.2f}×"
+            share = f"{row['products_to_ours']['median']:.2f}" if own else ""
+            changed = "" if own else f"{100 * row['changed'][kind]['utterances']:.0f} %"
+            lines.append(f"| {row['size']} | {kind} | {speed[kind]} | {gain} | {share} | {changed} |")
+    return "\n".join(lines)
+
+
 CASES = {
     "full": "TKTO step, all weights, float32",
     "lora": "TKTO step, LoRA of rank 16 on float32",
@@ -285,6 +314,8 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "against": ("equal_compute.json", against),
         "table1": ("demo_table1.json", table1),
         "cost": ("step.json", cost),
+        "trl": ("trl_step.json", trl),
+        "decoding": ("decoding.json", decoding),
         "batched": ("sampling.json", batched),
         "diffro": ("diffro.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),

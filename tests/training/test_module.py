@@ -250,6 +250,28 @@ def test_rule_5_the_cut_into_micro_batches(name: str, steps: int, tmp_path: Path
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
+def test_rule_5_micro_batches_by_tokens(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
+    found, lengths = [], []
+    for cut in ({}, {"tokens_per_micro_batch": 30}, {"tokens_per_micro_batch": 10**6}):
+        module, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache", **cut)
+        trainer = make_trainer(tmp_path, max_steps=2, max_epochs=-1)
+        sizes: list[int] = []
+        module.policy.register_forward_pre_hook(
+            lambda _, given, to=sizes: to.append(len(given[0].token)) if torch.is_grad_enabled() else None
+        )
+        trainer.fit(module, datamodule=data)
+        found.append((weights(module), trainer.accumulate_grad_batches))
+        lengths.append(max(sizes))
+    assert [count for _, count in found][::2] == [1, 1]
+    assert found[1][1] > 1
+    assert lengths[1] <= 30 < lengths[0]
+    assert gap(found[0][0], found[1][0]) < 1e-6
+    with pytest.raises(ValueError, match=r"tokens_per_micro_batch and trainer\.accumulate_grad_batches both"):
+        make_trainer(tmp_path, accumulate_grad_batches=3).fit(
+            *build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache", tokens_per_micro_batch=10**6)
+        )
+
+
 def test_rule_5_lora(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
     found = []
     for accumulate in (1, 4):

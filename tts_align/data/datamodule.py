@@ -22,7 +22,7 @@ from tts_align.data.manifest import read_manifest
 from tts_align.data.plan import Plan
 from tts_align.data.select import LabelledUtterance, select, usable
 from tts_align.data.sound import AcousticMel, FeatureExtractor, RecordingFeatures
-from tts_align.data.split import AlignLoader, Split, TrainerProgress, limited_steps
+from tts_align.data.split import AlignLoader, Split, TrainerProgress, cut_by_tokens, limited_steps
 from tts_align.data.unlabelled import Unlabelled, settle_unlabelled
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
@@ -58,6 +58,7 @@ class AlignData(LightningDataModule):
         validation: held-out rows on which the loss is watched; the same kinds of file.
         rows_per_step: rows in one optimiser step; a pair is two rows.
         tokens_per_step: text and speech tokens in one optimiser step, about; instead of rows_per_step.
+        tokens_per_micro_batch: most text and speech tokens scored at once; instead of trainer.accumulate_grad_batches.
         bucket_steps: optimiser steps within which rows are sorted by length, a quarter of an epoch at most; 1 for none.
         seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
@@ -82,6 +83,7 @@ class AlignData(LightningDataModule):
         validation: str | None = None,
         rows_per_step: int | None = None,
         tokens_per_step: int | None = None,
+        tokens_per_micro_batch: int | None = None,
         bucket_steps: int = 8,
         seed: int | None = None,
         on_bad_row: Literal["stop", "drop"] = "stop",
@@ -107,7 +109,7 @@ class AlignData(LightningDataModule):
             faults.append(f"data.max_rows must be at least 1, got {max_rows}")
         if faults:
             raise ValueError("; ".join(faults))
-        self.manifest, self.validation = manifest, validation
+        self.manifest, self.validation, self.tokens_per_micro_batch = manifest, validation, tokens_per_micro_batch
         self.rows_per_step, self.tokens_per_step, self.bucket_steps = rows_per_step, tokens_per_step, bucket_steps
         self.own_seed, self.on_bad_row, self.paired_only = seed, on_bad_row, paired_only
         self.bistream_share, self.flip_labels, self.max_rows = bistream_share, flip_labels, max_rows
@@ -162,6 +164,8 @@ class AlignData(LightningDataModule):
                 self.prepare(module.policy, module.rows_wanted, module.trained_tokenizer)
             else:
                 self.prepare(module.policy)
+            if stage == "fit" and self.tokens_per_micro_batch is not None:
+                cut_by_tokens(self.trainer, self._splits["train"].plan, self.tokens_per_micro_batch)
 
     def prepare(
         self, policy: CodecLM, wants: RowsWanted | None = None, trained_tokenizer: TokenizerHead | None = None

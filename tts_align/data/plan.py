@@ -112,6 +112,24 @@ class Plan:
             heapq.heapreplace(loads, (load + int(self.tokens[item]), rank))
         return [np.asarray(mine, np.int64) for mine in dealt]
 
+    def micro_batches(self, world: int, most_tokens: int) -> int:
+        """Fewest micro-batches per step and rank of which none holds more than so many tokens, but for a single item.
+
+        Found on the fullest steps of the first epoch; in others a micro-batch may hold a little more.
+
+        Args:
+            world: number of ranks.
+            most_tokens: backbone positions of a micro-batch.
+        """
+        steps = self.steps(0)
+        fullest = sorted(steps, key=lambda items: -int(self.tokens[items].sum()))[:50]
+        most = min(len(items) for items in steps) // world
+        for count in range(1, most + 1):
+            dealt = (one for items in fullest for ranks in self.deal(items, world, count) for one in ranks)
+            if all(int(self.tokens[one].sum()) <= most_tokens or len(one) == 1 for one in dealt):
+                return count
+        return max(most, 1)
+
     def check(self, world: int, accumulate: int) -> None:
         """Raise before training if in any epoch a step could have too few items for its micro-batches."""
         fewest = len(self.tokens) // self.steps_per_epoch

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from tts_align.batch import Batch
@@ -92,6 +93,23 @@ class Split:
             num_workers=workers,
             pin_memory=pin_memory,
         )
+
+
+def cut_by_tokens(trainer: Trainer, plan: Plan, most_tokens: int) -> None:
+    """Let a trainer accumulate over the fewest micro-batches that hold no more than so many tokens each.
+
+    Raises:
+        ValueError: there can be no such micro-batches, or the recipe also says how many there are.
+    """
+    if most_tokens < 1:
+        raise ValueError(f"data.tokens_per_micro_batch must be at least 1, got {most_tokens}")
+    count = plan.micro_batches(trainer.world_size, most_tokens)
+    if trainer.accumulate_grad_batches not in (1, count):
+        raise ValueError(
+            "data.tokens_per_micro_batch and trainer.accumulate_grad_batches both say how a step is cut: leave out one"
+        )
+    trainer.accumulate_grad_batches = count
+    rank_zero_info(f"{count} micro-batches per optimiser step and device, of {most_tokens} tokens at most")
 
 
 def limited_steps(steps: int, accumulate: int, limit: int | float) -> int:

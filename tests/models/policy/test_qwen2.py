@@ -164,6 +164,23 @@ def test_neighbours_do_not_matter(model: Qwen2CodecLM):
     assert (other[0] - clean[0]).abs().max() > 0.01
 
 
+def test_layers_that_are_computed_again_give_the_same_gradients(tiny_policy: Path):
+    found, kept = [], []
+    for recompute in (False, True):
+        model = Qwen2CodecLM(str(tiny_policy), bistream=BISTREAM, recompute=recompute)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, to=sizes: to.append(one.numel()) or one, lambda one: one
+        ):
+            logp = model(collate(random_rows(), model.layout)).logp
+        logp.sum().backward()
+        found.append({name: value.grad for name, value in model.named_parameters()})
+        kept.append(sum(sizes))
+    assert kept[1] < 0.7 * kept[0]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=0)
+
+
 def test_logits_only_when_asked(model: Qwen2CodecLM):
     rows = collate(random_rows(), model.layout)
     assert model(rows).logits is None
@@ -267,6 +284,20 @@ def decoded(model: Qwen2CodecLM, sampling: Sampling = FREE, **options: Any) -> l
 def test_a_whole_cache_says_the_same(model: Qwen2CodecLM):
     """What a CUDA graph would replay: every token reads all columns, empty ones too."""
     assert decoded(model, whole_cache=True) == decoded(model)
+
+
+def test_a_tick_works_in_place(model: Qwen2CodecLM):
+    """A CUDA graph reads and writes the tensors that it was made of, and no others."""
+    with torch.no_grad():
+        one = Decoding(model, PROMPTS, FREE, whole_cache=True)
+        one.draw_token()
+        places = [value.data_ptr() for value in one.state()]
+        before = [value.clone() for value in one.state()]
+        for _ in range(2):
+            one.tick()
+    assert [value.data_ptr() for value in one.state()] == places
+    changed = [not torch.equal(new, old) for new, old in zip(one.state(), before, strict=True)]
+    assert sum(changed) >= len(changed) - 1  # all but, perhaps, where the first end was
 
 
 def test_a_cache_that_grows_and_rare_looks_say_the_same(model: Qwen2CodecLM, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from parity import parity
 
 from tts_align.models.base.generation import Sampling
-from tts_align.models.policy.sampling import draw, nucleus, pick, uniforms
+from tts_align.models.policy.sampling import _largest_by_key, draw, nucleus, pick, uniforms
 
 PLAIN = Sampling(top_p=1.0, top_k=0, repetition_window=0)
 
@@ -68,6 +68,18 @@ def test_the_most_probable_are_those_of_a_stable_sort(seed: int, top_k: int, voc
     expected = torch.where(value.cumsum(-1) - value < 0.9, value, 0.0)
     assert torch.equal(kept, expected)
     assert torch.equal(token[expected > 0], order[expected > 0])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 6))
+def test_the_way_that_waits_for_no_device_takes_the_same(seed: int, vocabulary: int, kinds: int):
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randint(0, kinds + 1, (3, vocabulary), generator=random) / kinds
+    value, order = values.sort(dim=-1, descending=True, stable=True)
+    for count in {1, (vocabulary + 1) // 2, vocabulary}:
+        kept, token = _largest_by_key(values, count)
+        assert torch.equal(kept, value[:, :count])
+        assert torch.equal(token, order[:, :count])
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

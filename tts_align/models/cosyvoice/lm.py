@@ -48,6 +48,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: JSONL file of voices to speak in: speaker, audio, text (its transcript), instruct, mode.
         dtype: number format of the weights; adapters stay float32.
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
+        recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
         front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
@@ -62,6 +63,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         voices: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
+        recompute: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
         front_end: FrontEnd = "split",
@@ -80,6 +82,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         sizes = sizes_of(self.source, state)
         with torch.device("meta"):
             self._build(sizes, bistream)
+        self.backbone.recompute = recompute
         fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
         self._check_codebook(path)
@@ -145,7 +148,7 @@ class CosyVoiceLM(Qwen2CodecLM):
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
         where = str(self.source.path), self.weights_name, self.voices_path
-        return CosyVoiceLM(*where, self.dtype, None, self.bistream, front_end=self.front_end)
+        return CosyVoiceLM(*where, self.dtype, bistream=self.bistream, front_end=self.front_end)
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""

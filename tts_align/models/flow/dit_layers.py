@@ -101,49 +101,58 @@ def rotate(vectors: Float[Tensor, "*b f c"], angle: Float[Tensor, "f k"]) -> Flo
 
 
 class Attention(nn.Module):
-    """Self-attention of which only the first head knows positions, as the published weights were trained.
+    """Self-attention of both published flows: without positions, or of which only the first head knows them.
+
+    The reward model's attention reads a memory under names of its own, and the conformer's knows distances: they share
+    no more with this one than PyTorch's own function.
 
     Args:
         dim: width.
         heads: attention heads.
         head_dim: channels of each.
         dropout: behind the output, in training only.
+        bias: of queries, keys and values.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, heads * head_dim)
-        self.to_k = nn.Linear(dim, heads * head_dim)
-        self.to_v = nn.Linear(dim, heads * head_dim)
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.to_k = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.to_v = nn.Linear(dim, heads * head_dim, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, dim), nn.Dropout(dropout))
 
     def forward(
         self,
         vectors: Float[Tensor, "b f c"],
-        angle: Float[Tensor, "f k"],
+        angle: Float[Tensor, "f k"] | None,
         visible: Bool[Tensor, "b f f"],
-        mask: Bool[Tensor, "b f"],
+        mask: Bool[Tensor, "b f"] | None = None,
     ) -> Float[Tensor, "b f c"]:
         """Attend.
 
         Args:
             vectors: what asks and is asked.
-            angle: of :class:`Rotary`.
+            angle: of :class:`Rotary`; ``None`` for no positions.
             visible: which frames each frame sees, at least one.
             mask: which frames are real; the others get 0.
         """
+        # :: (b, f, n * d) -> (b, n, f, d)
         query, key, value = (
             layer(vectors).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
-        query, key = (torch.cat((rotate(x[:, :1], angle), x[:, 1:]), 1) for x in (query, key))
+        if angle is not None:
+            query, key = (torch.cat((rotate(x[:, :1], angle), x[:, 1:]), 1) for x in (query, key))
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
-        return self.to_out(mixed.transpose(1, 2).flatten(2)) * mask[..., None]
+        out = self.to_out(mixed.transpose(1, 2).flatten(2))  # :: (b, n, f, d) -> (b, f, n * d)
+        return out if mask is None else out * mask[..., None]
 
 
 class FeedForward(nn.Module):
     """Out to a wider space and back.
+
+    Version 2's flow has two of its own: names of weights and activations in the published files differ.
 
     Args:
         dim: channels outside.

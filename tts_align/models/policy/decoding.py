@@ -192,7 +192,17 @@ class Decoding:
     def state(self) -> list[Tensor]:
         """What a tick changes, but for columns of the cache that it writes again."""
         cache = [self.cache.bias]
-        return [self.said, self.ended_at, self.step, self.recent, self.logits, self.position, self.column, *cache]
+        return [
+            self.token,
+            self.said,
+            self.ended_at,
+            self.step,
+            self.recent,
+            self.logits,
+            self.position,
+            self.column,
+            *cache,
+        ]
 
     def tick(self) -> None:
         """Feed the token that was drawn last, and draw the next one; nothing here waits for the device."""
@@ -207,7 +217,7 @@ class Decoding:
         self.logits[:, end + 1 :] = -torch.inf
         self.logits[:, end] = self.logits[:, end].masked_fill(held_back, -torch.inf)
         uniform = self.uniform.index_select(1, self.step)[:, 0]
-        self.token = draw(self.logits, self.recent, uniform, self.sampling)
+        self.token.copy_(draw(self.logits, self.recent, uniform, self.sampling))
         self.said.index_copy_(1, self.step, self.token[:, None])
         first_end = (self.token == end) & (self.ended_at < 0)
         self.ended_at.copy_(torch.where(first_end, self.step, self.ended_at))

@@ -106,6 +106,7 @@ class Qwen2CodecLM(CodecLM):
         sizes: sizes of a new model; not together with ``directory``.
         tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
+        recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
@@ -115,6 +116,7 @@ class Qwen2CodecLM(CodecLM):
         sizes: Sizes | None = None,
         tokenizer: str | None = None,
         lora: LoRA | None = None,
+        recompute: bool = False,
         bistream: tuple[int, int] = (5, 15),
     ) -> None:
         super().__init__()
@@ -129,6 +131,7 @@ class Qwen2CodecLM(CodecLM):
         check_text_vocabulary(self.tokenizer, sizes.text_vocabulary)
         with nullcontext() if path is None else reading(path / CONFIG, "sizes of a Qwen2CodecLM"):
             self._build(sizes, bistream)
+        self.backbone.recompute = recompute
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)

@@ -43,9 +43,11 @@ def nucleus(probability: Float[Tensor, "b v"], sampling: Sampling) -> tuple[Floa
 def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
     """The first entries of a stable descending sort, as in the published code: of equal ones those of lower id.
 
-    Ties are common in half precision, and ``topk`` may take any of them. Sorting the whole vocabulary takes as long as
-    many layers of the model, though, and is only needed where equal entries lie on both sides of the border.
+    Ties are common in half precision, and ``topk`` may take any of them. Where equal entries lie on both sides of the
+    border they are made different, which takes longer; to look would wait for a GPU, so there they always are.
     """
+    if values.device.type != "cpu":
+        return _largest_by_key(values, count)
     if count < values.shape[-1]:
         best, token = values.topk(count + 1)
         border = best[:, count - 1]
@@ -53,8 +55,20 @@ def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b
             token = token[:, :count].sort(-1).values
             best, order = values.gather(1, token).sort(dim=-1, descending=True, stable=True)
             return best, token.gather(1, order)
+        if values.dtype == torch.float32:
+            return _largest_by_key(values, count)
     best, token = values.sort(dim=-1, descending=True, stable=True)
     return best[:, :count], token[:, :count]
+
+
+def _largest_by_key(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """The same without waiting for the device: numbers of 64 bits, the value (not negative) above, the id below."""
+    vocabulary = values.shape[-1]
+    below = torch.arange(vocabulary - 1, -1, -1, device=values.device)
+    # The bits of floats that are not negative are ordered as the floats are.
+    key = (values.float().view(torch.int32).long() << 32) | below
+    token = vocabulary - 1 - (key.topk(count).values & (2**32 - 1))
+    return values.gather(1, token), token
 
 
 def pick(weight: Float[Tensor, "b k"], uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
@@ -81,14 +95,25 @@ def draw(
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probability = (logits.float() / sampling.temperature).softmax(-1)
+    logits = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    probability = logits.softmax(-1)
     kept, order = nucleus(probability, sampling)
     token = order.gather(1, pick(kept, uniform[:, 0])[:, None])[:, 0]
     if not sampling.repetition_window:
         return token
     repeats = (recent == token[:, None]).sum(-1)
     again = repeats >= sampling.repetition_window * sampling.repetition_share
+    if logits.device.type == "cpu":  # where to look costs nothing, only the rows that need it are drawn again
+        rows = again.nonzero()[:, 0]
+        if len(rows):
+            token[rows] = _other(probability[rows], token[rows], uniform[rows, 1])
+        return token
+    return torch.where(again, _other(probability, token, uniform[:, 1]), token)
+
+
+def _other(
+    probability: Float[Tensor, "b v"], token: Int[Tensor, " b"], uniform: Float[Tensor, " b"]
+) -> Int[Tensor, " b"]:
+    """A draw from everything but the token; the token itself where there is nothing else."""
     others = probability.scatter(1, token[:, None], 0.0)
-    second = pick(others, uniform[:, 1])
-    # A distribution with a single possible token has nothing else to offer.
-    return torch.where(again & (others.sum(-1) > 0), second, token)
+    return torch.where(others.sum(-1) > 0, pick(others, uniform), token)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tts_align.models.flow.dit_layers import Attention
 from tts_align.models.flow.token_flow import chunk_mask, time_sinusoids
 
 
@@ -76,33 +77,6 @@ class ResNet(nn.Module):
         return self.block2(hidden, mask) + self.res_conv(vectors * mask)
 
 
-class Attention(nn.Module):
-    """Self-attention without positions.
-
-    Args:
-        channels: outside.
-        heads: attention heads.
-        head_channels: of each head.
-    """
-
-    def __init__(self, channels: int, heads: int, head_channels: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = nn.Linear(channels, heads * head_channels, bias=False)
-        self.to_k = nn.Linear(channels, heads * head_channels, bias=False)
-        self.to_v = nn.Linear(channels, heads * head_channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_channels, channels))
-
-    def forward(self, vectors: Float[Tensor, "b f c"], visible: Bool[Tensor, "b f f"]) -> Float[Tensor, "b f c"]:
-        """Attend; every frame must see at least one."""
-        query, key, value = (
-            layer(vectors).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
-        return self.to_out(mixed.transpose(1, 2).flatten(2))
-
-
 class GELULinear(nn.Module):
     """A linear layer and GELU.
 
@@ -121,7 +95,7 @@ class GELULinear(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Out to a wider space and back.
+    """Out to a wider space and back; its weights have other names in the published files than those of version 3.
 
     Args:
         channels: outside.
@@ -152,13 +126,13 @@ class TransformerBlock(nn.Module):
     def __init__(self, channels: int, heads: int, head_channels: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads, head_channels)
+        self.attn1 = Attention(channels, heads, head_channels, dropout=0.0, bias=False)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels, hidden, dropout)
 
     def forward(self, vectors: Float[Tensor, "b f c"], visible: Bool[Tensor, "b f f"]) -> Float[Tensor, "b f c"]:
         """See :class:`Attention`."""
-        vectors = vectors + self.attn1(self.norm1(vectors), visible)
+        vectors = vectors + self.attn1(self.norm1(vectors), None, visible)
         return vectors + self.ff(self.norm3(vectors))
 
 
