@@ -29,7 +29,7 @@ from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
 from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
 from tts_align.training.means import StageMeans
-from tts_align.training.optimizers import GroupedModule, PartOptimizer
+from tts_align.training.optimizers import GroupedModule, PartOptimizer, unfused
 from tts_align.training.parts import check_can_learn, check_settings, make_parts
 from tts_align.training.scoring import Scoring
 from tts_align.training.seeds import seed_generators, seed_of
@@ -154,6 +154,7 @@ class AlignModule(GroupedModule):
 
     def on_train_start(self) -> None:
         """A resumed run has logged what came before: its first micro-batch is not yet a step."""
+        super().on_train_start()
         self.means["train"].begin(self.trainer.global_step)
 
     def on_validation_start(self) -> None:
@@ -209,6 +210,7 @@ class AlignModule(GroupedModule):
         """Keep what trains; the rest is rebuilt from its own path."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"], self.objective.trains)
         checkpoint["means"] = self.means["train"].to_state(self.trainer)
+        unfused(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""

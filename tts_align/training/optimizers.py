@@ -71,6 +71,11 @@ class GroupedModule(ShardedModule):
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def on_train_start(self) -> None:
+        """A resumed optimiser computes as this process would; see :func:`unfused`."""
+        for optimizer in self.trainer.optimizers:
+            fused(optimizer)
+
     def _groups(self) -> Iterator[dict[str, Any]]:
         for name, values in self.trained().items():
             own = self.optimizer_groups.get(name)
@@ -130,6 +135,14 @@ class GroupedModule(ShardedModule):
                 nn.utils.clip_grad_value_(rest, gradient_clip_val)
             else:
                 nn.utils.clip_grad_norm_(rest, gradient_clip_val)
+
+
+def unfused(checkpoint: Mapping[str, Any]) -> None:
+    """Leave out of a checkpoint how its process computed: another one may have sharded weights, or other devices."""
+    for state in checkpoint.get("optimizer_states", ()):
+        for group in state["param_groups"]:
+            if group.get("fused"):
+                group["fused"] = None
 
 
 def part_of(name: str) -> str:
