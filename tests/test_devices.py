@@ -14,7 +14,16 @@ from tts_align.cli.entry import run
 SHORT = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
 ROWS = {"sft": 40, "e2e": 30}
 """Enough to have what the objective needs: pairs, and undesirable rows."""
-TESTED = ["--model.test.sentences", "2", "--model.test.audio", "1", "--run.threads", "1"]
+TESTED = [
+    "--model.test.sentences",
+    "2",
+    "--model.test.audio",
+    "1",
+    "--model.test.forgetting",
+    "false",
+    "--run.threads",
+    "1",
+]
 OF_ITS_OWN = {
     "diffro": ["--model.reward_fit.epochs", "1"],
     "e2e": [

@@ -21,7 +21,16 @@ from tts_align.objectives import Objective
 SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "1500"]
 OF_ITS_OWN = {"diffro": ["--model.reward_fit.epochs", "1", "--data.max_rows", "200"]}
 """What makes a stage before the policy's short."""
-TESTED = ["--model.test.sentences", "3", "--model.test.audio", "1", "--run.threads", "1"]
+TESTED = [
+    "--model.test.sentences",
+    "3",
+    "--model.test.audio",
+    "1",
+    "--model.test.forgetting",
+    "false",
+    "--run.threads",
+    "1",
+]
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "diffro"])
@@ -51,7 +60,9 @@ def test_the_symbolic_overlay_serves_every_objective_it_names(name: str, tmp_pat
     short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "200"]
     if name == "diffro":
         short += ["--model.reward_fit.epochs", "1"]
-    short += ["--trainer.limit_test_batches", "1"] if name == "mtr" else ["--model.test.sentences", "3"]
+    if name == "dpo":
+        short += ["--data.max_rows", "800"]
+    short += ["--trainer.limit_test_batches", "1"] if name == "mtr" else TESTED
     recipes = ["--config", str(RECIPES / f"{name}.yaml"), "--config", str(RECIPES / "models/symbolic.yaml")]
     cli = run(["fit", *recipes, *short, "--run.threads", "1", "--run.directory", str(tmp_path / name)])
     assert cli.trainer.global_step == 2

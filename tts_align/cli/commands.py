@@ -36,7 +36,7 @@ DESCRIPTIONS = {
     "fit": (
         "Trains the policy with an objective, then tests it. Everything is kept in run.directory: the same recipe "
         "resumes from the last checkpoint, another recipe is refused. --ckpt_path resumes from another checkpoint of "
-        "the same recipe; to start from another run's weights name them in model.policy."
+        "the same recipe; weights of another run are named in model.policy."
     ),
     "validate": "Loss and metrics of the run's last checkpoint, or of --ckpt_path, on the held-out rows.",
     "test": (

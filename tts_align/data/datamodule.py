@@ -63,16 +63,14 @@ class AlignData(LightningDataModule):
         seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
         on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
         paired_only: whether to use only those labelled rows that stand in pairs.
-        unlabelled: what rows without a label are where others have one and good speech is read: a fault that stops,
-            desirable, or left out.
+        unlabelled: what rows without a label are where others have one: a fault that stops, desirable, or left out.
         desirable_stars: number of stars from which on a row is desirable, for labels that are 1 to 5 stars.
-        bistream_share: share of the long enough rows whose text and speech are interleaved.
+        bistream_share: share of long rows whose text and speech are interleaved.
         flip_labels: whether to train on the opposite labels.
         max_rows: number of manifest rows to use, drawn by the seed, for trials; all by default.
         tokenizer: tokenizer of recordings, for rows that have no speech tokens.
-        vocoder: vocoder of rows that have speech tokens and no recording, for objectives that want sound.
-        acoustic: mel frames that model.flow makes, for objectives that want sound; what model.tokenizer reads by
-            default.
+        vocoder: vocoder of rows without a recording, for objectives that want sound.
+        acoustic: mel frames that model.flow makes; what model.tokenizer reads by default.
         num_workers: processes that prepare batches; 0 for the training process itself.
         wants: what the objective wants of the rows, if they are read without a module.
     """

@@ -70,7 +70,8 @@ def _check_values(directory: Path, values: Mapping[str, Any], kind: type) -> Non
         value = values[name]
         if not _fits(value, hint):
             raise ReadError(path, f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r:.60}")
-        if numbers is not None and type(value) is int and abs(value) > numbers:
+        # A rate in Hz is no number of weights.
+        if numbers is not None and type(value) is int and abs(value) > numbers and name != "sample_rate":
             raise ReadError(path, f"{name}: {value} is more than {WEIGHTS} holds numbers")
 
 

@@ -94,6 +94,8 @@ def reading(path: str | Path, kind: str = "", hint: str = "") -> Iterator[None]:
     except (ReadError, FileNotFoundError):
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL and kind:  # PyTorch seeks before the beginning of a file that was cut
+            raise ReadError(path, f"cannot be read as {kind}, is it damaged?{f' {hint}' if hint else ''}") from error
         raise ReadError(path, described(error, path).removeprefix(f"{path}: ")) from error
     except MemoryError as error:
         raise ReadError(path, "needs more memory than there is") from error

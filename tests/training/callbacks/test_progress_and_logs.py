@@ -145,7 +145,7 @@ def test_on_a_terminal_the_table_starts_on_its_own_line(tmp_path: Path):
     code = (
         "from tts_align.cli.entry import run\n"
         "run('fit --config sft --config models/symbolic --trainer.max_steps 2 --data.max_rows 40 --run.threads 1 "
-        "--model.test.sentences 2 --data.validation null --model.test.speakers []'.split())\n"
+        "--model.test.sentences 2 --data.validation null --model.test.speakers [sakura]'.split())\n"
     )
     lines = on_a_terminal(code, tmp_path)
     header = next(number for number, line in enumerate(lines) if line.split() == ["base", "aligned", "difference"])

@@ -95,8 +95,9 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
         ValueError: there are not as many of the one as of the other.
 
     Example:
-        >>> mcnemar([False] * 8 + [True] * 5, [True] * 13)
-        McNemar(mended=8, broken=0, p_value=0.0078125)
+        >>> found = mcnemar([False] * 8 + [True] * 5, [True] * 13)
+        >>> found.mended, found.broken, round(found.p_value, 5)
+        (8, 0, 0.00781)
     """
     one, two = np.asarray(before, bool), np.asarray(after, bool)
     if one.shape != two.shape:

@@ -211,7 +211,10 @@ class Qwen2CodecLM(CodecLM):
         before, mark, after = self.sizes.prefix_format.partition("{speaker}")
         if self.tokenizer is None or not mark or not before + after:
             return None
-        found = [name for name in self.tokenizer.get_vocab() if name.startswith(before) and name.endswith(after)]
+        # Tokens of the tokenizer's own, such as the one for unknown words, are nobody's.
+        unknown = getattr(self.tokenizer.model, "unk_token", None)
+        known = (name for name in self.tokenizer.get_vocab() if name != unknown)
+        found = [name for name in known if name.startswith(before) and name.endswith(after)]
         names = sorted(name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after))
         return tuple(names) or None
 

@@ -46,6 +46,7 @@ def _largest(values: Float[Tensor, "b v"], count: int) -> tuple[Float[Tensor, "b
     Ties are common in half precision, and ``topk`` may take any of them. Where equal entries lie on both sides of the
     border they are made different, which takes longer; to look would wait for a GPU, so there they always are.
     """
+    count = min(count, values.shape[-1])
     if values.device.type != "cpu":
         return _largest_by_key(values, count)
     if count < values.shape[-1]:

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Saves(Protocol):
-    """A model that writes a directory from which it can be built."""
+    """A model that writes a directory from which it can be built; published ones write files of their own kinds."""
+
+    directory: Path | None
 
     def save(self, directory: Path) -> None:
         """Write it, whole or not at all."""
