@@ -26,7 +26,7 @@ from tts_align.evaluation.judges.symbolic import SymbolicJudge
 from tts_align.evaluation.listening import speak_and_judge
 from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
-from tts_align.evaluation.report import JudgedUtterance, System
+from tts_align.evaluation.report import JudgedUtterance
 from tts_align.evaluation.speaking import utterance_requests
 from tts_align.models.base.generation import Sampling
 from tts_align.models.base.policy import CodecLM
@@ -227,7 +227,7 @@ class Corpus:
         data.prepare(self.base)
         return data.labels
 
-    def test(self, policy: CodecLM, system: System, split: str, seed: int) -> list[JudgedUtterance]:
+    def test(self, policy: CodecLM, system: str, split: str, seed: int) -> list[JudgedUtterance]:
         """Speak and judge every sentence of a split once in both voices."""
         policy.eval()
         prompts = read_prompts(f"demo:audio/sentences/{split}.jsonl")

@@ -8,7 +8,7 @@ A seed draws its own candidates, shuffles, and tests with its own draws; the bas
 Settings are chosen on dev sentences, at the budget ``updates``, by the same number of trials for every method: a grid
 of 16 over learning rate and SFT anchor (SFT has no anchor: 16 learning rates and final learning rates), one knob at a
 time around its best (six); then, from the most accurate down, those that add at most .4 points to the base's nearest
-CER are looked at on two more seeds, eight at most, until one adds no more than that in the mean of the three. If none
+CER are looked at on two more seeds, five at most, until one adds no more than that in the mean of the three. If none
 does, the one that adds least is chosen.
 The test sentences are used once, for five seeds and three budgets:
 
@@ -44,7 +44,7 @@ EPOCHS = 3
 WORSE_BY = 0.004
 """Nearest CER that a chosen setting may add to the base's on dev."""
 Budget = Literal["epochs", "updates", "seconds"]
-LOOKED_AT = 8
+LOOKED_AT = 5
 """Settings that are looked at on more than one seed, at most."""
 BUDGETS: tuple[Budget, ...] = ("updates", "seconds", "epochs")
 METHODS = ("tkto", "kto", "dpo", "sft")

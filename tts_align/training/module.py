@@ -59,8 +59,7 @@ class AlignModule(GroupedModule):
         test: sentences of ``test``, and how many of them; without it nothing is tested.
         cache: folder for numbers of frozen models; ``cache`` in the run's folder by default.
         optimizer: optimiser class and its arguments.
-        optimizer_groups: what is particular about the training of a part, by its name: policy, tokenizer, reward, flow,
-            or objective for the bridges of e2e.
+        optimizer_groups: settings of single parts: policy, tokenizer, reward, flow, or objective (bridges of e2e).
         lr_scheduler: learning-rate schedule, in optimiser steps; constant by default.
     """
 

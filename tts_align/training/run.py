@@ -79,13 +79,13 @@ class RunSettings:
         directory: folder of the run: saved recipe, checkpoints, logs and test results; ``runs/<name of the first
             recipe>`` by default.
         overwrite: whether to remove what an earlier run left in the folder and start anew.
-        checkpoint_every: optimiser steps between two checkpoints; an interrupted run resumes from the last one.
+        checkpoint_every: optimiser steps between two checkpoints, from which a run resumes.
         test_after_fit: whether to test as soon as the training ends.
-        on_not_finite: what a loss or gradient that is NaN or infinite does: stop the training, with step and rows named
-            and the last checkpoint kept; or skip the step, which costs waiting for the device in each.
+        on_not_finite: what a NaN or infinite loss or gradient does: stop, with step and rows named, or skip the step,
+            for which every step waits for the device.
         threads: CPU threads of each process; PyTorch decides by default.
         modules: names of your own modules, imported before the recipe is read, so that their objectives are known by
-            the names they register; in the working folder or installed.
+            their names; in the working folder or installed.
     """
 
     directory: str | None = None

@@ -70,7 +70,7 @@ def build(family: str, directory: Path, manifest: str, objective: E2E) -> tuple[
 def test_three_stages(family: str, tmp_path: Path, manifest: str):
     directory, start = make_directory(tmp_path / "model", family, codebook_size=CODES), None
     for stage in (1, 2, 3):
-        objective = E2E(stage=stage, start=start)  # type: ignore[arg-type]
+        objective = E2E(stage=stage, start=start, attributes=() if stage == 3 else None)  # type: ignore[arg-type]
         module, data = build(family, directory, manifest, objective)
         before = {name: value.clone() for name, value in module.state_dict().items()}
         trainer = make_trainer(tmp_path / str(stage), max_steps=2, max_epochs=-1)
