@@ -79,7 +79,19 @@ def test_test_export_and_sample_use_what_was_heard_best(
     again = run(["fit", *recipe])  # finished: the table is shown, nothing is tested again
     assert again.trainer.state.fn == "fit"
     (tmp_path / "one.txt").write_text("a\n")
-    spoken = run(["sample", "--config", "run/config.yaml", "--prompts", "one.txt", "--out", "drawn.jsonl"])
+    spoken = run(
+        [
+            "sample",
+            "--config",
+            "run/config.yaml",
+            "--prompts",
+            "one.txt",
+            "--out",
+            "drawn.jsonl",
+            "--speakers",
+            "[sakura]",
+        ]
+    )
     assert "policy:       run/checkpoints/chosen-2.ckpt" in capsys.readouterr().out
     told = {name: value for name, value in spoken.model.state_dict().items() if name in chosen}
     assert gap(told, chosen) == 0

@@ -204,7 +204,7 @@ def test_wrong_flags(flags: str, message: str, recipe: Recipe, capsys: pytest.Ca
         ("traner: {max_steps: 2}", r"does not accept option 'traner\.max_steps'; did you mean 'trainer\.max_steps'\?"),
         ("objective: {name: dpo, betta: 0.2}", r"Option 'betta' is not accepted; did you mean 'beta'\?"),
         ("objective: tkot", r"unknown objective 'tkot'"),
-        ("objective: {name: dpo, beta: [1", r"(?s)config.*(parsing|expected)"),
+        ("objective: {name: dpo, beta: [1", r"wrong\.yaml: not YAML: while parsing"),
     ],
 )
 def test_wrong_recipes(text: str, message: str, here: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,12 @@ def test_the_objective_named_last_counts_wherever_it_is_named(write):
     assert sections(["sample", "--config", overlay]) == []  # no objective at all
 
 
-def test_an_overlay_without_sections_and_unreadable_recipes_change_nothing(write):
-    args = ["fit", "--config", write("a.yaml", {"objective": "sft"}), "--config", write("b.yaml", "a: [")]
+def test_an_overlay_without_sections_changes_nothing_and_an_unreadable_one_is_named(write, capsys):
+    args = ["fit", "--config", write("a.yaml", {"objective": "sft"}), "--config", write("b.yaml", {"data": {}})]
     assert expand_sections(args) == args
+    with pytest.raises(SystemExit):
+        expand_sections(["fit", "--config", args[2], "--config", write("b.yaml", "a: [")])
+    assert "b.yaml: not YAML: while parsing" in capsys.readouterr().err
     assert expand_sections(["fit", "--config", "nowhere.yaml"]) == ["fit", "--config", "nowhere.yaml"]
 
 

@@ -119,6 +119,7 @@ def kaldi_fbank(
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def mel_filters(
     sample_rate: int, fft_samples: int, mel_channels: int, fmin: float, fmax: float | None, device: torch.device
 ) -> Float[Tensor, "q m"]:
@@ -153,6 +154,7 @@ def _hertz(mel: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def _window(samples: int, device: torch.device) -> Float[Tensor, " {samples}"]:
     return torch.hann_window(samples, device=device, dtype=torch.float64)
 

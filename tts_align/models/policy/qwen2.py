@@ -27,6 +27,8 @@ from tts_align.utils.readers import read_text, reading
 from tts_align.utils.weights import weights_digest
 
 _PLAIN = Context()
+_NOBODY = frozenset({"unk", "pad", "mask", "s", "/s", "bos", "eos", "cls", "sep"})
+"""Tokens of a tokenizer's own that look like a voice's."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +213,9 @@ class Qwen2CodecLM(CodecLM):
         before, mark, after = self.sizes.prefix_format.partition("{speaker}")
         if self.tokenizer is None or not mark or not before + after:
             return None
-        # Tokens of the tokenizer's own, such as the one for unknown words, are nobody's.
-        unknown = getattr(self.tokenizer.model, "unk_token", None)
-        known = (name for name in self.tokenizer.get_vocab() if name != unknown)
-        found = [name for name in known if name.startswith(before) and name.endswith(after)]
-        names = sorted(name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after))
-        return tuple(names) or None
+        found = [name for name in self.tokenizer.get_vocab() if name.startswith(before) and name.endswith(after)]
+        names = {name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after)}
+        return tuple(sorted(names - _NOBODY)) or None
 
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""

@@ -80,7 +80,7 @@ def test_velocity_equals_the_published_one(streaming):
 @pytest.mark.parametrize(("heads", "size"), [(1, 4), (3, 2)])
 def test_attention_is_the_formula(heads, size):
     torch.manual_seed(heads)
-    attention = Attention(5, heads, size).double()
+    attention = Attention(5, heads, size, dropout=0.0, bias=False).double()
     vectors, mask = torch.randn(1, 4, 5, dtype=torch.float64), torch.rand(1, 4, 4) > 0.4
     mask = mask | torch.eye(4, dtype=torch.bool)
     mixed = torch.zeros(4, heads * size, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_attention_is_the_formula(heads, size):
             seen = [j for j in range(4) if mask[0, i, j]]
             share = torch.stack([q[i] @ k[j] / math.sqrt(size) for j in seen]).softmax(0)
             mixed[i, own] = sum(a * v[j] for a, j in zip(share, seen, strict=True))
-    torch.testing.assert_close(attention(vectors, mask)[0], attention.to_out[0](mixed))
+    torch.testing.assert_close(attention(vectors, None, mask)[0], attention.to_out[0](mixed))
 
 
 def test_residual_block_is_the_formula():
