@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tts_align.utils.audio import AudioError, decode_audio, load_audio, write_wav
+from tts_align.models.cosyvoice.features import _window
+from tts_align.utils.audio import AudioError, _cached_resampler, decode_audio, load_audio, write_wav
 
 RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000]
 
@@ -124,3 +125,16 @@ def test_rates_without_a_common_factor_are_resampled_too(tmp_path: Path):
     sound = load_audio(tmp_path / "odd.wav", 24000).numpy()
     assert len(sound) == 12000
     assert np.abs(sound - tone_at(48001 / 2, 12000)).max() < 1e-5  # stretched by half a sample in 12000
+
+
+def test_what_a_test_has_kept_serves_a_training():
+    """A window or a filter that was first made while a trainer tested, in inference mode, takes gradients later."""
+    with torch.inference_mode():
+        _cached_resampler(7_000, 5_000)
+        _window(37, torch.device("cpu"))
+    wave = torch.randn(700, requires_grad=True)
+    (
+        _cached_resampler(7_000, 5_000)(wave).sum() + (wave[:37] * _window(37, torch.device("cpu"))).pow(2).sum()
+    ).backward()
+    assert wave.grad is not None
+    assert wave.grad.abs().sum() > 0

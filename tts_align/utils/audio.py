@@ -191,9 +191,11 @@ def resample(sound: Float[Tensor, " time"], old: int, new: int) -> Float[Tensor,
 
 @lru_cache(maxsize=16)
 def _cached_resampler(old: int, new: int) -> nn.Module:
+    import torch
     from torchaudio.transforms import Resample
 
-    return Resample(old, new)
+    with torch.inference_mode(False):  # what is kept serves trainings, too
+        return Resample(old, new)
 
 
 def write_wav(path: Path, waveform: ArrayLike, sample_rate: int) -> Path:
