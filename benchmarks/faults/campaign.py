@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -100,14 +101,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="kills of each command")
     parser.add_argument("--cases", type=int, default=2500, help="hostile inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/tts-align-faults"), help="where the commands work")
-    parser.add_argument("--other", type=Path, default=Path("/dev/shm/tts-align-faults"), help="another file system")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the commands work")
+    parser.add_argument("--other", type=Path, default=Path("/dev/shm"), help="another file system")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     args = parser.parse_args()
     began = time.monotonic()
-    for folder in (args.folder, args.other):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    # Folders of its own: what else lies in those that were named is nobody's to remove.
+    args.folder, args.other = (Path(tempfile.mkdtemp(prefix="faults-", dir=one)) for one in (args.folder, args.other))
     preload()
     place = made_place(args.folder, args.folder / "work/here")
     # The outputs on one file system, and the folder for temporary files on the other; then the other way round.

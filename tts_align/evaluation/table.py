@@ -70,7 +70,8 @@ def _further_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """What the numbers alone do not say: failures by name, abstentions, and the rates of the protocol."""
     for system, failures in summary.get("failures", {}).items():
         if failures:
-            yield f"{system}: " + ", ".join(f"{len(names)} {name}" for name, names in failures.items())
+            counted = ", ".join(f"{len(names)} {name}" for name, names in failures.items())
+            yield f"{system}: faults of the recordings: {counted}"
     for system, count in summary.get("abstained", {}).items():
         if count:
             yield f"{system}: the judge abstained from {count} readings, which are in no accuracy"

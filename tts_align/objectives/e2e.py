@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tts_align.batch import Batch, Mean, Reads
+from tts_align.models.base.bridges import Bridge, bridge_to, words
 from tts_align.objectives.base import Objective, Outcome, Part, Parts, Step, check_not_negative, check_positive
-from tts_align.objectives.bridges import Bridge, bridge_to, words
 from tts_align.objectives.e2e_losses import (
     NOISE,
     SHAPERS,

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, apply_rotary_pos_emb
 
 from tts_align.models.policy import kernels
-from tts_align.models.policy.attention import RowAttention
+from tts_align.models.policy.attention import RowAttention, flash_can
 from tts_align.models.policy.backbone import Turn
 from tts_align.models.policy.kernels import rms_norm, rotate, score_targets
 
@@ -180,3 +182,24 @@ def test_dropout_of_attention_weights():
     inputs = parts()
     found, exact = attention(dropout=0.5)(*inputs), attention()(*inputs)
     assert (found - exact).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "capability", "expected"),
+    [(64, (9, 0), True), (128, (8, 0), True), (64, (7, 5), False), (12, (9, 0), False), (512, (9, 0), False)],
+)
+def test_the_flash_kernel_is_asked_only_for_what_it_can(
+    size: int, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Other heads and older devices get the padded attention, which every device has."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with FakeTensorMode():
+        assert flash_can(torch.zeros(3, 2, size, device="cuda")) is expected
+    assert not flash_can(torch.zeros(3, 2, size))
+
+
+def test_the_variable_length_kernel_takes_these_arguments():
+    """By PyTorch's own signature, as far as that goes without a GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    inspect.signature(varlen_attn).bind(*range(7), window_size=(-1, 0))

@@ -287,6 +287,11 @@ def test_a_whole_cache_says_the_same(model: Qwen2CodecLM):
     assert decoded(model, whole_cache=True) == decoded(model)
 
 
+def test_cuda_graphs_take_a_cuda_device(model: Qwen2CodecLM):
+    with pytest.raises(ValueError, match=r"model\.sampling\.cuda_graphs has no effect on a cpu"):
+        Decoding(model, PROMPTS, dataclasses.replace(FREE, cuda_graphs=True))
+
+
 def test_a_tick_works_in_place(model: Qwen2CodecLM):
     """A CUDA graph reads and writes the tensors that it was made of, and no others."""
     with torch.no_grad():

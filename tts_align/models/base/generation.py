@@ -103,6 +103,8 @@ class Sampling:
         max_ratio: most speech tokens per text token: the utterance is cut there.
         weights: number format of the weights while speaking: own (as they are stored), bfloat16, or int8 (on a CPU).
             The coarser ones are faster and change some tokens: benchmarks/README.md says how many.
+        cuda_graphs: whether to replay the kernels of a token as one CUDA graph, which takes a GPU; experimental: it has
+            not been run on one yet.
     """
 
     temperature: float = 1.0
@@ -113,6 +115,7 @@ class Sampling:
     min_ratio: float = 2.0
     max_ratio: float = 20.0
     weights: Literal["own", "bfloat16", "int8"] = "own"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, or would have no effect."""

@@ -21,9 +21,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class RowAttention:
     """Attention of every position to the positions of its own row up to itself.
 
-    On a GPU, in half precision and without dropout, one variable-length flash kernel does it for all rows; elsewhere on
-    a GPU the rows are padded for this one operation, so that one call is enough; on a CPU each row is a call of its
-    own, which costs less than padding.
+    On a GPU, in half precision and without dropout, one variable-length flash kernel does it for all rows, if it takes
+    heads of their size; elsewhere on a GPU the rows are padded for this one operation, so that one call is enough; on a
+    CPU each row is a call of its own, which costs less than padding.
 
     Args:
         lengths: positions of each row, in order.
@@ -46,7 +46,7 @@ class RowAttention:
         if query.device.type == "cpu":
             return self.row_by_row(query, key, value)
         half = autocast_type(query.device.type) or query.dtype
-        if query.device.type == "cuda" and half in (torch.float16, torch.bfloat16) and not self.dropout:
+        if half in (torch.float16, torch.bfloat16) and not self.dropout and flash_can(query):
             return self.variable_length(query.to(half), key.to(half), value.to(half))
         return self.padded(query, key, value)
 
@@ -85,6 +85,14 @@ class RowAttention:
         mixed = varlen_attn(query, key, value, self.offset, self.offset, longest, longest, window_size=causal)
         assert isinstance(mixed, Tensor)
         return mixed
+
+
+def flash_can(query: Float[Tensor, "l n d"]) -> bool:
+    """Whether the flash kernel takes heads of this size on this device: CUDA from compute capability 8 on."""
+    size = query.shape[-1]
+    if query.device.type != "cuda" or size % 8 or size > 256:
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _causal(parts: Sequence[Tensor], dropout: float) -> Tensor:

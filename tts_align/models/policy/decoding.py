@@ -103,16 +103,23 @@ class Decoding:
         prompts: what to say.
         sampling: how tokens are drawn.
         whole_cache: read all columns of the cache, empty ones too, so that every token is the same sequence of kernels;
-            by default where CUDA can then replay them as one graph.
+            so with ``sampling.cuda_graphs``, which replays them as one graph.
+
+    Raises:
+        ValueError: ``sampling.cuda_graphs`` without a GPU.
     """
 
     def __init__(
-        self, model: Decoder, prompts: Sequence[Prompt], sampling: Sampling, whole_cache: bool | None = None
+        self, model: Decoder, prompts: Sequence[Prompt], sampling: Sampling, whole_cache: bool = False
     ) -> None:
         self.model, self.sampling, self.layout = model, sampling, model.layout
         self.device = model.llm_decoder.weight.device
-        self.graphed = whole_cache is None and self.device.type == "cuda" and torch.cuda.is_available()
-        self.whole_cache = self.graphed or bool(whole_cache)
+        if sampling.cuda_graphs and self.device.type != "cuda":
+            raise ValueError(
+                f"model.sampling.cuda_graphs has no effect on a {self.device.type}: leave it out, or speak on a GPU"
+            )
+        self.graphed = sampling.cuda_graphs
+        self.whole_cache = self.graphed or whole_cache
         self.polled_every = POLLED_EVERY.get(self.device.type, _POLLED_ELSEWHERE)
         words = [len(prompt.text) - prompt.prefix for prompt in prompts]
         self.shortest = self._tensor([int(sampling.min_ratio * n) for n in words])

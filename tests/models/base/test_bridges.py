@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.polynomial import legendre
 
+from tts_align.models.base.bridges import MAX_DEGREE, Bridge, Coordinates, fitted, words
 from tts_align.models.codec.fsq import FSQTokenizer
-from tts_align.objectives.bridges import MAX_DEGREE, Bridge, Coordinates, fitted, words
 
 
 def codebook_of(levels: tuple[int, ...] = (5, 4, 3), channels: int = 16, seed: int = 0) -> torch.Tensor:
