@@ -209,6 +209,7 @@ def collate_recordings(recordings: Sequence[RecordingFeatures]) -> Recordings:
         frames=torch.tensor([len(one) for one in features]),
         mel=pad_sequence(mel, batch_first=True),
         mel_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        # :: (b * h) -> (b, h)
         speaker=torch.tensor([one.speaker for one in recordings], dtype=torch.float32).view(len(recordings), -1),
         token_counts=tuple(one.token_count for one in recordings),
     )
