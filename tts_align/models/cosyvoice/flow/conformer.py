@@ -108,7 +108,7 @@ class RelativeAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with SiLU between them.
+    """Two linear layers with SiLU between them; the published files name them ``w_1`` and ``w_2``, hence a class apart.
 
     Args:
         width: channels outside.
