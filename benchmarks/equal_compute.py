@@ -5,11 +5,11 @@
 
 A seed draws its own candidates, shuffles, and tests with its own draws; the base model is one and the same.
 
-Settings are chosen on dev sentences, at the budget ``updates`` (``--chosen_at epochs`` for a recipe that passes its rows
-three times), by the same number of trials for every method: a grid of 16 over learning rate and SFT anchor (SFT has no anchor: 16 learning rates and final learning rates), one knob at a
-time around its best (six); then, from the most accurate down, those that add at most .4 points to the base's nearest
-CER are looked at on two more seeds, five at most, until one adds no more than that in the mean of the three. If none
-does, the one that adds least is chosen.
+Settings are chosen on dev sentences, at the budget ``updates`` (or ``epochs``: ``--chosen_at``), by the same number of
+trials for every method: a grid of 16 over learning rate and SFT anchor (SFT has no anchor: 16 learning rates and final
+learning rates), one knob at a time around its best (six); then, from the most accurate down, those that add at most .4
+points to the base's nearest CER are looked at on two more seeds, five at most, until one adds no more than that in the
+mean of the three. If none does, the one that adds least is chosen.
 The test sentences are used once, for five seeds and three budgets:
 
 - ``epochs``: three passes over the rows that a method reads; TKTO's pair comes on top.
