@@ -18,7 +18,7 @@ from tts_align.cli.entry import run
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Objective
 
-SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "200"]
+SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "64"]
 OF_ITS_OWN = {"diffro": ["--model.reward_fit.epochs", "1"], "dpo": ["--data.max_rows", "800"]}
 """What makes a stage before the policy's short, and rows enough for pairs."""
 TESTED = [
@@ -57,7 +57,7 @@ def test_a_recipe_trains_tests_and_says_where_things_are(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "mtr", "diffro"])
 def test_the_symbolic_overlay_serves_every_objective_it_names(name: str, tmp_path: Path):
     """With its own constants, as far as the first steps; the reward model reads its codebook."""
-    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "200"]
+    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "64"]
     if name == "diffro":
         short += ["--model.reward_fit.epochs", "1"]
     if name == "dpo":
