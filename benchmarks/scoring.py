@@ -25,7 +25,7 @@ from machine import machine, save
 
 from tts_align.evaluation.protocols import Protocol, Reference, find_protocol
 
-PAIRS, WORDS, ROUNDS = 2000, 20, 7
+PAIRS, WORDS, ROUNDS = 2000, 20, 15
 LIMIT = 1.5
 LETTERS = {"en": "abcdefghijklmnop", "zh": "天地玄黄宇宙洪荒日月盈昃辰宿列张", "ja": "アカサタナハマヤラワンガザダバパ"}
 CASES = (

@@ -17,8 +17,8 @@ HALF = 0.5
 class ErrorCounts:
     """Fewest edits that turn a reference into what was heard.
 
-    Their sum is the edit distance, which is unique. Where several ways are equally short, it divides into the three kinds
-    as jiwer has it, which counts with the same library.
+    Their sum is the edit distance, which is unique. Where several ways are equally short, it divides into the kinds as
+    jiwer has it, which counts with the same library.
 
     Args:
         substitutions: units heard as others.

@@ -17,7 +17,6 @@ from tts_align.evaluation.protocols.base import Protocol, Reference, TextScore
 from tts_align.evaluation.protocols.counts import count_errors
 from tts_align.evaluation.protocols.kana import canonical_kana, lengthened, plain_kana
 
-
 _TAGGED = re.compile(r"([^<>]*)<([^<>]*)>([^<>]*)")
 
 
@@ -120,14 +119,13 @@ def find_places(tagged: Tagged, heard: str, most: int) -> Places:
     if left_fits and right_fits and first <= last:
         return Places([(first, last)], 0)
     # A side that does not fit costs an edit at least, which the other cannot have.
-    left = _errors_to(before, heard, most - (not right_fits)) if before else [(0, 0)]
-    right = _errors_to(after[::-1], heard[::-1], most - min(left)[0]) if after else [(0, 0)]
-    sums = [
-        (errors + others, start, len(heard) - length)
-        for errors, start in left
-        for others, length in right
-        if start + length <= len(heard)
-    ]
+    most_left = most - (not right_fits)
+    starts = range(max(0, first - most_left), min(len(heard), first + most_left) + 1) if before else range(1)
+    left = [(errors, start) for start in starts if (errors := edits(before, heard[:start])) <= most_left]
+    most_right = most - min(left)[0]
+    ends = range(max(0, last - most_right), min(len(heard), last + most_right) + 1) if after else (len(heard),)
+    right = [(errors, end) for end in ends if (errors := edits(after, heard[end:])) <= most_right]
+    sums = [(errors + others, start, end) for errors, start in left for others, end in right if start <= end]
     fewest = min(sums)[0]
     return Places([(start, end) for errors, start, end in sums if errors == fewest], fewest)
 
@@ -142,14 +140,8 @@ def nearest_place(tagged: Tagged, candidate: str, heard: str, places: Places) ->
 
     start, end = min(places.spans, key=order) if len(places.spans) > 1 else places.spans[0]
     said = heard[start:end]
-    return Found(said, places.context_errors, edits(candidate, said) / max(len(candidate), 1))
-
-
-def _errors_to(pattern: str, text: str, most: int) -> list[tuple[int, int]]:
-    """Edit distance between a pattern and the beginnings of a text where it is ``most`` at most, and their lengths."""
-    lengths = range(max(0, len(pattern) - most), min(len(text), len(pattern) + most) + 1)
-    found = [(edits(pattern, text[:length]), length) for length in lengths]
-    return [one for one in found if one[0] <= most]
+    wrong = 0.0 if said == candidate else edits(candidate, said) / max(len(candidate), 1)
+    return Found(said, places.context_errors, wrong)
 
 
 class JKYB(Protocol):
