@@ -197,8 +197,10 @@ def in_two_processes(place: Path, args: list[str]) -> list[dict[str, Any]]:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     started = []
     for rank in range(2):
-        started.append(Started([*args, *TWO], place, shared | {"LOCAL_RANK": str(rank)}))
-        started[-1].logs = [path.rename(path.with_name(f"{path.name}{rank}")) for path in started[-1].logs]
+        named = place.with_name(f"{place.name}-{rank}")  # what it prints goes to files of this name
+        if not named.exists():
+            named.symlink_to(place, target_is_directory=True)
+        started.append(Started([*args, *TWO], named, shared | {"LOCAL_RANK": str(rank)}))
     ended = [one.wait() for one in started]
     return [{"code": one.code, "err": one.err[-1500:], "out": one.out[-500:]} for one in ended if one is not None]
 
