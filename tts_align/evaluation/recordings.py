@@ -158,7 +158,7 @@ class RecordedTest:
         if self.listeners.judge is not None:
             warn_of_failures([with_verdict(one, rows) for one in self.candidates.values()])
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}
-        suite["digest"] = digest([item.reference for item in self.suite.items])
+        suite["digest"] = self.suite.digest()
         facts = {"suite": suite, "protocol": self.protocol.identity(), "models": self.models}
         return write_report(out, utterances, facts)
 
