@@ -25,6 +25,7 @@ from tts_align.data.keyed import Keyed
 from tts_align.data.manifest import read_manifest, to_dict, write_manifest
 from tts_align.data.parse import Rules
 from tts_align.data.records import Fault, Faults, ManifestError, Pair, Row, Sound
+from tts_align.data.refused import Refused
 from tts_align.data.select import Selector, select
 from tts_align.data.table import build, read, rows
 
@@ -285,6 +286,17 @@ def test_files_of_other_tools_keep_every_row_of_many(tmp_path: Path):
         f"{path}:2500: id 'u17' is taken by {path}:18",
     ]
     assert found.rows[2300] == read_manifest(path, "drop").rows[2300]
+
+
+def test_every_refused_row_is_written_down_in_order(tmp_path: Path):
+    given = [{"text": "a", "speech": [1] if i % 2 else [], "id": "same" if i % 50 == 1 else f"{i}"} for i in range(400)]
+    path, refused = as_lines(tmp_path / "rows.jsonl", given), Refused()
+    found = read_manifest(path, "drop", 50, refused=refused)
+    lines = [int(one["where"].rpartition(":")[2]) for one in refused]
+    assert lines == sorted(set(range(1, 400, 2)) | set(range(52, 400, 50)))
+    assert (refused.count, found.dropped_rows, found.dropped.total, len(found.dropped)) == (207, 207, 207, 100)
+    assert [one["what"] for one in refused][26] == f"id 'same' is taken by {path}:2"
+    refused.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

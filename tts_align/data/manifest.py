@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,13 @@ from tts_align.data.parse import Rules
 from tts_align.data.places import locate
 from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound
 from tts_align.data.records import folder as start_of
-from tts_align.data.table.build import Refused
+from tts_align.data.refused import Refused
 from tts_align.data.table.read import table_of
 from tts_align.utils.files import written_atomically
 
 log = logging.getLogger(__name__)
+_ROWS_OF_A_GROUP = 16384
+"""Rows that are written to Parquet together."""
 
 
 def read_manifest(
@@ -46,7 +49,7 @@ def read_manifest(
         desirable_stars: number of stars from which on a row is desirable, for labels that are stars.
         folder: where the checked rows of a large manifest are stored, to be looked at from there by all processes and
             by later calls; in memory by default.
-        refused: is told place and reasons of every row that is left out, in no particular order.
+        refused: notes every row that is left out; the manifest is read anew for it.
 
     Raises:
         ManifestError: there are faults and ``on_bad_row`` is ``stop``, or nothing is left, or labels may be stars and
@@ -110,7 +113,6 @@ def write_manifest(rows: Iterable[Row], path: str | Path) -> Path:
         path: ends in ``.jsonl`` or ``.parquet``, which decides the format.
     """
     path = Path(path)
-    rows = tuple(rows)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"expected a name that ends in .jsonl or .parquet, got {path.name!r}")
     with written_atomically(path) as scratch:
@@ -142,19 +144,16 @@ def _side(sound: Sound) -> list[int] | str | dict[str, Any]:
     return list(sound.speech) or sound.audio
 
 
-def _write_lines(rows: Sequence[Row], path: Path) -> None:
+def _write_lines(rows: Iterable[Row], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(to_dict(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+def _write_parquet(rows: Iterable[Row], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    wrong = [row.id for row in rows if not all(map(math.isfinite, _numbers(row)))]
-    if wrong:
-        raise ValueError(f"expected finite scores, attributes and vectors, got others in rows {', '.join(wrong[:10])}")
     string, codebook_size, words = pa.string(), pa.list_(pa.int32()), pa.list_(pa.string())
     sound = pa.struct({"speech": codebook_size, "audio": string})
     schema = pa.schema(
@@ -174,8 +173,13 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
             "attributes": pa.map_(string, pa.struct({"word": string, "number": pa.float64()})),
         }
     )
-    table = pa.Table.from_pylist([_to_arrow(row) for row in rows], schema=schema)
-    parquet.write_table(table, path, compression="zstd")
+    rest = iter(rows)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        while some := list(islice(rest, _ROWS_OF_A_GROUP)):
+            if wrong := [row.id for row in some if not all(map(math.isfinite, _numbers(row)))]:
+                named = ", ".join(wrong[:10])
+                raise ValueError(f"expected finite scores, attributes and vectors, got others in rows {named}")
+            writer.write_table(pa.Table.from_pylist([_to_arrow(row) for row in some], schema=schema))
 
 
 def _to_arrow(row: Row) -> dict[str, Any]:

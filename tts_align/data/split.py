@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from tts_align.batch import Batch
 from tts_align.data.collate import MicroBatches, PlanSampler
-from tts_align.data.examples import Examples, Lazy
+from tts_align.data.examples import Examples
 from tts_align.data.keyed import digest_of, hex_key
 from tts_align.data.plan import Plan
 from tts_align.models.base.layout import Layout
+from tts_align.utils.lazy import Lazy
 
 
 class AlignLoader(DataLoader[Batch]):

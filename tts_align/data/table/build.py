@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tts_align.data.labels import NEEDS_STARS, stars_of
 from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Faults, Raw, Row
+from tts_align.data.refused import Refused
 from tts_align.data.sources import Block
 from tts_align.data.table.check import BatchCheck
 from tts_align.data.table.chunks import Chunk, chunks
 from tts_align.data.table.columns import ROWS_PER_BATCH, schema, to_batch
 
 HALF = "holds half of a character (an unpaired surrogate), which no text has"
-Refused = Callable[[str, str], None]
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Builder:
     Args:
         rules: what rows are checked against.
         token: type of speech tokens.
-        refused: is told place and reasons of every row that is left out.
+        refused: notes every row that is left out.
     """
 
     def __init__(self, rules: Rules, token: pa.DataType, refused: Refused | None = None) -> None:
@@ -164,7 +164,7 @@ class Builder:
     def _refuse(self, number: int, where: str, wrong: list[str]) -> None:
         self.found.bad += 1
         if self.refused is not None:
-            self.refused(where, "; ".join(wrong))
+            self.refused.add(number, where, "; ".join(wrong))
         for what in wrong:
             self.found.faults.add(number, where, what)
             if NEEDS_STARS in what:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tts_align.data.parse import Rules
 from tts_align.data.places import content
 from tts_align.data.records import Fault, Faults
+from tts_align.data.refused import Refused
 from tts_align.data.sources import files_of, read_blocks
-from tts_align.data.table.build import Batches, Builder, Found, Refused
+from tts_align.data.table.build import Batches, Builder, Found
 from tts_align.data.table.columns import token_type
 from tts_align.data.table.rows import RowTable
 from tts_align.data.table.store import STORED_FROM_BYTES, alone, name_of
@@ -49,7 +50,7 @@ def table_of(
         checks: the rules in words, which name the stored table.
         folder: where tables are stored; without it, or of a small manifest, the table is in memory.
         looked_elsewhere: whether other files were looked at, too: such a table cannot be kept.
-        refused: is told every row that is left out; such a table is not taken from the store either.
+        refused: notes every row that is left out; the manifest is read anew for it.
     """
     files = [] if isinstance(path, str) else files_of(path)
     small = not isinstance(path, str) and sum(file.stat().st_size for file in files) < STORED_FROM_BYTES
@@ -57,10 +58,12 @@ def table_of(
         return _in_memory(path, rules, refused)
     digest = _remembered(path, files, folder)
     place = folder / f"rows-{name_of('rows', digest, checks, str(token_type(rules.codebook_size)))}.arrow"
-    found = None if refused else _opened(place)
+    reused = refused is None
+    found = _opened(place) if reused else None
     if found is None:
         with alone(place):  # others wait here, and find what the first one has made
-            found = (None if refused else _opened(place)) or _made(place, path, rules, refused, looked_elsewhere)
+            found = _opened(place) if reused else None
+            found = found or _made(place, path, rules, refused, looked_elsewhere)
     return found
 
 
