@@ -19,7 +19,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -146,27 +145,35 @@ def recipe(work: Path, manifest: Path | str, objective: str, note: Path, steps: 
     return path
 
 
-def fit(work: Path, run: str, manifest: Path | str, steps: int, objective: str = "sft", kill_at: int = 0) -> Any:
-    """Run a fit in a process of its own; gives what it noted, and its exit status."""
-    note = work / f"{run}-{time.time_ns()}.jsonl"
+def fit(
+    work: Path, run: str, name: str, manifest: Path | str, steps: int, objective: str = "sft", kill_at: int = 0
+) -> tuple[list[dict[str, Any]], int]:
+    """Run a fit in a process of its own, if that was not done; gives what it noted, and its exit status."""
+    note = work / f"{run}-{name}.jsonl"
+    done = note.with_suffix(".status")
+    if done.exists():
+        return [json.loads(line) for line in note.read_text().splitlines()], int(done.read_text())
+    note.unlink(missing_ok=True)
     given = recipe(work, manifest, objective, note, steps, kill_at)
     command = [sys.executable, "-m", "tts_align", "fit", "--config", str(given), "--run.directory", str(work / run)]
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     if ended.returncode not in (0, -signal.SIGKILL) or not note.exists():
         raise RuntimeError(f"fit ended with {ended.returncode}:\n{ended.stderr[-3000:]}")
+    done.write_text(f"{ended.returncode}\n")
     return [json.loads(line) for line in note.read_text().splitlines()], ended.returncode
 
 
 def starts(work: Path, count: int, objective: str) -> dict[str, Any]:
     """First and second start of a fit of so many rows."""
     manifest, run = write_corpus(work / f"rows{count}", count), f"{objective}{count}"
-    shutil.rmtree(work / run, ignore_errors=True)
+    if not (work / f"{run}-first.status").exists():
+        shutil.rmtree(work / run, ignore_errors=True)
     found: dict[str, Any] = {"rows": count, "objective": objective}
     for name in ("first", "again"):
-        notes, _ = fit(work, run, manifest, 2, objective)
-        found[name] = {key: notes[0][key] for key in ("cpu_seconds", "memory_mb")}
         shutil.rmtree(work / run / "checkpoints", ignore_errors=True)
+        notes, _ = fit(work, run, name, manifest, 2, objective)
+        found[name] = {key: notes[0][key] for key in ("cpu_seconds", "memory_mb")}
     cache = work / run / "cache"
     found["stored_mb"] = round(sum(one.stat().st_size for one in cache.glob("*") if one.is_file()) / 2**20, 1)
     print(json.dumps(found), flush=True)
@@ -176,11 +183,12 @@ def starts(work: Path, count: int, objective: str) -> dict[str, Any]:
 def killed(work: Path, count: int) -> dict[str, Any]:
     """A fit that is killed and started again, against one that is not."""
     manifest = write_corpus(work / f"rows{count}", count)
-    for run in ("whole", "cut"):
-        shutil.rmtree(work / run, ignore_errors=True)
-    whole, _ = fit(work, "whole", manifest, STEPS)
-    cut, status = fit(work, "cut", manifest, STEPS, kill_at=KILLED)
-    resumed, _ = fit(work, "cut", manifest, STEPS)
+    for run, name in (("whole", "whole"), ("cut", "killed")):
+        if not (work / f"{run}-{name}.status").exists():
+            shutil.rmtree(work / run, ignore_errors=True)
+    whole, _ = fit(work, "whole", "whole", manifest, STEPS)
+    cut, status = fit(work, "cut", "killed", manifest, STEPS, kill_at=KILLED)
+    resumed, _ = fit(work, "cut", "resumed", manifest, STEPS)
     rows = {note["step"]: note["rows"] for note in whole if "rows" in note}
     after = [(note["step"], note["rows"]) for note in resumed if "rows" in note]
     found = {

@@ -19,13 +19,13 @@ from tts_align.cli.trainer import AlignTrainer
 from tts_align.cli.writing import writing
 from tts_align.data.cosyvoice import is_place, shard_of
 from tts_align.data.manifest import read_manifest, to_dict
+from tts_align.data.places import locate
 from tts_align.data.prepared import OnBadRow, Target, finish
 from tts_align.data.recording_encoder import RecordingEncoder, encode_recordings, needed
 from tts_align.data.recording_encoder import Refused as RefusedRow
 from tts_align.data.recordings import Limits, Recordings
 from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Row, folder
 from tts_align.data.refused import Refused
-from tts_align.utils.assets import resolve
 from tts_align.utils.files import check_not_source
 from tts_align.utils.lazy import Lazy
 from tts_align.utils.messages import quiet
@@ -133,7 +133,8 @@ def prepare(
         window=batch_size * _BATCHES_PER_WINDOW,
         threads=num_workers,
     )
-    check_not_source(out, resolve(source))
+    if isinstance(here := locate(source), Path):
+        check_not_source(out, here)
     with writing(target.out, "prepare"):
         (trainer or Processes()).trainer().work(_Nobody(), lambda _, **place: share(**place))
 
@@ -163,7 +164,7 @@ def prepare_share(
         world: how many processes share the work.
         barrier: waits for the other processes.
     """
-    path = resolve(source)
+    path = locate(source)
     codebook = recording_encoder.tokenizer.codebook_size
     left_out = Refused()
     given = read_manifest(

@@ -166,6 +166,10 @@ class Selector:
         return self.table.array("pair").astype(bool)
 
     @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return self.table.lengths("speech")
+
+    @cached_property
     def sentence(self) -> NDArray[np.int64]:
         """Number of each row's sentence; see :attr:`~tts_align.data.records.Row.sentence`."""
         return self.table.groups("text", "language", "speaker", "instruct", "prompt_text", "prompt_speech")
@@ -224,6 +228,8 @@ class Selector:
                     yield chosen[i], match
 
     def _same(self, one: int, other: int) -> bool:
+        if self._lengths[one] != self._lengths[other]:
+            return False
         speech, numbers = self.table.lists("speech"), self.table.kept
         if not np.array_equal(speech[int(numbers[one])], speech[int(numbers[other])]):
             return False

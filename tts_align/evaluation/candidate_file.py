@@ -66,7 +66,7 @@ class CandidateFile(Sequence[Candidate]):
     @property
     def lengths(self) -> list[int]:
         """Number of speech tokens of each."""
-        return self._lengths[self._kept].tolist()  # type: ignore[no-any-return]
+        return self._lengths[self._kept].tolist()
 
     def __len__(self) -> int:
         """How many."""

@@ -166,8 +166,10 @@ def listen(
         raise ValueError(f"{type(judge).__name__} hears sound: the recipe must set model.vocoder")
     voice = Sounds(vocoder, recordings) if judge.needs_audio else None
     failures = Failures(len(candidates)) if failures is None else failures
-    in_file = isinstance(candidates, CandidateFile)
-    lengths = candidates.lengths if in_file else [len(candidate.speech) for candidate in candidates]
+    if isinstance(candidates, CandidateFile):
+        lengths = candidates.lengths
+    else:
+        lengths = [len(candidate.speech) for candidate in candidates]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_rows):
         batch = [candidates[number] for number in order[start : start + batch_rows]]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -82,7 +83,7 @@ class RowTable(Sequence[Row]):
         """Some of the rows, in this order."""
         return RowTable(self.batches, self.file, rows if self._kept is None else self._kept[rows])
 
-    @property
+    @cached_property
     def kept(self) -> NDArray[np.int64]:
         """Number of each row in its file."""
         return np.arange(self._count) if self._kept is None else self._kept
