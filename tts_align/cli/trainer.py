@@ -205,6 +205,7 @@ class AlignTrainer(Trainer):
                 raise ValueError("calibrate listens to no candidates: leave out candidates and out")
             from tts_align.cli.calibrate import calibrate as measure
 
+            check_not_source(accuracy, resolve(calibrate), option="accuracy", inside=True)
             measured = partial(measure, source=calibrate, out=accuracy, speakers=speakers, batch_rows=batch_rows)
             self._work_trained(model, ckpt_path, partial(measured, seed=run_seed()))
             return
