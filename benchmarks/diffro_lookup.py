@@ -3,8 +3,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/diffro_lookup.py    # about two minutes; writes results/diffro_lookup.json
 
-One policy of CosyVoice's vocabulary, one reward model, one batch; forward, reward and backward of both ways turn by turn
-in one process, in CPU time, drawn anew and as the recipe has it (``resample: false``). Both draw the same tokens; the
+One policy of CosyVoice's vocabulary, one reward model, one batch; forward, reward and backward of both ways by turns in
+one process, in CPU time, drawn anew and as the recipe has it (``resample: false``). Both draw the same tokens; the
 losses and gradients are compared. ``objective`` is the part behind the policy's own forward and before its backward.
 """
 
@@ -83,7 +83,7 @@ def main(rows: int = 16, tokens: int = 120, rounds: int = 7, out: str = "diffro_
                 behind = time.process_time()
                 scored.logits.backward(pull)
                 times[way].append((time.process_time() - begun, behind - forward))
-                gradients[way] = (float(outcome.loss), pull)
+                gradients[way] = (float(outcome.loss.detach()), pull)
         assert gradients["one_hot"][0] == gradients["looked_up"][0]
         torch.testing.assert_close(gradients["looked_up"][1], gradients["one_hot"][1], rtol=1e-3, atol=1e-8)
         steps, behind = ({way: [one[i] for one in all_[1:]] for way, all_ in times.items()} for i in (0, 1))

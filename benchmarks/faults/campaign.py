@@ -23,6 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import disks  # noqa: E402
 import hostile  # noqa: E402
+import hostile_commands  # noqa: E402
 import kills  # noqa: E402
 import several  # noqa: E402
 from forked import forked, preload  # noqa: E402
@@ -78,7 +79,7 @@ def hostile_inputs(place: Place, folder: Path, cases: int, seed: int) -> dict[st
 
     (folder / "model").mkdir(exist_ok=True)
     result = hostile.campaign(place, save_policy(folder / "model" / "policy"), cases, seed)
-    odd = hostile.names(folder, cases // 10, seed)
+    odd = hostile_commands.names(folder, cases // 10, seed)
     return {
         "cases": sum(result.cases.values()),
         "of_kind": dict(result.cases),

@@ -26,6 +26,7 @@ from tts_align.training.callbacks.keep_last import KeepLast, StopOnSignal
 from tts_align.training.callbacks.logs import TrainingLog, continue_logs
 from tts_align.training.callbacks.movement import Movement
 from tts_align.training.callbacks.progress import StepBar
+from tts_align.training.callbacks.tell_memory import TellMemory
 from tts_align.training.checkpoint import CheckpointFiles, read_checkpoint
 from tts_align.training.finite import FiniteGuard
 from tts_align.training.module import AlignModule
@@ -313,6 +314,8 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
     loggers = _loggers(recipe.logger, run) if command in ("fit", "test") else False
     if loggers:
         callbacks.append(TrainingLog())
+    if command == "fit":
+        callbacks.append(TellMemory())
     ours: dict[str, Any] = {
         "default_root_dir": run.directory,
         "logger": loggers,
