@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/memory.py    # some minutes of one core; writes results/memory.json
 
 Each measurement is a process of its own: AdamW, SFT's loss, random weights, one micro-batch; what the process takes at
-most beyond what it holds before the first step. ``wide`` has CosyVoice's width and vocabulary and a quarter of its layers.
+most beyond what it holds before the first step. ``wide`` has CosyVoice's width and vocabulary, a quarter of its layers.
 """
 
 from __future__ import annotations

@@ -148,6 +148,7 @@ def odd_table(path: Path, draw: random.Random) -> None:
 
 
 def spoilt_yaml(text: str, draw: random.Random) -> bytes:
+    """YAML with broken bytes, too many aliases, references to itself, depth, or tags that call."""
     ways: list[Callable[[], bytes]] = [
         lambda: spoil_bytes(text.encode(), draw),
         lambda: bomb().encode(),
