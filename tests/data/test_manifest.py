@@ -71,6 +71,15 @@ GOOD = {"text": "辛い", "speech": [1, 2]}
 FAULTS = [
     ("{text:", "not JSON: Expecting property name"),
     ([1], "expected an object with columns, got list"),
+    (
+        {"text": "a", "speech": [1], "scores": {"reward": 10**400}},
+        "scores: expected finite numbers, but reward is 1",
+    ),
+    (
+        {"text": "a", "speech": [1], "attributes": {"mos": -(10**400)}},
+        "attributes: expected finite numbers, but mos",
+    ),
+    ({"text": "a", "speech": [1], "speaker_vector": [10**400]}, "speaker_vector: expected finite numbers, got others"),
     ({"text": "a", "speech": [1], "language": "klingon"}, "language: expected a code such as ja, en-US or zh-Hant"),
     ({"speech": [1]}, "text is missing"),
     ({"text": " ", "speech": [1]}, "text: expected words, got ' '"),

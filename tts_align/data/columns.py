@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,9 +82,10 @@ def read_scores(raw: Any, faults: list[str]) -> dict[str, float]:
     if pairs is None or any(type(value) not in (int, float) for value in pairs.values()):
         faults.append(f"scores: expected a number for each name, got {raw!r:.80}")
         return {}
-    odd = [f"{name} is {value}" for name, value in pairs.items() if not math.isfinite(value)]
+    odd = [f"{name} is {value!r:.40}" for name, value in pairs.items() if _is_infinite(value)]
     if odd:
         faults.append(f"scores: expected finite numbers, but {', '.join(odd)}; leave out what was not measured")
+        return {}
     return {name: float(value) for name, value in pairs.items()}
 
 
@@ -105,9 +107,10 @@ def read_attributes(raw: Any, faults: list[str]) -> dict[str, str | float]:
         faults.append(f"attributes: expected words or a number for each name, got {odd[0] if odd else raw!r:.80}")
         return {}
     numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
-    infinite = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    infinite = [f"{name} is {value!r:.40}" for name, value in numbers.items() if _is_infinite(value)]
     if infinite:
         faults.append(f"attributes: expected finite numbers, but {', '.join(infinite)}; leave out what is not known")
+        return {}
     return {**values, **{name: float(value) for name, value in numbers.items()}}
 
 
@@ -124,10 +127,15 @@ def read_vector(raw: Any, faults: list[str]) -> tuple[float, ...]:
     if not isinstance(raw, (list, tuple)) or not set(map(type, raw)) <= {int, float}:
         faults.append(f"speaker_vector: expected a list of numbers, got {raw!r:.60}")
         return ()
-    if not all(map(math.isfinite, raw)):
+    if any(map(_is_infinite, raw)):
         faults.append("speaker_vector: expected finite numbers, got others")
         return ()
     return tuple(map(float, raw))
+
+
+def _is_infinite(value: int | float) -> bool:
+    """Whether a number is none, or larger than a float can be."""
+    return not abs(value) <= sys.float_info.max
 
 
 def _items(raw: Any) -> dict[str, Any] | None:
