@@ -11,8 +11,6 @@ from typing import Any
 
 from tts_align.data.records import Span
 
-LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
-"""A BCP 47 code: a language of two or three letters, and what kind of it."""
 SOUND = "expected a list of speech tokens, a path, or {speech: speech tokens, audio: path}"
 
 
@@ -21,15 +19,6 @@ def string(given: Mapping[str, Any], name: str, faults: list[str]) -> str:
     value = given.get(name, "")
     if not isinstance(value, str):
         faults.append(f"{name}: expected a string, got {value!r:.60}")
-        return ""
-    return value
-
-
-def read_language(given: Mapping[str, Any], faults: list[str]) -> str:
-    """The column of the language, a BCP 47 code; empty when it is absent."""
-    value = string(given, "language", faults)
-    if value and not LANGUAGE.fullmatch(value):
-        faults.append(f"language: expected a code such as ja, en-US or zh-Hant, got {value!r:.60}")
         return ""
     return value
 
@@ -144,3 +133,16 @@ def _items(raw: Any) -> dict[str, Any] | None:
         return {name: value for name, value in dict(raw).items() if value is not None}
     except (TypeError, ValueError):
         return None
+
+
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+"""A BCP 47 code: a language of two or three letters, and what kind of it."""
+
+
+def read_language(given: Mapping[str, Any], faults: list[str]) -> str:
+    """The column of the language, a BCP 47 code; empty when it is absent."""
+    value = string(given, "language", faults)
+    if value and not LANGUAGE.fullmatch(value):
+        faults.append(f"language: expected a code such as ja, en-US or zh-Hant, got {value!r:.60}")
+        return ""
+    return value
