@@ -35,6 +35,8 @@ class RewardModel(RewardHead):
         sizes: sizes and tasks of a new model; not together with ``directory``.
     """
 
+    looks_up = True
+
     def __init__(self, directory: str | None = None, sizes: RewardSizes | None = None) -> None:
         super().__init__()
         if (directory is None) == (sizes is None):
