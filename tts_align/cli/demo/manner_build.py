@@ -67,6 +67,7 @@ class MannerPlan:
         recordings: Renderings of each preference and dev sentence in each voice that the reward model learns from.
         samples: Candidates per sentence and voice.
         sentences: Sentences of each split; all of them by default.
+        heard: Clips of known style that the gates hear.
     """
 
     seed: int = 0
@@ -74,11 +75,12 @@ class MannerPlan:
     codec_schedule: Schedule = field(default_factory=lambda: Schedule(1200, batch_size=48, learning_rate=2.5e-3))
     codec_clips: int = 3000
     base: Sizes = field(default_factory=lambda: Plan().base)
-    base_schedule: Schedule = field(default_factory=lambda: Plan().base_schedule)
+    base_schedule: Schedule = field(default_factory=lambda: Schedule(1600, 48, learning_rate=3e-3, weight_decay=0.05))
     renderings: int = 8
     recordings: int = 2
     samples: int = 2
     sentences: int | None = None
+    heard: int = 1000
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class _Build:
         self.stages.run("listeners", [], self._listeners)
         self.stages.run("codec", common, self._codec)
         self.stages.run("base", speaking, self._base)
-        self.stages.run("gates", speaking, self._gates)
+        self.stages.run("gates", [*speaking, plan.heard], self._gates)
         gates = [Gate(**gate) for gate in json.loads((self.work / "gates" / "gates.json").read_text())]
         for gate in gates:
             print(gate)
@@ -182,10 +184,13 @@ class _Build:
         """What everything that is trained may hear."""
         return self.splits["base"] + self.splits["preference"]
 
-    def clips(self, sentences: Sequence[Sentence], count: int, label: str) -> tuple[list[Clip], list[Style]]:
-        """Renderings of random sentences in random readings, voices and styles, all of them equally often."""
+    def clips(
+        self, sentences: Sequence[Sentence], count: int, label: str, by_share: bool = False
+    ) -> tuple[list[Clip], list[Style]]:
+        """Renderings of random sentences in random readings and voices, in styles by their shares or all alike."""
         generator = random.Random(f"{label} {self.plan.seed}")
-        styles = [Style(generator.choice(list(MANNERS)), generator.choice(list(QUALITIES))) for _ in range(count)]
+        alike = [Style(manner, quality) for manner in MANNERS for quality in QUALITIES]
+        styles = [draw_style(generator) if by_share else generator.choice(alike) for _ in range(count)]
         said = generator.choices(sentences, k=count)
         return [
             self.bank.say(sentence, generator.choice(READINGS), generator.choice(SPEAKERS), style, generator)
@@ -211,7 +216,7 @@ class _Build:
         )
         model = Qwen2CodecLM(sizes=sizes, tokenizer=str(out / "tokenizer.json"))
         corpus = self.renderings(codec, self.training_sentences, plan.renderings, "renderings")
-        train_base(model, self._epochs(model, corpus), plan.base_schedule)
+        train_base(model, self._epochs(model, corpus), plan.base_schedule, self.work / "base-unfinished.pt")
         # Half precision on disk; the model reads it back as float32.
         model.half().save(out)
 
@@ -253,10 +258,10 @@ class _Build:
             shutil.copytree(self.work / name, parts / name)
         for name in LISTENERS:
             shutil.copytree(self.work / "listeners" / name, parts / name)
-        known, styles = self.clips(self.splits["test"], 1000, "gates")
+        known, styles = self.clips(self.splits["test"], self.plan.heard, "gates", by_share=True)
         copies = copy_synthesise(parts / "codec", known)
         gates = [*measure_codec(parts, copies), *measure_judge(parts, known, copies)]
-        taught, taught_styles = self.clips(self.training_sentences, 600, "rule")
+        taught, taught_styles = self.clips(self.training_sentences, self.plan.heard, "rule")
         rule = style_rule(copy_synthesise(parts / "codec", taught), taught_styles)
         gates += measure_styles(rule, copies, styles)
         gates += measure_base(parts, self.splits["test"], self.rates)
