@@ -52,7 +52,7 @@ RESULTS = Path(__file__).with_name("results") / "diffro_manner.json"
 ATTRIBUTES = (Attribute("manner", "classes", tuple(MANNERS)), Attribute("quality", "mos"))
 WANTED: dict[str, str | float] = {"manner": "lively", "quality": 5}
 NUMBERS = ("wanted_by_rule", "wanted_by_listener", "cer", "nearest_cer", "accuracy")
-LISTENER_CLIPS = 1200
+LISTENER_CLIPS, TOLD_CLIPS = 1200, 300
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     corpus = MannerCorpus("audio", work, assets=assets, reward_epochs=reward_epochs)
     found: dict[str, Any] = {"wanted": WANTED, "chosen": {}, "dev": [], "rows": [], "pooled": []}
-    clips, styles = corpus.clips("test", 300, "listener on test")
+    clips, styles = corpus.clips("test", TOLD_CLIPS, "listener on test")
     told = list(zip(corpus.style_listener.hear([clip.audio for clip in clips]), styles, strict=True))
     found["listener"] = {
         name: sum(getattr(a, name) == getattr(b, name) for a, b in told) / len(told) for name in WANTED

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tts_align.cli.demo.build import REPORT, GateError, Plan, copy_synthesise
+from tts_align.cli.demo.build import REPORT, GateError, copy_synthesise
 from tts_align.cli.demo.gates import SAMPLING, Gate, measure_base, measure_codec, measure_judge
 from tts_align.cli.demo.manner_gates import measure_shares, measure_styles, style_rule
 from tts_align.cli.demo.stages import Stages
@@ -34,7 +34,7 @@ from tts_align.cli.sample import sample
 from tts_align.data.demo.audio import Clip
 from tts_align.data.demo.manner import MANNERS, QUALITIES, MannerBank, Style, draw_style
 from tts_align.data.demo.sentences import READINGS, SPEAKERS, Sentence, Split, right_rates, split_sentences
-from tts_align.data.manifest import write_manifest
+from tts_align.data.manifest import read_manifest, write_manifest
 from tts_align.data.records import Row
 from tts_align.evaluation.judges.ctc import CTCJudge
 from tts_align.evaluation.parts import Parts
@@ -61,26 +61,29 @@ class MannerPlan:
         codec: Sizes of the codec; more mel channels than the audio experiment's, so that a low pitch survives.
         codec_schedule: Its training.
         codec_clips: Sentences that it learns from, in all styles alike.
-        base: Sizes of the language model, but for its vocabularies.
+        base: Sizes of a new language model, but for its vocabularies; by default it starts from the audio experiment's,
+            which knows the words and their order, and learns other speech tokens.
         base_schedule: Its training.
         renderings: How often each sentence is rendered in each voice, its reading and style drawn by their shares.
         recordings: Renderings of each preference and dev sentence in each voice that the reward model learns from.
         samples: Candidates per sentence and voice.
         sentences: Sentences of each split; all of them by default.
         heard: Clips of known style that the gates hear.
+        spoken: Utterances per test sentence and voice that they hear of the base.
     """
 
     seed: int = 0
     codec: CodecSizes = field(default_factory=lambda: CodecSizes(speakers=SPEAKERS, mel_channels=64))
     codec_schedule: Schedule = field(default_factory=lambda: Schedule(1200, batch_size=48, learning_rate=2.5e-3))
     codec_clips: int = 3000
-    base: Sizes = field(default_factory=lambda: Plan().base)
-    base_schedule: Schedule = field(default_factory=lambda: Schedule(1600, 48, learning_rate=3e-3, weight_decay=0.05))
-    renderings: int = 8
+    base: Sizes | None = None
+    base_schedule: Schedule = field(default_factory=lambda: Schedule(600, 48, learning_rate=3e-3, weight_decay=0.05))
+    renderings: int = 4
     recordings: int = 2
     samples: int = 2
     sentences: int | None = None
-    heard: int = 1000
+    heard: int = 600
+    spoken: int = 3
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,14 @@ class _Build:
         """All stages, then shipping."""
         plan = self.plan
         common: list[Any] = [plan.seed, plan.sentences, plan.codec, plan.codec_schedule, plan.codec_clips]
-        speaking = [*common, plan.base, plan.base_schedule, plan.renderings]
         self.stages.run("listeners", [], self._listeners)
         self.stages.run("codec", common, self._codec)
-        self.stages.run("base", speaking, self._base)
-        self.stages.run("gates", [*speaking, plan.heard], self._gates)
+        corpus = [*common, plan.renderings]
+        self.stages.run("corpus", corpus, self._corpus)
+        speaking = [*corpus, plan.base, plan.base_schedule]
+        kept = self.stages.unfinished("base", speaking)
+        self.stages.run("base", speaking, lambda out: self._base(out, kept))
+        self.stages.run("gates", [*speaking, plan.heard, plan.spoken], self._gates)
         gates = [Gate(**gate) for gate in json.loads((self.work / "gates" / "gates.json").read_text())]
         for gate in gates:
             print(gate)
@@ -205,18 +211,23 @@ class _Build:
         clips, _ = self.clips(self.training_sentences, self.plan.codec_clips, "codec")
         train_codec(self.plan.codec, clips, self.plan.codec_schedule, self.plan.seed).save(out)
 
-    def _base(self, out: Path) -> None:
-        plan = self.plan
+    def _corpus(self, out: Path) -> None:
         codec = MelCodec.load(self.work / "codec")
-        tokenizer = text_tokenizer()
-        tokenizer.save(str(out / "tokenizer.json"))
+        corpus = self.renderings(codec, self.training_sentences, self.plan.renderings, "renderings")
+        write_manifest((one.row(f"corpus-{i:06d}") for i, one in enumerate(corpus)), out / "corpus.parquet")
+
+    def _base(self, out: Path, kept: Path) -> None:
+        plan = self.plan
         torch.manual_seed(plan.seed)
-        sizes = dataclasses.replace(
-            plan.base, codebook_size=codec.tokenizer.codebook_size, text_vocabulary=tokenizer.get_vocab_size()
-        )
-        model = Qwen2CodecLM(sizes=sizes, tokenizer=str(out / "tokenizer.json"))
-        corpus = self.renderings(codec, self.training_sentences, plan.renderings, "renderings")
-        train_base(model, self._epochs(model, corpus), plan.base_schedule, self.work / "base-unfinished.pt")
+        if plan.base is None:
+            model = Qwen2CodecLM("demo:audio/base")
+        else:
+            tokenizer, tokens = text_tokenizer(), MelCodec.load(self.work / "codec").tokenizer.codebook_size
+            tokenizer.save(str(out / "tokenizer.json"))
+            sizes = dataclasses.replace(plan.base, codebook_size=tokens, text_vocabulary=tokenizer.get_vocab_size())
+            model = Qwen2CodecLM(sizes=sizes, tokenizer=str(out / "tokenizer.json"))
+        corpus = read_manifest(self.work / "corpus" / "corpus.parquet").rows
+        train_base(model, self._epochs(model, corpus), plan.base_schedule, kept)
         # Half precision on disk; the model reads it back as float32.
         model.half().save(out)
 
@@ -243,12 +254,12 @@ class _Build:
         clip = self.bank.say(sentence, reading, speaker, style, generator)
         return Rendering(sentence, speaker, reading, style, ()), clip
 
-    def _epochs(self, model: Qwen2CodecLM, corpus: Sequence[Rendering]) -> Callable[[], Iterator[TokenRow]]:
+    def _epochs(self, model: Qwen2CodecLM, corpus: Sequence[Row]) -> Callable[[], Iterator[TokenRow]]:
         generator = random.Random(f"corpus {self.plan.seed}")
 
         def draw() -> Iterator[TokenRow]:
             for one in generator.sample(corpus, len(corpus)):
-                yield model.encode_text(one.sentence.text, Context(one.speaker)).row(one.speech)
+                yield model.encode_text(one.text, Context(one.speaker)).row(one.speech)
 
         return draw
 
@@ -264,7 +275,7 @@ class _Build:
         taught, taught_styles = self.clips(self.training_sentences, self.plan.heard, "rule")
         rule = style_rule(copy_synthesise(parts / "codec", taught), taught_styles)
         gates += measure_styles(rule, copies, styles)
-        gates += measure_base(parts, self.splits["test"], self.rates)
+        gates += measure_base(parts, self.splits["test"], self.rates, self.plan.spoken)
         policy, vocoder = Qwen2CodecLM(str(parts / "base")).eval(), MelVocoder(str(parts / "codec"))
         gates += measure_shares(policy, vocoder, rule, self.splits["test"])
         write_json(out / "gates.json", [dataclasses.asdict(gate) for gate in gates])
@@ -305,7 +316,7 @@ class _Build:
             | {"qualities": {score: vars(one) for score, one in QUALITIES.items()}},
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
             "rule": json.loads((self.work / "gates" / "rule.json").read_text()),
-            "seconds": self.stages.seconds(("codec", "base", "gates", "manifests")),
+            "seconds": self.stages.seconds(("codec", "corpus", "base", "gates", "manifests")),
         }
         write_json(scratch / REPORT, report)
         shutil.rmtree(directory, ignore_errors=True)

@@ -67,10 +67,12 @@ class StyleRule:
         return "" if math.isnan(pitch) else "lively" if pitch >= self.pitches[speaker] else "plain"
 
     def quality(self, audio: Float[Tensor, " time"]) -> int:
-        """Key of `QUALITIES`."""
+        """Key of `QUALITIES`; 0 where there is nothing to hear."""
         level = noise_level(audio)
-        worst_first = sorted(QUALITIES)
-        return next((score for score, least in zip(worst_first, self.levels, strict=False) if level >= least), 5)
+        *worse, best = sorted(QUALITIES)
+        if math.isnan(level):
+            return 0
+        return next((score for score, least in zip(worse, self.levels, strict=True) if level >= least), best)
 
 
 def style_rule(clips: Sequence[Clip], styles: Sequence[Style]) -> StyleRule:

@@ -45,6 +45,10 @@ class Stages:
         write_json(stamp, {"digest": digest, "seconds": seconds})
         print(f"{name}: done in {seconds:.0f} s")
 
+    def unfinished(self, name: str, inputs: Sequence[Any]) -> Path:
+        """File for a stage that keeps a training to resume: another one for other inputs."""
+        return self.work / f"{name}-{_digest([*inputs, self.sound])[:12]}.unfinished.pt"
+
     def seconds(self, names: Sequence[str]) -> dict[str, float]:
         """How long each stage took."""
         return {name: json.loads((self.work / f"{name}.json").read_text())["seconds"] for name in names}
