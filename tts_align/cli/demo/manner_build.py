@@ -80,7 +80,7 @@ class MannerPlan:
     base_schedule: Schedule = field(default_factory=lambda: Schedule(600, 48, learning_rate=3e-3, weight_decay=0.05))
     renderings: int = 4
     recordings: int = 2
-    samples: int = 2
+    samples: int = 1
     sentences: int | None = None
     heard: int = 600
     spoken: int = 3
