@@ -15,7 +15,6 @@ is finished is kept in ``--work``. Writes ``results/diffro_manner.json``.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,8 +139,7 @@ class MannerCorpus(Corpus):
     @cached_property
     def rule(self) -> StyleRule:
         """Borders of pitch and noise level, from recordings of the build."""
-        borders = json.loads((self.assets / "build.json").read_text("utf-8"))["rule"]
-        return StyleRule(borders["pitches"], tuple(borders["levels"]))
+        return StyleRule.read(self.assets / "rule.json")
 
     def clips(self, split: str, count: int, seed: str) -> tuple[list[Clip], list[Style]]:
         """Sound whose style is known, as it is and through the codec by halves."""

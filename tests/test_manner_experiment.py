@@ -62,7 +62,7 @@ def test_holds_all_that_the_recipe_names(experiment: Path, capsys: pytest.Captur
     assert made == {
         *("base/config.json", "base/model.safetensors", "base/tokenizer.json", "build.json"),
         *("codec/config.json", "codec/model.safetensors"),
-        *("dev.parquet", "preference.parquet", "recordings.parquet", "recordings_dev.parquet"),
+        *("dev.parquet", "preference.parquet", "recordings.parquet", "recordings_dev.parquet", "rule.json"),
         *(f"sentences/{split}.jsonl" for split in ("dev", "preference", "test")),
     }
     rows = read_manifest(experiment / "assets/manner/recordings.parquet").rows
@@ -73,7 +73,7 @@ def test_holds_all_that_the_recipe_names(experiment: Path, capsys: pytest.Captur
         assert row.desirable == (row.notes["transcript"] == row.target_text)
     assert not any(row.attributes for row in read_manifest(experiment / "assets/manner/preference.parquet").rows)
     build_manner(experiment / "assets/manner", plan=PLAN, work=experiment / "work")
-    assert capsys.readouterr().out.count("already there") == 6
+    assert capsys.readouterr().out.count("already there") == 7
 
 
 def test_the_recipe_trains_on_it_as_it_stands(experiment: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tts_align.cli.demo.build import REPORT, GateError, copy_synthesise
 from tts_align.cli.demo.gates import SAMPLING, Gate, measure_base, measure_codec, measure_judge
-from tts_align.cli.demo.manner_gates import measure_shares, measure_styles, style_rule
+from tts_align.cli.demo.manner_gates import StyleRule, measure_shares, measure_styles, style_rule
 from tts_align.cli.demo.stages import Stages
 from tts_align.cli.demo.text import prompt, text_tokenizer
 from tts_align.cli.demo.training import Schedule, train_base, train_codec
@@ -49,6 +49,7 @@ from tts_align.utils.files import write_json
 
 DRAWN_TOP_P = 0.97
 """Candidates are drawn a little wilder than tests, as those of the audio experiment."""
+RULE = "rule.json"
 LISTENERS = ("judge", "labeller")
 
 
@@ -132,7 +133,8 @@ def build_manner(
 
     The directory then holds ``codec/``, ``base/``, ``sentences/{preference,dev,test}.jsonl``, ``recordings.parquet``
     and ``recordings_dev.parquet`` (the corpus, its attributes ``manner`` and ``quality`` known), ``preference.parquet``
-    and ``dev.parquet`` (what the base spoke, labelled by what the labelling recogniser heard) and ``build.json``.
+    and ``dev.parquet`` (what the base spoke, labelled by what the labelling recogniser heard), ``rule.json`` (how
+    manner and quality are told by two numbers of the sound) and ``build.json``.
 
     Args:
         directory: Where the finished artefacts go.
@@ -170,6 +172,7 @@ class _Build:
         common: list[Any] = [plan.seed, plan.sentences, plan.codec, plan.codec_schedule, plan.codec_clips]
         self.stages.run("listeners", [], self._listeners)
         self.stages.run("codec", common, self._codec)
+        self.stages.run("rule", [*common, plan.heard], self._rule)
         corpus = [*common, plan.renderings]
         self.stages.run("corpus", corpus, self._corpus)
         speaking = [*corpus, plan.base, plan.base_schedule]
@@ -210,6 +213,11 @@ class _Build:
     def _codec(self, out: Path) -> None:
         clips, _ = self.clips(self.training_sentences, self.plan.codec_clips, "codec")
         train_codec(self.plan.codec, clips, self.plan.codec_schedule, self.plan.seed).save(out)
+
+    def _rule(self, out: Path) -> None:
+        clips, styles = self.clips(self.training_sentences, self.plan.heard, "rule")
+        rule = style_rule(copy_synthesise(self.work / "codec", clips), styles)
+        write_json(out / RULE, dataclasses.asdict(rule))
 
     def _corpus(self, out: Path) -> None:
         codec = MelCodec.load(self.work / "codec")
@@ -272,14 +280,12 @@ class _Build:
         known, styles = self.clips(self.splits["test"], self.plan.heard, "gates", by_share=True)
         copies = copy_synthesise(parts / "codec", known)
         gates = [*measure_codec(parts, copies), *measure_judge(parts, known, copies)]
-        taught, taught_styles = self.clips(self.training_sentences, self.plan.heard, "rule")
-        rule = style_rule(copy_synthesise(parts / "codec", taught), taught_styles)
+        rule = StyleRule.read(self.work / "rule" / RULE)
         gates += measure_styles(rule, copies, styles)
         gates += measure_base(parts, self.splits["test"], self.rates, self.plan.spoken)
         policy, vocoder = Qwen2CodecLM(str(parts / "base")).eval(), MelVocoder(str(parts / "codec"))
         gates += measure_shares(policy, vocoder, rule, self.splits["test"])
         write_json(out / "gates.json", [dataclasses.asdict(gate) for gate in gates])
-        write_json(out / "rule.json", dataclasses.asdict(rule))
         shutil.rmtree(parts)
 
     def _manifests(self, out: Path) -> None:
@@ -310,12 +316,12 @@ class _Build:
         shutil.copytree(self.work / "manifests", scratch)
         for name in ("codec", "base"):
             shutil.copytree(self.work / name, scratch / name)
+        shutil.copy(self.work / "rule" / RULE, scratch / RULE)
         report = {
             "plan": dataclasses.asdict(self.plan),
             "styles": {"manners": {name: vars(one) for name, one in MANNERS.items()}}
             | {"qualities": {score: vars(one) for score, one in QUALITIES.items()}},
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
-            "rule": json.loads((self.work / "gates" / "rule.json").read_text()),
             "seconds": self.stages.seconds(("codec", "corpus", "base", "gates", "manifests")),
         }
         write_json(scratch / REPORT, report)

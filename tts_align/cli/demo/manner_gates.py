@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from tts_align.evaluation.measures.pitch import fundamental_frequency
 from tts_align.models.base.generation import Context
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
+from tts_align.utils.readers import read_json
 
 SAMPLE_RATE = 16_000
 LOWEST, QUIET_SHARE = 4000.0, 0.1
@@ -60,6 +62,12 @@ class StyleRule:
 
     pitches: Mapping[str, float]
     levels: tuple[float, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> StyleRule:
+        """From a JSON file of its attributes."""
+        found = read_json(path)
+        return cls(found["pitches"], tuple(found["levels"]))
 
     def manner(self, audio: Float[Tensor, " time"], speaker: str) -> str:
         """Key of `MANNERS`; empty where no pitch is heard."""
