@@ -81,10 +81,7 @@ class Setting:
         return said + "-free" * self.free + "-fresh" * self.resample
 
 
-GRID: dict[str, tuple[Setting, ...]] = {
-    "manner": (Setting(), Setting(anchor=0.1), Setting(anchor=0.3), Setting(free=True)),
-    "quality": (Setting(), Setting(anchor=0.1), Setting(anchor=0.3), Setting(free=True)),
-}
+GRID: dict[str, tuple[Setting, ...]] = dict.fromkeys(WANTED, (Setting(), Setting(anchor=0.1), Setting(free=True)))
 
 
 @dataclass(frozen=True)
@@ -267,6 +264,7 @@ def main(
     dev_sentences: int | None = 96,
     threads: int = 1,
     reward_epochs: int = 5,
+    controls: tuple[int, ...] | None = None,
 ) -> None:
     """Run what is missing and write the results.
 
@@ -279,6 +277,7 @@ def main(
         dev_sentences: dev sentences that settings are chosen on.
         threads: of PyTorch.
         reward_epochs: passes of each reward model over the recordings.
+        controls: seeds of the control that is trained towards the text alone; all of them by default.
     """
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
@@ -303,7 +302,10 @@ def main(
         for seed in seeds:
             first = corpus.run(None, BASE, "test", seed, sentences)
             found["rows"].append({"attribute": attribute, "seed": seed, "system": "base"} | summary(first, attribute))
-            for system, towards in (("diffro_text", None), (f"diffro_{attribute}", attribute)):
+            systems: list[tuple[str, str | None]] = [(f"diffro_{attribute}", attribute)]
+            if seed in (seeds if controls is None else controls):
+                systems.insert(0, ("diffro_text", None))
+            for system, towards in systems:
                 heard_by = corpus.run(towards, chosen, "test", seed, sentences)
                 row: dict[str, Any] = {"attribute": attribute, "seed": seed, "system": system}
                 row |= summary(heard_by, attribute) | corpus.cost(towards, chosen, "test", seed)

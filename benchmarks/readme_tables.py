@@ -130,27 +130,6 @@ def diffro_attribute(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def diffro_manner(found: dict[str, Any]) -> str:
-    """Share of what is wanted by both measures, and errors, before and after, mean over seeds."""
-    columns = ("wanted_by_rule", "wanted_by_listener", "cer", "nearest_cer", "accuracy")
-    lines = ["| wanted | policy | seeds | wanted by rule % | by listener % | CER % | nearest CER % | accuracy % |"]
-    lines.append("|" + "---|" * 8)
-    for attribute, wanted in found["wanted"].items():
-        rows = [row for row in found["rows"] if row["attribute"] == attribute]
-        for system in dict.fromkeys(row["system"] for row in rows):
-            mine = [row for row in rows if row["system"] == system]
-            cells = " | ".join(f"{100 * sum(row[name] for row in mine) / len(mine):.1f}" for name in columns)
-            lines.append(f"| {attribute}: {wanted} | `{system}` | {len(mine)} | {cells} |")
-    for one in found["pooled"]:
-        cells = " | ".join(
-            f"{100 * change['value']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
-            for change in (one["difference"][name] for name in columns)
-        )
-        label = f"{one['attribute']}: {found['wanted'][one['attribute']]}"
-        lines.append(f"| {label} | difference, points | {len(one['seeds'])} | {cells} |")
-    return "\n".join(lines)
-
-
 def written(path: Path) -> str:
     """A README as the saved results say it must be.
 
@@ -341,7 +320,6 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "diffro": ("diffro.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),
         "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
-        "diffro_manner": ("diffro_manner.json", diffro_manner),
         "e2e": ("e2e.json", e2e),
     },
     Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
