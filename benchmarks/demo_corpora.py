@@ -95,11 +95,13 @@ class Corpus:
         name: symbolic or audio.
         work: where candidates and caches lie; what is there is not made again.
         rows_per_step: of every fit.
+        reward_epochs: of every reward model.
     """
 
     name: Name
     work: Path
     rows_per_step: int = 16
+    reward_epochs: int = REWARD_EPOCHS
     base_heard: dict[tuple[str, int], list[JudgedUtterance]] = field(default_factory=dict)
 
     @cached_property
@@ -205,7 +207,7 @@ class Corpus:
         data = AlignData(str(self.labelled(seed, split)), wants=MTR().rows_wanted, rows_per_step=32, seed=seed)
         policy = self.policy()
         data.prepare(policy)
-        steps = data.steps_per_epoch * REWARD_EPOCHS
+        steps = data.steps_per_epoch * self.reward_epochs
         sizes = RewardSizes(policy.layout.codebook_size, attributes=attributes, ctc=ctc, **REWARD_SIZES)
         model = RewardModel(sizes=sizes)
         module = AlignModule(
@@ -216,7 +218,7 @@ class Corpus:
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
         )
         begun = time.process_time()
-        quiet_trainer(max_epochs=REWARD_EPOCHS).fit(module, data)
+        quiet_trainer(max_epochs=self.reward_epochs).fit(module, data)
         model.eval().save(out)
         cost = {"steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
         write_json(self.work / f"{out.name}.json", cost)
