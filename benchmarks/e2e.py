@@ -136,11 +136,13 @@ def heard_mel(vocoder: Vocoder, speech: Sequence[torch.Tensor], speakers: Sequen
     return vocoder.log_mel(speech, vocoder.codec.speaker_index(speakers))
 
 
-def spoken(policy: Any, vocoder: Vocoder, sentences: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Test utterances by name: sentence, error rates, and whether the reading is right."""
-    prompts = evenly_spread(read_prompts("demo:audio/sentences/test.jsonl"), sentences)
+def spoken(
+    policy: Any, vocoder: Vocoder, sentences: int, seed: int, split: str = "test", judge: str = "judge"
+) -> dict[str, dict[str, Any]]:
+    """Utterances of held-out sentences by name: sentence, error rates, and whether the reading is right."""
+    prompts = evenly_spread(read_prompts(f"demo:audio/sentences/{split}.jsonl"), sentences)
     requests = utterance_requests(prompts, SPEAKERS, 1, seed + 1)
-    parts = Parts(policy=policy, judge=CTCJudge("demo:audio/judge"), sampling=SAMPLING, vocoder=vocoder)
+    parts = Parts(policy=policy, judge=CTCJudge(f"demo:audio/{judge}"), sampling=SAMPLING, vocoder=vocoder)
     judged: list[Candidate] = speak_and_judge(policy.eval(), parts, requests, 128)
     found = {}
     for one in judged:
@@ -238,6 +240,7 @@ def main(
     first: int | None = None,
     long: int | None = None,
     last: int = 1,
+    rate: float | None = None,
     sentences: int = 160,
     rows: int = 200,
     max_rows: int | None = None,
@@ -252,12 +255,13 @@ def main(
         first: epochs of stage 1; the recipe's by default.
         long: epochs of stage 2 of every variant; the recipe's by default.
         last: epochs of stage 3, and of the stage 2 beside it.
+        rate: learning rate of those; the recipe's by default.
         sentences: of the test, each in both voices.
         rows: held-out utterances that are reconstructed.
         max_rows: training rows, for trials; all by default.
         out: name of the results.
     """
-    settings = {"epochs": {"first": first, "long": long, "last": last}}
+    settings = {"epochs": {"first": first, "long": long, "last": last}, "rate": rate}
 
     def keep(seed: int, name: str, *overlays: str, **flags: Any) -> dict[str, Any]:
         path = work / f"seed{seed}" / f"{name}.json"
@@ -285,6 +289,8 @@ def main(
             "trainer__max_steps": steps,
             "trainer__max_epochs": -1,
         }
+        if rate is not None:
+            flags["model__optimizer__init_args__lr"] = rate
         return keep(seed, name, **flags, **({} if stage == 3 else dict.fromkeys(ONLY_IN_STAGE_3, "null")))
 
     for seed in seeds:

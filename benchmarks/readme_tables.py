@@ -260,13 +260,13 @@ def against(found: dict[str, Any]) -> str:
 
 E2E_SYSTEMS = {
     "base": "as it ships",
-    "rm": "RM, stage 2 for one epoch",
+    "rm": "RM, then stage 2",
     "rm_fm": "RM + FM, likewise",
     "rm_fm_lm": "RM + FM + LM, likewise",
-    "cascaded": "RM, then as much stage 2 as `stage2`",
-    "stage2": "RM + FM + LM, stage 2 to the end",
-    "stage2_as_long": "likewise, for as many seconds as stage 3",
-    "stage3": "likewise, then stage 3",
+    "cascaded": "RM, likewise, and as much stage 2 again as `stage2`",
+    "stage2": "RM + FM + LM, likewise, and one epoch more",
+    "stage2_as_long": "likewise, but for as many seconds as stage 3",
+    "stage3": "RM + FM + LM, stage 2, then one epoch of stage 3: the recipe",
 }
 
 
@@ -301,6 +301,24 @@ def e2e(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+E2E_TOKENS = {"manifest": "as the base was taught", "codec": "of the rows' mel, embedded codec", "run": "after stage 1"}
+
+
+def e2e_rates(found: dict[str, Any]) -> str:
+    """What a policy makes of frozen speech tokens at each learning rate; dev sentences."""
+    lines = ["| speech tokens | starts from | peak rate | epochs | LM nats, held out | training rows "]
+    lines[0] += "| accuracy % | CER % | nearest CER % |"
+    lines += ["|---" * 9 + "|"]
+    for row in found["rows"]:
+        start = "base" if row["start"] == "base" else "stage 1"
+        nats = f"{row['nats_before']:.2f} → {row['nats']:.2f} | {row['nats_of_training_rows']:.2f}"
+        heard = f"{100 * row['accuracy']:.1f} | {100 * row['cer']:.2f} | {100 * row['nearest_cer']:.2f}"
+        lines.append(
+            f"| {E2E_TOKENS[row['tokens']]} | {start} | {row['rate']:g} | {row['epochs']} | {nats} | {heard} |"
+        )
+    return "\n".join(lines)
+
+
 def whole(one: dict[str, float], digits: int) -> str:
     """A mean with its interval, in per cent."""
     value, low, high = (100 * one[name] for name in ("value", "low", "high"))
@@ -321,6 +339,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "diffro_cost": ("diffro_cost.json", diffro_cost),
         "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
         "e2e": ("e2e.json", e2e),
+        "e2e_rates": ("e2e_rates.json", e2e_rates),
     },
     Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
 }

@@ -135,6 +135,26 @@ def test_the_end_to_end_benchmark_collects_what_its_runs_say(
     assert json.loads((tmp_path / "again").read_text())["rows"] == found["rows"]
 
 
+def test_the_rates_of_the_second_stage_are_tried_on_the_policy_alone(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One step on one batch of good rows, and the rows add up over calls; the tokens of a run need its directory."""
+    load("e2e")
+    rates = load("e2e_rates")
+    monkeypatch.setattr(rates, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    write = (tmp_path / "results/e2e_rates.json").write_text
+    monkeypatch.setattr(rates, "save", lambda name, results: write(json.dumps(results)))
+    for rate in (1e-9, 1e-3):
+        rates.main("manifest", rates=(rate,), epochs=1, sentences=2, max_rows=16)
+    still, moved = json.loads((tmp_path / "results/e2e_rates.json").read_text())["rows"]
+    assert still["nats"] == still["nats_before"] == moved["nats_before"]
+    assert moved["nats_of_training_rows"] < still["nats_of_training_rows"]
+    assert (moved["n"], moved["steps"], moved["start"]) == (4, 1, "base")
+    with pytest.raises(ValueError, match="expected --run for the speech tokens of a run"):
+        rates.main("run")
+
+
 def test_scoring_counts_what_jiwer_counts(load: Any) -> None:
     """Times are only noted, but the saved ones keep the bound."""
     pytest.importorskip("jiwer")
