@@ -14,7 +14,8 @@ rm_fm_lm       by all three losses: where stages 2 and 3 are compared from
 cascaded       ``rm`` and the same ``--last`` epochs of stage 2 that ``stage2`` has
 stage2         ``rm_fm_lm`` and ``--last`` epochs more of stage 2, at the learning rate of stage 3
 stage2_as_long stage 2 for as many seconds as ``stage3`` takes
-stage3         ``--last`` epochs of stage 3: how the recipe ends
+stage3         ``--last`` epochs of stage 3
+recipe         the same at the recipe's own rate, where ``--rate`` gives the others another one
 ============== =======================================================================================================
 
 Held-out utterances go through tokenizer, flow and Griffin-Lim to a judge that had no part in training (reconstruction),
@@ -71,6 +72,9 @@ PAIRS = (
     ("stage2_as_long", "stage3"),
     ("base", "stage2"),
     ("base", "stage3"),
+    ("base", "rm_fm_lm"),
+    ("base", "recipe"),
+    ("rm_fm_lm", "recipe"),
 )
 """Second minus first."""
 
@@ -280,7 +284,7 @@ def main(
         flags: dict[str, Any] = {} if first is None else {"model__stage_fit__epochs": first}
         return keep(seed, name, "stage2", name, **flags, **({} if long is None else {"trainer__max_epochs": long}))
 
-    def further(seed: int, name: str, start: str, stage: int, steps: int) -> dict[str, Any]:
+    def further(seed: int, name: str, start: str, stage: int, steps: int, rate: float | None = rate) -> dict[str, Any]:
         flags: dict[str, Any] = {
             "objective__start": work / f"seed{seed}" / start,
             "objective__stage": stage,
@@ -300,6 +304,8 @@ def main(
         stage2 = further(seed, "stage2", "rm_fm_lm", 2, steps)
         as_long = round(steps * stage3["cpu_seconds"] / stage2["cpu_seconds"])
         further(seed, "stage2_as_long", "rm_fm_lm", 2, as_long)
+        if rate is not None:
+            further(seed, "recipe", "rm_fm_lm", 3, steps, None)
     for seed in seeds if {"rm", "cascaded"} & set(systems) else ():
         steps = last * variant(seed, "rm")["epoch_steps"]
         if "cascaded" in systems:

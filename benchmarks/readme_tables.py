@@ -262,11 +262,12 @@ E2E_SYSTEMS = {
     "base": "as it ships",
     "rm": "RM, then stage 2",
     "rm_fm": "RM + FM, likewise",
-    "rm_fm_lm": "RM + FM + LM, likewise",
+    "rm_fm_lm": "RM + FM + LM, then stage 2",
     "cascaded": "RM, likewise, and as much stage 2 again as `stage2`",
-    "stage2": "RM + FM + LM, likewise, and one epoch more",
-    "stage2_as_long": "likewise, but for as many seconds as stage 3",
-    "stage3": "RM + FM + LM, stage 2, then one epoch of stage 3: the recipe",
+    "stage2": "likewise, and one epoch more of it",
+    "stage2_as_long": "likewise, for as many seconds as stage 3",
+    "stage3": "RM + FM + LM, stage 2, then one epoch of stage 3",
+    "recipe": "likewise, at the recipe's own rate",
 }
 
 
