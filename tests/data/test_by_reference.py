@@ -3,6 +3,7 @@
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,19 @@ class Counted:
             return Letters.encode_text(policy, *given)
 
         return encode
+
+
+@pytest.mark.parametrize("folder", ["store", None])
+def test_examples_can_be_sent_to_other_processes(folder: str | None, tmp_path: Path, stored: None, manifest: Any):
+    """Which look at the stored files themselves: what is sent is small."""
+    data = AlignData(manifest(60), wants=RowsWanted(Reads.LABELLED, mismatched=True), rows_per_step=6, seed=3)
+    data.folder = None if folder is None else tmp_path / folder
+    data.prepare(Named())
+    examples = data._splits["train"].examples
+    sent = pickle.loads(pickle.dumps(examples))
+    assert sent.rows == examples.rows
+    assert sent.mismatched == examples.mismatched
+    assert sent.sources == examples.sources
 
 
 def test_a_policy_that_reads_otherwise_today_is_noticed(tmp_path: Path, stored: None, manifest: Any):
