@@ -175,6 +175,7 @@ def test_what_the_recipe_ends_with_is_read_from_its_run(
         torch.save({"callbacks": {"KeepBase": state, "Movement": {}}}, run / "checkpoints/last.ckpt")
 
     monkeypatch.setattr(recipe.subprocess, "run", leave)
+    monkeypatch.setattr(recipe, "machine", dict)
     saved: dict[str, Any] = {}
     monkeypatch.setattr(recipe, "save", lambda name, results: saved.update({name: results}))
     recipe.main(tmp_path / "run", options="--trainer.max_steps 1")

@@ -340,5 +340,7 @@ def test_a_killed_run_resumes_at_the_exact_row(tmp_path: Path, stored: None):
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
     saved = tmp_path / "cut" / "checkpoints" / "step=40.ckpt"
-    resumed = fit(Named(), labelled(place, rows_per_step=32, seed=1), ckpt=saved, folder=tmp_path / "cut", **limits)
+    resumed = fit(
+        Named(), labelled(place, rows_per_step=32, seed=1), ckpt=saved, folder=tmp_path / "cut", save=save, **limits
+    )
     assert resumed.seen == whole.seen[40:]

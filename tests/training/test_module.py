@@ -62,7 +62,7 @@ def first_batch(module: AlignModule, data: AlignData) -> Batch:
     """The first micro-batch of a training, with everything in place to score it without a trainer."""
     data.prepare(module.policy, module.rows_wanted)
     split = data._splits["train"]
-    sampler = PlanSampler(split.plan, split.examples, split.targets)
+    sampler = PlanSampler(split.plan, split.examples)
     if module.contrast is not None:
         module.scoring.contrast_cache = TokenCache.read(Path(str(module.contrast.weights)), data.rows())
     return MicroBatches(split.examples, split.layout)[next(iter(sampler))]

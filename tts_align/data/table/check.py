@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tts_align.data.columns import read_attributes, read_notes, read_scores, read_spans
+from tts_align.data.columns import LANGUAGE, read_attributes, read_notes, read_scores, read_spans
 from tts_align.data.labels import read_label, stars_of
 from tts_align.data.parse import KNOWN, SPOKEN, Rules
 from tts_align.data.table.arrays import (
@@ -41,7 +41,8 @@ from tts_align.data.table.arrays import (
 )
 from tts_align.data.table.columns import NONE, rest_of, schema
 
-_WORDS = ("language", "speaker", "instruct", "transcript")
+_WORDS = ("speaker", "instruct", "transcript")
+_LANGUAGE = f"^({LANGUAGE.pattern})?$"
 _READERS: Mapping[str, Callable[[Any, list[str]], Any]] = {
     "scores": read_scores, "notes": read_notes, "attributes": read_attributes
 }  # fmt: skip
@@ -92,7 +93,7 @@ class BatchCheck:
         one = _One(columns, slow.copy(), count, self)
         text = one.text()
         made: dict[str, Any] = {"id": one.identity(first), "text": text}
-        made |= {name: one.words(name) for name in _WORDS}
+        made |= {name: one.words(name) for name in _WORDS} | {"language": one.language()}
         label, starred = one.labels()
         made |= one.sounds(label) | one.prompt() | {"label": label, "speaker_vector": one.vectors()}
         made["rest"] = one.rest(text)
@@ -155,6 +156,12 @@ class _One:
             return pa.repeat(absent or "", self.count)
         found = found.cast(pa.string())
         return found if absent is None else found.fill_null(absent)
+
+    def language(self) -> pa.Array:
+        """The column of the language; rows whose language is no code are slow."""
+        found = self.words("language")
+        self.slow |= ~np.asarray(pc.match_substring_regex(found, _LANGUAGE).to_numpy(zero_copy_only=False), bool)
+        return found
 
     def text(self) -> pa.Array:
         self.slow |= self.there("text") & self.there("prompt")
