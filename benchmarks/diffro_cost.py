@@ -48,7 +48,7 @@ def first_batch(corpus: Corpus, rows: int) -> Batch:
     data = corpus.data(Fit(DiffRO(), 1e-3), 0)
     data.prepare(corpus.base)
     split = data._splits["train"]
-    micro = next(iter(PlanSampler(split.plan, split.examples, split.targets)))
+    micro = next(iter(PlanSampler(split.plan, split.examples)))
     return MicroBatches(split.examples, split.layout)[micro]
 
 

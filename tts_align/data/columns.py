@@ -11,6 +11,8 @@ from typing import Any
 
 from tts_align.data.records import Span
 
+MOST_TOKEN = 2**31 - 1
+"""Largest speech token where no codebook is known: what Parquet files of ours hold."""
 SOUND = "expected a list of speech tokens, a path, or {speech: speech tokens, audio: path}"
 
 
@@ -37,9 +39,9 @@ def read_codes(speech: Any, limit: int | None) -> tuple[tuple[int, ...], str | N
     if not set(map(type, speech)) <= {int}:
         odd = next(code for code in speech if type(code) is not int)
         return (), f"expected whole numbers, got {odd!r:.60}"
-    low, high = min(speech), max(speech)
-    if low < 0 or high >= (math.inf if limit is None else limit):
-        allowed = "must not be negative" if limit is None else f"must lie in 0..{limit - 1}"
+    low, high, most = min(speech), max(speech), MOST_TOKEN if limit is None else limit - 1
+    if low < 0 or high > most:
+        allowed = "must not be negative" if limit is None and low < 0 else f"must lie in 0..{most}"
         return (), f"speech tokens {allowed}, got {low}..{high}: were they made by another tokenizer?"
     return tuple(speech), None
 

@@ -136,6 +136,12 @@ def remove_leftovers(*folders: Path, deep: bool = False) -> list[Path]:
     return removed
 
 
+def file_digest(path: Path) -> str:
+    """Digest of a file's content."""
+    with naming(path), path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def check_inside(path: Path, folder: Path) -> None:
     """Refuse to write to a path that links lead out of a folder.
 

@@ -25,6 +25,7 @@ from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.policy.backbone import compile_blocks
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
+from tts_align.utils.files import file_digest
 
 END_OF_PROMPT = "<|endofprompt|>"
 ASSISTANT = "You are a helpful assistant."
@@ -123,6 +124,15 @@ class CosyVoiceLM(Qwen2CodecLM):
     def use_voices(self, path: Path) -> None:
         """Speak in the voices of a file of recordings, beside those of the directory."""
         self.voices_path = str(path)
+
+    @property
+    def text_identity(self) -> str | None:
+        """Digest of tokenizer and voices; voices of a file are recordings, so what they give is not stored."""
+        if type(self).encode_text is not CosyVoiceLM.encode_text or self.voices_path is not None:
+            return None
+        files = [self.source.backbone / name for name in ("vocab.json", "merges.txt", "tokenizer_config.json")]
+        files.append(self.source.path / "spk2info.pt")
+        return " ".join([self.sizes.family, *(file_digest(file) for file in files if file.is_file())])
 
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the text behind what the published inference puts before it.

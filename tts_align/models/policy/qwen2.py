@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -220,6 +221,14 @@ class Qwen2CodecLM(CodecLM):
         found = [name for name in self.tokenizer.get_vocab() if name.startswith(before) and name.endswith(after)]
         names = {name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after)}
         return tuple(sorted(names - _NOBODY)) or None
+
+    @property
+    def text_identity(self) -> str | None:
+        """Digest of tokenizer and prefix; a class of its own may read texts otherwise."""
+        if type(self).encode_text is not Qwen2CodecLM.encode_text or self.tokenizer is None:
+            return None
+        words = f"{self.sizes.prefix_format}\0{self.tokenizer.to_str()}"
+        return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""
