@@ -96,7 +96,8 @@ def main(rows: int = 16, tokens: int = 120, rounds: int = 7, out: str = "diffro_
             }
         )
         print(found[-1], flush=True)
-    print(save(out, {"machine": machine("cpu"), "rows": rows, "tokens": tokens, "rounds": rounds, "found": found}))
+        path = save(out, {"machine": machine("cpu"), "rows": rows, "tokens": tokens, "rounds": rounds, "found": found})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def main(
             }
         )
         print(found[-1], flush=True)
-    print(save(out, {"machine": machine("cpu"), "rows": rows, "tokens": tokens, "found": found}))
+        path = save(out, {"machine": machine("cpu"), "rows": rows, "tokens": tokens, "found": found})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ from tts_align.data.table.arrays import (
 )
 from tts_align.data.table.columns import NONE, rest_of, schema
 
-_WORDS = ("speaker", "instruct", "transcript")
-_LANGUAGE = f"^({LANGUAGE.pattern})?$"
+_WORDS = ("language", "speaker", "instruct", "transcript")
 _READERS: Mapping[str, Callable[[Any, list[str]], Any]] = {
     "scores": read_scores, "notes": read_notes, "attributes": read_attributes
 }  # fmt: skip
@@ -93,7 +92,8 @@ class BatchCheck:
         one = _One(columns, slow.copy(), count, self)
         text = one.text()
         made: dict[str, Any] = {"id": one.identity(first), "text": text}
-        made |= {name: one.words(name) for name in _WORDS} | {"language": one.language()}
+        made |= {name: one.words(name) for name in _WORDS}
+        one.languages(made["language"])
         label, starred = one.labels()
         made |= one.sounds(label) | one.prompt() | {"label": label, "speaker_vector": one.vectors()}
         made["rest"] = one.rest(text)
@@ -157,11 +157,11 @@ class _One:
         found = found.cast(pa.string())
         return found if absent is None else found.fill_null(absent)
 
-    def language(self) -> pa.Array:
-        """The column of the language; rows whose language is no code are slow."""
-        found = self.words("language")
-        self.slow |= ~np.asarray(pc.match_substring_regex(found, _LANGUAGE).to_numpy(zero_copy_only=False), bool)
-        return found
+    def languages(self, words: pa.Array) -> None:
+        """Languages that are no code are left to their rows' own check."""
+        coded = words.dictionary_encode()
+        right = np.asarray([not one or bool(LANGUAGE.fullmatch(one)) for one in coded.dictionary.to_pylist()], bool)
+        self.slow |= ~right[coded.indices.to_numpy(zero_copy_only=False)]
 
     def text(self) -> pa.Array:
         self.slow |= self.there("text") & self.there("prompt")
