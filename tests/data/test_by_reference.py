@@ -313,6 +313,7 @@ def test_every_refused_row_is_written_down_in_order(tmp_path: Path):
     refused.close()
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_run_resumes_at_the_exact_row(tmp_path: Path, stored: None):
     """kill -9 in the middle of an epoch over shards: what is trained on afterwards is what would have been."""
@@ -340,7 +341,5 @@ def test_a_killed_run_resumes_at_the_exact_row(tmp_path: Path, stored: None):
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
     saved = tmp_path / "cut" / "checkpoints" / "step=40.ckpt"
-    resumed = fit(
-        Named(), labelled(place, rows_per_step=32, seed=1), ckpt=saved, folder=tmp_path / "cut", save=save, **limits
-    )
+    resumed = fit(Named(), labelled(place, rows_per_step=32, seed=1), ckpt=saved, folder=tmp_path / "cut", **limits)
     assert resumed.seen == whole.seen[40:]

@@ -34,6 +34,8 @@ from tts_align.data.collate import MicroBatches, PlanSampler
 from tts_align.data.datamodule import AlignData
 from tts_align.evaluation.judges.base import Judge
 from tts_align.evaluation.speech import Evaluation, TestSettings
+from tts_align.evaluation.stages.hearing import Hearing
+from tts_align.evaluation.stages.spoken import SpokenStages
 from tts_align.models.base.layout import collate
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Outcome, Part, Step
@@ -512,9 +514,16 @@ def test_rule_10_before_is_the_directory(
     fitted(tmp_path, module, data, max_steps=2)
     module.test_settings, module.judge = TestSettings(str(prompts)), Deaf()
     spoke: list[tuple[str, str]] = []
-    monkeypatch.setattr(Evaluation, "_hear", lambda _, system, model, batch: spoke.append((system, model.digest())))
-    for batch in module.test_dataloader():
-        module.test_step(batch, 0)
+    speak = SpokenStages._speak
+
+    def noted(self: SpokenStages, system: str, model: CodecLM, batch: Any) -> None:
+        spoke.append((system, model.digest()))
+        speak(self, system, model, batch)
+
+    monkeypatch.setattr(SpokenStages, "_speak", noted)
+    monkeypatch.setattr(Hearing, "listen", lambda *_: None)
+    monkeypatch.setattr(Evaluation, "finish", lambda *_: None)
+    make_trainer(tmp_path).test(module, datamodule=data)
     assert [system for system, _ in spoke] == ["base", "aligned"]
     assert spoke[0][1] == Qwen2CodecLM(str(tiny_policy)).digest()
     assert spoke[1][1] == module.policy.digest() != spoke[0][1]
