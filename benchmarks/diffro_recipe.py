@@ -3,14 +3,14 @@
 
     python benchmarks/diffro_recipe.py        # an hour of one core
 
-A seed draws its own candidates, trains a reward model of its own, shuffles, and tests with its own draws; the base model
-is one and the same. Everything tried is a row, also what did not help. All settings are looked at on the dev sentences
-of seed 0; of those that add at most .3 points to the base's nearest CER the most accurate ones are looked at on two more
-seeds, and the most accurate in the mean that still adds no more is chosen. The test sentences are used once, for five
-seeds, with the guard of the recipe.
+A seed draws its own candidates, trains a reward model of its own, shuffles, and tests with its own draws; the base
+model is one and the same. Everything tried is a row, also what did not help. All settings are looked at on the dev
+sentences of seed 0; of those that add at most .3 points to the base's nearest CER the most accurate ones are looked at
+on two more seeds, and the most accurate in the mean that still adds no more is chosen. The test sentences are used
+once, for five seeds, with the guard of the recipe.
 
-``against`` gives SFT, KTO and TKTO, with the settings that ``equal_compute.py`` chose, the CPU seconds of DiffRO and its
-reward model on the same candidates. What is finished is kept in ``--work`` and not run again. Writes
+``against`` gives SFT, KTO and TKTO, with the settings that were chosen for them on dev sentences, the CPU seconds of
+DiffRO and its reward model on the same candidates. What is finished is kept in ``--work`` and not run again. Writes
 ``results/diffro_recipe.json``.
 """
 
@@ -27,24 +27,35 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from demo_corpora import SPEAKERS, Corpus, Fit
-from demo_table1 import compare, load, mean, row
+from demo_table1 import load, mean, row
 from diffro_variants import Ensemble, Positive, Restricted, Variant
+from equal_compute import TABLE
+from equal_compute import Setting as OtherSetting
 from jsonargparse import auto_cli
 
 from tts_align.evaluation.judges.ctc import CTCJudge
+from tts_align.evaluation.report import METRICS as REPORTED
 from tts_align.evaluation.report import JudgedUtterance
+from tts_align.evaluation.statistics.intervals import paired_difference
 from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import DiffRO
 from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.callbacks.keep_best import KeepBest, use_chosen
 from tts_align.utils.files import write_json, write_json_lines
 
 RESULTS = Path(__file__).with_name("results") / "diffro_recipe.json"
+DEV = "demo:audio/sentences/dev.jsonl"
 SEEDS, DEV_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
 WORSE_BY = 0.003
 """Nearest CER that a chosen setting may add to the base's on dev."""
 LOOKED_AT = 3
 """Settings that are looked at on more than one seed."""
 METRICS = ("accuracy", "cer", "nearest_cer")
+OTHERS = ("sft", "kto", "tkto")
+COMPARED_SEEDS = (0, 1, 2)
+PACED = 60
+"""Optimiser steps by which the pace of another method is measured."""
+Heard = list[JudgedUtterance]
 
 
 @dataclass(frozen=True)
@@ -119,8 +130,28 @@ TRIED = (
     replace(CENTRE, epochs=4),
     replace(CENTRE, tasks=("ctc",)),
     replace(CENTRE, tasks=("asr", "ctc")),
+    replace(CENTRE, regularised=True),
+    replace(CENTRE, ensemble=3),
+    replace(CENTRE, ensemble=3, pessimistic=True),
+    replace(CENTRE, positive="labelled"),
+    replace(CENTRE, restricted="quiet", beta=0.5),
+    replace(CENTRE, restricted="desirable", beta=0.5),
+    replace(CENTRE, beta=0.5),
+    replace(CENTRE, keep_best=True),
+    replace(CENTRE, free=True, anchor=0, epochs=1),
+    replace(CENTRE, free=True, anchor=0, epochs=1, positive="above_mean"),
+    replace(CENTRE, resample=True, epochs=1),
+    replace(CENTRE, anchor=0, epochs=1),
 )
-"""Knobs that the package has."""
+"""Looked at in this order, around the first."""
+
+
+OTHER_KNOBS: Mapping[str, OtherSetting] = {
+    "sft": OtherSetting(2e-3),
+    "kto": OtherSetting(4e-3, 120.0, undesirable=0.5),
+    "tkto": OtherSetting(2e-3, 60.0),
+}
+"""As chosen on dev: SFT's by ``demo_table1.py``, the others' by ``equal_compute.py``."""
 
 
 class TimedGuard(HackingGuard):
@@ -136,8 +167,18 @@ class TimedGuard(HackingGuard):
 
 def guard() -> TimedGuard:
     """A new one, as in the recipe."""
-    return TimedGuard(
-        "demo:audio/sentences/dev.jsonl", 120, 48, SPEAKERS, judge=CTCJudge("demo:audio/labeller"), patience=2
+    return TimedGuard(DEV, 120, 48, SPEAKERS, judge=CTCJudge("demo:audio/labeller"), patience=2)
+
+
+def keeper() -> KeepBest:
+    """Hears the dev sentences, like ``recipes/keep_best.yaml``, and keeps the weights that were heard best."""
+    return KeepBest(
+        DEV,
+        every_steps=80,
+        sentences=48,
+        speakers=SPEAKERS,
+        judge=CTCJudge("demo:audio/labeller"),
+        cer_tolerance=WORSE_BY,
     )
 
 
@@ -156,7 +197,7 @@ class Experiment:
         """Finished runs."""
         return self.corpus.work
 
-    def base(self, split: str, seed: int) -> list[JudgedUtterance]:
+    def base(self, split: str, seed: int) -> Heard:
         """What the base model says, once per split and seed."""
         out = self.work / f"{split}-{seed}-base.jsonl"
         if not out.exists():
@@ -177,14 +218,17 @@ class Experiment:
         if out.exists():
             return out
         directories = self.rewards(setting, seed)
-        watch = guard() if split == "test" else None
+        watch = guard() if split == "test" else keeper() if setting.keep_best else None
         fit = Fit(setting.objective(), setting.rate, epochs=setting.epochs, reward=directories[0], guard=watch)
         if setting.ensemble > 1:
             members = [RewardModel(str(one)) for one in directories]
             fit = replace(fit, reward=Ensemble(members, setting.pessimistic))
         module, cost = self.corpus.fit(fit, seed)
         cost["reward_cpu_seconds"] = sum(self.seconds(one) for one in directories)
-        if watch is not None:
+        if isinstance(watch, KeepBest):
+            cost["kept_step"] = watch.best.step
+            use_chosen(module.trainer, module)
+        if isinstance(watch, TimedGuard):
             cost["guard_cpu_seconds"] = round(watch.seconds, 1)
             cost["cpu_seconds"] = round(cost["cpu_seconds"] - watch.seconds, 1)
             cost["guard_stops"] = watch.stopped
@@ -204,6 +248,26 @@ class Experiment:
         trial = {"seed": seed, **asdict(setting), **found, **cost}
         print(setting.name(), seed, {name: round(100 * value, 2) for name, value in found.items()}, cost, flush=True)
         return trial
+
+    def other(self, method: str, seed: int, seconds: float) -> tuple[Path, dict[str, Any]]:
+        """Another method for about so many CPU seconds, its contrastive pair counted: its file and its knobs."""
+        knobs = OTHER_KNOBS[method]
+        out = self.work / f"test-{seed}-{method}-as_much_time-{knobs.name()}.jsonl"
+        if not out.exists():
+            contrast, more = None, 0.0
+            if method == "tkto":
+                begun = time.process_time()
+                contrast = self.corpus.contrast(seed, knobs.pair_rate, knobs.pair_anchor)
+                more = time.process_time() - begun
+            fit = Fit(TABLE[method].objective(knobs), knobs.rate, steps=PACED, contrast=contrast)
+            _, pace = self.corpus.fit(fit, seed)
+            steps = round((seconds - more) * pace["steps"] / pace["cpu_seconds"])
+            module, cost = self.corpus.fit(replace(fit, steps=steps, final_factor=knobs.final), seed)
+            cost["cpu_seconds"] = round(cost["cpu_seconds"] + more, 1)
+            write_json_lines(
+                out, [cost, *(one.to_row() for one in self.corpus.test(module.policy, "aligned", "test", seed))]
+            )
+        return out, asdict(knobs)
 
     def choose(self) -> tuple[Setting, list[dict[str, Any]]]:
         """The setting to test, and all trials."""
@@ -226,6 +290,52 @@ def ranked(looked: Mapping[Setting, Sequence[Mapping[str, Any]]]) -> list[Settin
     return sorted(looked, key=place)
 
 
+def pooled(first: Sequence[Heard], second: Sequence[Heard]) -> dict[str, Any]:
+    """Paired differences over all seeds, second minus first, resampling sentences, and their mean over the seeds."""
+    pairs = [
+        (one, {each.id: each for each in after}[one.id])
+        for before, after in zip(first, second, strict=True)
+        for one in before
+    ]
+    found = {}
+    for name in METRICS:
+        number = REPORTED[name]
+        values = [number(one) for one, _ in pairs], [number(other) for _, other in pairs]
+        found[name] = asdict(paired_difference(*values, [one.sentence for one, _ in pairs]))
+    return found
+
+
+def tested(experiment: Experiment, setting: Setting) -> dict[str, Any]:
+    """Rows of the chosen setting and of the base on test sentences, and the pooled differences."""
+    bases, ours, rows = [], [], []
+    for seed in SEEDS:
+        bases.append(experiment.base("test", seed))
+        heard, cost = load(experiment.run(setting, seed, "test"))
+        ours.append(heard)
+        rows.append(row("audio", seed, "base", bases[-1], bases[-1]))
+        rows.append(row("audio", seed, "diffro", heard, bases[-1], **asdict(setting), **cost))
+        print({name: rows[-1][name] for name in ("seed", *METRICS)}, cost, flush=True)
+    return {"rows": rows, "pooled": {"first": "base", "second": "diffro", "seeds": len(SEEDS)} | pooled(bases, ours)}
+
+
+def compared(experiment: Experiment, setting: Setting) -> dict[str, Any]:
+    """SFT, KTO and TKTO with the CPU seconds of DiffRO and its reward model, and the differences."""
+    rows, comparisons = [], []
+    for method in OTHERS:
+        ours, theirs = [], []
+        for seed in COMPARED_SEEDS:
+            mine, cost = load(experiment.run(setting, seed, "test"))
+            path, knobs = experiment.other(method, seed, cost["cpu_seconds"] + cost["reward_cpu_seconds"])
+            heard, more = load(path)
+            ours.append(mine)
+            theirs.append(heard)
+            rows.append(row("audio", seed, method, heard, experiment.base("test", seed), **knobs, **more))
+            print({name: rows[-1][name] for name in ("seed", "method", *METRICS)}, more, flush=True)
+        both = {"first": method, "second": "diffro", "seeds": len(COMPARED_SEEDS)}
+        comparisons.append(both | pooled(theirs, ours))
+    return {"other_rows": rows, "comparisons": comparisons}
+
+
 def main(
     part: Literal["dev", "test", "against", "all"] = "all",
     work: Path = Path("runs/diffro_recipe"),
@@ -243,8 +353,17 @@ def main(
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(Corpus("audio", work))
-    chosen, trials = experiment.choose()
-    print("chosen", chosen)
+    found = json.loads(results.read_text("utf-8")) if results.exists() else {}
+    if part in ("dev", "all"):
+        chosen, trials = experiment.choose()
+        found |= {"chosen": asdict(chosen), "dev": trials}
+        write_json(results, found)
+    setting = Setting(**found["chosen"] | {"tasks": tuple(found["chosen"]["tasks"])})
+    print("chosen", setting.name(), flush=True)
+    for name, make in (("test", tested), ("against", compared)):
+        if part in (name, "all"):
+            found |= make(experiment, setting)
+            write_json(results, found)
 
 
 if __name__ == "__main__":
