@@ -104,6 +104,27 @@ class Setting:
         ]
         return "-".join(["+".join(self.tasks), f"{self.rate:g}", f"{self.anchor:g}", f"{self.epochs}", *other])
 
+    def words(self) -> str:
+        """What it is, for a table."""
+        models = {"asr": "attention decoder", "ctc": "CTC", "asr+ctc": "attention decoder and CTC"}
+        score = "their lowest" if self.pessimistic else "mean"
+        rows = "labelled desirable" if self.positive == "labelled" else "above the mean of their batch"
+        tokens = "tokens that the reward leaves alone" if self.restricted == "quiet" else "desirable rows"
+        kept = {
+            f"β {self.beta:g}": self.beta != CENTRE.beta,
+            f"temperature {self.temperature:g}": self.temperature != CENTRE.temperature,
+            f"{self.ensemble} reward models, {score} score": self.ensemble > 1,
+            "RRPO's regularisers": self.regularised,
+            f"reward of rows {rows} only": self.positive is not None,
+            f"divergence at {tokens} only": self.restricted is not None,
+            "free roll-outs": self.free,
+            "fresh draws": self.resample,
+            "best of the weights heard": self.keep_best,
+        }
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        first = [models["+".join(self.tasks)], f"lr {self.rate:g}", f"anchor {self.anchor:g}", epochs]
+        return ", ".join([*first, *(words for words, differs in kept.items() if differs)])
+
     def objective(self) -> DiffRO:
         """The package's own, if it can."""
         knobs: dict[str, Any] = {
@@ -245,7 +266,7 @@ class Experiment:
         heard, cost = load(self.run(setting, seed, "dev"))
         found = {name: mean(heard, name) for name in METRICS}
         found["nearest_cer_added"] = found["nearest_cer"] - mean(self.base("dev", seed), "nearest_cer")
-        trial = {"seed": seed, **asdict(setting), **found, **cost}
+        trial = {"seed": seed, "words": setting.words(), **asdict(setting), **found, **cost}
         print(setting.name(), seed, {name: round(100 * value, 2) for name, value in found.items()}, cost, flush=True)
         return trial
 

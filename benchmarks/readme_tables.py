@@ -60,9 +60,10 @@ def table1(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def points(one: dict[str, float]) -> str:
+def points(one: dict[str, float], digits: int = 1) -> str:
     """A difference with its interval, in percentage points."""
-    return f"{100 * one['value']:+.1f} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
+    value, low, high = (f"{100 * one[name]:+.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def replaced(text: str, block: str, table: str) -> str:
@@ -74,29 +75,34 @@ def replaced(text: str, block: str, table: str) -> str:
 
 
 def diffro(found: dict[str, Any]) -> str:
-    """DiffRO and its controls beside the other methods, on the audio corpus, and the differences seed by seed."""
-    table = json.loads((RESULTS / "demo_table1.json").read_text("utf-8"))["rows"]
-    shown = ("base", "sft", "dpo", "kto_unpaired", "tkto_unpaired")
-    others = [row for row in table if row["corpus"] == "audio" and row["method"] in shown]
+    """DiffRO's recipe and other methods at equal seconds on test sentences, their differences, and what was tried."""
     lines = ["| method | seeds | updates | CPU s | accuracy % | CER % | nearest CER % | bad % |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
-    for rows in (others, [row for row in found["rows"] if row["method"] != "base"]):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            mine = [row for row in rows if row["method"] == method]
-            cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS)
-            steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
-            seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
-            lines.append(f"| `{method}` | {len(mine)} | {steps} | {seconds} | {cells} |")
-    lines += ["", "`diffro` against the others, same sentences, voices and seeds, with 95 % intervals:", ""]
-    lines += ["| against | seed | CER, points | accuracy, points | nearest CER, points |", "|---|---|---|---|---|"]
-    for row in found["rows"]:
-        if row["method"] == "diffro":
-            names = ("cer", "accuracy", "nearest_cer")
-            cells = " | ".join(points(row["difference_from_base"][name]) for name in names)
-            lines.append(f"| `base` | {row['seed']} | {cells} |")
-    for one in found["comparisons"]:
-        cells = " | ".join(points(one[metric]) for metric in ("accuracy", "nearest_cer"))
-        lines.append(f"| `{one['second']}` | {one['seed']} | | {cells} |")
+    rows = found["rows"] + found["other_rows"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS)
+        steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
+        seconds = [row["cpu_seconds"] + row.get("reward_cpu_seconds", 0.0) for row in mine if "cpu_seconds" in row]
+        lines.append(
+            f"| `{method}` | {len(mine)} | {steps} | {f'{np.mean(seconds):.0f}' if seconds else ''} | {cells} |"
+        )
+    lines += ["", "`diffro` against the others, the same sentences, voices and seeds, with 95 % intervals:", ""]
+    lines += ["| against | seeds | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|---|"]
+    for one in [found["pooled"], *found["comparisons"]]:
+        cells = " | ".join(points(one[name], 2) for name in METRICS[:3])
+        lines.append(f"| `{one['first']}` | {one['seeds']} | {cells} |")
+    lines += ["", "What was tried on dev sentences:", ""]
+    lines += ["| setting | seeds | updates | CPU s | accuracy % | CER % | nearest CER, points above the base |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for trial in found["dev"]:
+        groups.setdefault(trial["words"], []).append(trial)
+    for words, mine in groups.items():
+        numbers = [100 * np.mean([one[name] for one in mine]) for name in ("accuracy", "cer", "nearest_cer_added")]
+        costs = [np.mean([one[name] for one in mine]) for name in ("steps", "cpu_seconds")]
+        cells = f"{costs[0]:.0f} | {costs[1]:.0f} | {numbers[0]:.1f} | {numbers[1]:.2f} | {numbers[2]:+.2f}"
+        lines.append(f"| {words} | {len(mine)} | {cells} |")
     return "\n".join(lines)
 
 
@@ -317,7 +323,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "trl": ("trl_step.json", trl),
         "decoding": ("decoding.json", decoding),
         "batched": ("sampling.json", batched),
-        "diffro": ("diffro.json", diffro),
+        "diffro": ("diffro_recipe.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),
         "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
         "e2e": ("e2e.json", e2e),
