@@ -201,7 +201,6 @@ class Corpus:
         attributes: tuple[Attribute, ...] = (),
         ctc: bool = False,
         regularised: bool = False,
-        restart: int = 0,
     ) -> Path:
         """A reward model that has learnt, from this seed's rows, what the labelling recogniser heard in them.
 
@@ -211,13 +210,12 @@ class Corpus:
             attributes: further tasks.
             ctc: a CTC head beside the decoder.
             regularised: by RRPO's three regularisers.
-            restart: another one on the same rows, with other first weights, for ensembles.
         """
         kind = [*(one.name for one in attributes), *["ctc"] * ctc, *["rrpo"] * regularised]
-        out = self.work / "-".join(["reward", str(seed), split, *kind, *[f"restart{restart}"] * bool(restart)])
+        out = self.work / "-".join(["reward", str(seed), split, *kind])
         if out.exists():
             return out
-        seed_everything(seed + 1000 * restart, verbose=False)
+        seed_everything(seed, verbose=False)
         data = AlignData(str(self.labelled(seed, split)), wants=MTR().rows_wanted, rows_per_step=32, seed=seed)
         policy = self.policy()
         data.prepare(policy)

@@ -69,7 +69,7 @@ class Setting:
         epochs: passes over the rows.
         beta: weight of the divergence from the reference.
         temperature: of the Gumbel-softmax.
-        ensemble: reward models on the same rows.
+        ensemble: reward models, each trained on the rows of another seed, the first on those that the policy reads.
         pessimistic: their lowest score counts instead of their mean.
         regularised: reward models trained with RRPO's regularisers.
         positive: rows whose reward counts; all by default.
@@ -113,7 +113,7 @@ class Setting:
         kept = {
             f"β {self.beta:g}": self.beta != CENTRE.beta,
             f"temperature {self.temperature:g}": self.temperature != CENTRE.temperature,
-            f"{self.ensemble} reward models, {score} score": self.ensemble > 1,
+            f"{self.ensemble} reward models of as many seeds, {score} score": self.ensemble > 1,
             "RRPO's regularisers": self.regularised,
             f"reward of rows {rows} only": self.positive is not None,
             f"divergence at {tokens} only": self.restricted is not None,
@@ -229,7 +229,7 @@ class Experiment:
         """Directories of the reward models."""
         ctc = "ctc" in setting.tasks
         return [
-            self.corpus.reward(seed, ctc=ctc, regularised=setting.regularised, restart=number)
+            self.corpus.reward((seed + number) % len(SEEDS), ctc=ctc, regularised=setting.regularised)
             for number in range(setting.ensemble)
         ]
 

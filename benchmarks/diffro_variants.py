@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -14,14 +13,23 @@ from torch import Tensor, nn
 
 from tts_align.models.base.reward import RewardHead
 from tts_align.models.base.reward_records import RewardLabels, RewardScores, TaskRows
-from tts_align.objectives import DiffRO, Outcome
+from tts_align.objectives import DiffRO, Outcome, Parts
 from tts_align.objectives.base import Step
 
 Positive = Literal["labelled", "above_mean"]
 Restricted = Literal["desirable", "quiet"]
 
 
-class Ensemble(RewardHead):
+class _Scorer(RewardHead):
+    """A reward model that only scores, from vectors."""
+
+    def _none(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} only scores")
+
+    losses = losses_embedded = rebuild = save = digest = _none
+
+
+class Ensemble(_Scorer):
     """Several reward models that hear the same utterance.
 
     Args:
@@ -57,45 +65,55 @@ class Ensemble(RewardHead):
         ]
         found = []
         for rows in zip(*(one.tasks for one in scored), strict=True):
-            # :: k times (r,) -> (k, r)
-            totals = torch.stack([one.total for one in rows])
+            totals = torch.stack([one.total for one in rows])  # :: k times (r,) -> (k, r)
             total = totals.min(0).values if self.pessimistic else totals.mean(0)
             found.append(TaskRows(rows[0].name, total, rows[0].count))
         return RewardScores(tuple(found))
 
-    def _none(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError("an ensemble only scores")
 
-    losses = losses_embedded = rebuild = save = digest = _none
-
-
-class _Heard:
-    """A reward model as an objective uses it, some of whose rows do not count; it notes the gradient it is asked for.
+class _Noted(_Scorer):
+    """A reward model some of whose rows do not count; it notes the gradient it is asked for.
 
     Args:
         model: the reward model.
-        positive: (r,) rows that count; those above the mean of the batch if not given.
-        all_rows: all rows count.
+        counted: (r,) rows that count, or how to tell them by their rewards; all by default.
     """
 
-    def __init__(self, model: RewardHead, positive: Tensor | None, all_rows: bool) -> None:
-        self.model, self.positive, self.all_rows = model, positive, all_rows
-        self.codebook_size, self.embed, self.encode_labels = model.codebook_size, model.embed, model.encode_labels
-        self.gradient: Tensor | None = None
+    def __init__(self, model: RewardHead, counted: Tensor | Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.model, self.counted, self.gradient = model, counted, torch.zeros(0)
+        self.codebook_size, self.tasks = model.codebook_size, model.tasks
 
-    def score_embedded(self, embedded: Tensor, *given: Any) -> RewardScores:
-        """Scores; 0 in rows that do not count."""
+    def encode_labels(self, texts: Sequence[str | None], attributes: Sequence[Mapping[str, Any]]) -> RewardLabels:
+        """Those of the model."""
+        return self.model.encode_labels(texts, attributes)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Those of the model."""
+        return self.model.embed(tokens)
+
+    def score_embedded(
+        self,
+        embedded: Float[Tensor, "r s h"],
+        mask: Bool[Tensor, "r s"],
+        labels: RewardLabels,
+        tasks: Sequence[str] | None = None,
+    ) -> RewardScores:
+        """Scores of the model; 0 in rows that do not count."""
         if embedded.requires_grad:
             embedded.register_hook(self._note)
-        scores = self.model.score_embedded(embedded, *given)
-        if self.all_rows:
+        scores = self.model.score_embedded(embedded, mask, labels, tasks)
+        if self.counted is None:
             return scores
-        rewards = scores.reward().detach()
-        counted = rewards > rewards.mean() if self.positive is None else self.positive
+        counted = self.counted if isinstance(self.counted, Tensor) else self.counted(scores.reward().detach())
         return RewardScores(tuple(replace(rows, total=rows.total * counted) for rows in scores.tasks))
 
     def _note(self, gradient: Tensor) -> None:
         self.gradient = gradient.detach()
+
+
+def _above_mean(rewards: Float[Tensor, " r"]) -> Bool[Tensor, " r"]:
+    return rewards > rewards.mean()
 
 
 class Variant(DiffRO):
@@ -118,14 +136,13 @@ class Variant(DiffRO):
         """As DiffRO's, in one micro-batch."""
         assert step.policy.logits is not None
         desirable = step.batch.desirable
-        heard = _Heard(
-            step.parts.reward, desirable if self.positive == "labelled" else None, all_rows=self.positive is None
-        )
-        reward, metrics = self._reward(replace(step, parts=SimpleNamespace(reward=heard)), step.policy.logits)  # type: ignore[arg-type]
+        rows = {None: None, "labelled": desirable, "above_mean": _above_mean}[self.positive]
+        heard = _Noted(step.parts.reward, rows)
+        reward, metrics = self._reward(replace(step, parts=Parts({"reward": heard})), step.policy.logits)
         kl, counted = step.batch.rows.scatter(step.exact_kl()), step.policy.mask
         if self.restricted == "desirable":
             counted = counted & desirable[:, None]
-        elif self.restricted == "quiet" and heard.gradient is not None:
+        elif self.restricted == "quiet" and heard.gradient.numel():
             counted = counted & self._quiet(step, heard.gradient)
         drift = (kl * counted).sum() / counted.sum().clamp(min=1)
         return Outcome(step.anchored(self.beta * drift - reward, self.sft_weight), metrics)
