@@ -43,8 +43,8 @@ from tts_align.training.stages import write_log_ratios
 from tts_align.utils.files import write_json
 
 SPEAKERS = ("sakura", "takumi")
-TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
-DRAWN = Sampling(top_p=0.97, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
+TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
+DRAWN = Sampling(top_p=0.97, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
 FINAL_FACTOR = 0.05
 """Of the learning rate: it falls linearly over the whole training, for every method alike."""
 REWARD_EPOCHS, REWARD_RATE = 10, 2e-3

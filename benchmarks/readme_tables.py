@@ -20,11 +20,11 @@ RESULTS = Path(__file__).with_name("results")
 METRICS = ("accuracy", "cer", "nearest_cer", "bad_case_ratio")
 
 
-def mean(values: Sequence[float]) -> str:
+def mean(values: Sequence[float], digits: int = 1) -> str:
     """Per cent, mean ± standard error."""
     percent = 100 * np.asarray(values)
     error = percent.std(ddof=1) / np.sqrt(len(percent)) if len(percent) > 1 else 0.0
-    return f"{percent.mean():.1f} ± {error:.1f}"
+    return f"{percent.mean():.{digits}f} ± {error:.{digits}f}"
 
 
 def table1(found: dict[str, Any]) -> str:
@@ -75,34 +75,38 @@ def replaced(text: str, block: str, table: str) -> str:
 
 
 def diffro(found: dict[str, Any]) -> str:
-    """DiffRO's recipe and other methods at equal seconds on test sentences, their differences, and what was tried."""
-    lines = ["| method | seeds | updates | CPU s | accuracy % | CER % | nearest CER % | bad % |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    rows = found["rows"] + found["other_rows"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS)
+    """DiffRO's recipe on test sentences, its differences from the base, and what was tried on dev sentences."""
+    lines = [
+        "| | seeds | updates | CPU s | accuracy % | CER % | nearest CER % | bad % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in found["rows"]):
+        mine = [row for row in found["rows"] if row["method"] == method]
+        cells = " | ".join(mean([row[metric] for row in mine], 2) for metric in METRICS)
         steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
-        seconds = [row["cpu_seconds"] + row.get("reward_cpu_seconds", 0.0) for row in mine if "cpu_seconds" in row]
-        lines.append(
-            f"| `{method}` | {len(mine)} | {steps} | {f'{np.mean(seconds):.0f}' if seconds else ''} | {cells} |"
-        )
-    lines += ["", "`diffro` against the others, the same sentences, voices and seeds, with 95 % intervals:", ""]
-    lines += ["| against | seeds | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|---|"]
-    for one in [found["pooled"], *found["comparisons"]]:
-        cells = " | ".join(points(one[name], 2) for name in METRICS[:3])
-        lines.append(f"| `{one['first']}` | {one['seeds']} | {cells} |")
-    lines += ["", "What was tried on dev sentences:", ""]
+        costs = ("reward_cpu_seconds", "cpu_seconds")
+        seconds = " + ".join(f"{np.mean([row[cost] for row in mine]):.0f}" for cost in costs if cost in mine[0])
+        lines.append(f"| `{method}` | {len(mine)} | {steps} | {seconds} | {cells} |")
+    names = METRICS[:3]
+    lines += ["", "Differences from the base on the same sentences, voices and seeds, with 95 % intervals:", ""]
+    lines += ["| seed | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        if row["method"] == "diffro":
+            difference = row["difference_from_base"]
+            lines.append(f"| {row['seed']} | {' | '.join(points(difference[name], 2) for name in names)} |")
+    lines.append(f"| all | {' | '.join(points(found['pooled'][name], 2) for name in names)} |")
+    lines += ["", "What was tried, on dev sentences:", ""]
     lines += ["| setting | seeds | updates | CPU s | accuracy % | CER % | nearest CER, points above the base |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for trial in found["dev"]:
-        groups.setdefault(trial["words"], []).append(trial)
-    for words, mine in groups.items():
-        numbers = [100 * np.mean([one[name] for one in mine]) for name in ("accuracy", "cer", "nearest_cer_added")]
-        costs = [np.mean([one[name] for one in mine]) for name in ("steps", "cpu_seconds")]
-        cells = f"{costs[0]:.0f} | {costs[1]:.0f} | {numbers[0]:.1f} | {numbers[1]:.2f} | {numbers[2]:+.2f}"
-        lines.append(f"| {words} | {len(mine)} | {cells} |")
+    for words in dict.fromkeys(trial["words"] for trial in found["dev"]):
+        mine = [trial for trial in found["dev"] if trial["words"] == words]
+        accuracy, cer = (
+            "; ".join(f"{100 * one[name]:.{digits}f}" for one in mine) for name, digits in (("accuracy", 1), ("cer", 2))
+        )
+        added = "; ".join(f"{100 * one['nearest_cer_added']:+.2f}" for one in mine)
+        steps, seconds = (f"{np.mean([one[name] for one in mine]):.0f}" for name in ("steps", "cpu_seconds"))
+        seeds = ", ".join(str(one["seed"]) for one in mine)
+        lines.append(f"| {words} | {seeds} | {steps} | {seconds} | {accuracy} | {cer} | {added} |")
     return "\n".join(lines)
 
 
