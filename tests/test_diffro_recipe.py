@@ -118,7 +118,7 @@ def test_the_most_accurate_setting_that_stays_clear_comes_first(load: Any):
 def test_settings_have_names_and_words_of_their_own(load: Any):
     recipe = load("diffro_recipe")
     assert len({one.name() for one in recipe.TRIED}) == len({one.words() for one in recipe.TRIED}) == len(recipe.TRIED)
-    assert recipe.CENTRE.words() == "attention decoder, lr 0.001, anchor 3, 3 epochs"
+    assert recipe.ASR.words() == "attention decoder, lr 0.001, anchor 3, 3 epochs"
 
 
 def heard(recipe: ModuleType, errors: list[float]) -> list[JudgedUtterance]:
