@@ -5,8 +5,8 @@
 
 A seed draws its own candidates, trains a reward model of its own, shuffles, and tests with its own draws; the base
 model is one and the same. Everything tried is a row, also what did not help. Of the settings that were looked at on the
-dev sentences of both dev seeds, the most accurate among those that add at most .3 points to the base's nearest CER is
-chosen. The test sentences are used once, for five seeds, with the guard of the recipe.
+dev sentences of both dev seeds, the most accurate among those that add at most .2 points to the base's nearest CER is
+chosen; .3 are tolerated, the rest is for the draws of a seed. The test sentences are used once, for five seeds, with the guard of the recipe.
 
 What is finished is kept in ``--work`` and not run again. Writes ``results/diffro_recipe.json``.
 """
@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/diffro_recipe.json"
 DEV = "demo:audio/sentences/dev.jsonl"
 SEEDS, DEV_SEEDS = (0, 1, 2, 3, 4), (0, 1)
-WORSE_BY = 0.003
+WORSE_BY = 0.002
 """Nearest CER that a chosen setting may add to the base's on dev."""
 METRICS = ("accuracy", "cer", "nearest_cer")
 Heard = list[JudgedUtterance]
@@ -171,7 +171,7 @@ class TimedGuard(HackingGuard):
 
 def guard() -> TimedGuard:
     """A new one, as in the recipe."""
-    return TimedGuard(DEV, 80, 48, SPEAKERS, judge=CTCJudge("demo:audio/labeller"), patience=2)
+    return TimedGuard(DEV, 120, 48, SPEAKERS, judge=CTCJudge("demo:audio/labeller"), patience=2)
 
 
 def keeper() -> KeepBest:
@@ -334,9 +334,9 @@ def main(
         chosen, trials = experiment.choose()
         found |= {"chosen": asdict(chosen), "dev": trials}
         write_json(results, found)
-    setting = Setting(**found["chosen"] | {"tasks": tuple(found["chosen"]["tasks"])})
-    print("chosen", setting.name(), flush=True)
     if part in ("test", "all"):
+        setting = Setting(**found["chosen"] | {"tasks": tuple(found["chosen"]["tasks"])})
+        print("chosen", setting.words(), flush=True)
         found |= tested(experiment, setting)
         write_json(results, found)
     if part in ("recipe", "all"):
