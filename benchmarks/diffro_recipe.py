@@ -6,7 +6,8 @@
 A seed draws its own candidates, trains a reward model of its own, shuffles, and tests with its own draws; the base
 model is one and the same. Everything tried is a row, also what did not help. Of the settings that were looked at on the
 dev sentences of both dev seeds, the most accurate among those that add at most .2 points to the base's nearest CER is
-chosen; .3 are tolerated, the rest is for the draws of a seed. The test sentences are used once, for five seeds, with the guard of the recipe.
+chosen; .3 are tolerated, the rest is for the draws of a seed. The test sentences are used once, for five seeds, with
+the guard of the recipe.
 
 What is finished is kept in ``--work`` and not run again. Writes ``results/diffro_recipe.json``.
 """
