@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each loss makes of the speech tokens, and stage 2 against stage 3: the ablations of arXiv 2606.09234 in small.
 
-    python benchmarks/e2e.py                  # three seeds: about three quarters of an hour of one core
+    python benchmarks/e2e.py                  # three seeds: about half an hour of one core
     python benchmarks/e2e.py --seeds '[0]'    # one; a later call adds others
 
-Systems, seed by seed, each from ``recipes/e2e.yaml`` with its overlays:
+Systems, seed by seed, each from ``recipes/e2e.yaml`` with its overlays and its learning rates:
 
-========== ======================================================================================================
-base       as it ships: the policy through the codec's own decoder
-rm         tokenizer trained by the reward model alone, then frozen; then stage 2 for ``--short`` epochs
-rm_fm      by reward model and flow
-rm_fm_lm   by all three losses
-cascaded   ``rm`` with a stage 2 as long as that of ``stage2``
-finished   ``rm_fm_lm`` with ``--long`` further epochs of stage 2: where the next three start
-stage2     ``--last`` epochs more of stage 2, at the learning rate of stage 3
-stage2_as_long  stage 2 for as many seconds as ``stage3`` takes
-stage3     ``--last`` epochs of stage 3
-========== ======================================================================================================
+============== =======================================================================================================
+base           as it ships: the policy through the codec's own decoder
+rm             tokenizer trained by the reward model alone, then frozen; then the recipe's stage 2
+rm_fm          by reward model and flow
+rm_fm_lm       by all three losses: where stages 2 and 3 are compared from
+cascaded       ``rm`` and the same ``--last`` epochs of stage 2 that ``stage2`` has
+stage2         ``rm_fm_lm`` and ``--last`` epochs more of stage 2, at the learning rate of stage 3
+stage2_as_long stage 2 for as many seconds as ``stage3`` takes
+stage3         ``--last`` epochs of stage 3: how the recipe ends
+============== =======================================================================================================
 
 Held-out utterances go through tokenizer, flow and Griffin-Lim to a judge that had no part in training (reconstruction),
 and test sentences through policy and flow (synthesis). What is finished is kept in ``--work`` and not run again. Writes
@@ -62,6 +61,8 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Part
 
 SAMPLING = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
+ONLY_IN_STAGE_3 = tuple(f"objective__{name}" for name in ("second_flow_weight", "text_task", "resample"))
+"""Knobs of the recipe that stage 2 must not have."""
 PAIRS = (
     ("rm", "rm_fm"),
     ("rm_fm", "rm_fm_lm"),
@@ -170,6 +171,7 @@ def measured(cli: AlignCLI, seconds: float, command: str, sentences: int, rows: 
         **reconstructed(tokenizer, vocoder, rows),
         "spoken": spoken(module.policy, vocoder, sentences, seed),
         "steps": cli.trainer.global_step,
+        "epoch_steps": int(cli.trainer.num_training_batches),
         "cpu_seconds": round(seconds, 1),
         "validation": metrics,
         "command": command,
@@ -233,9 +235,8 @@ def main(
     work: Path = Path("runs/e2e_benchmark"),
     seeds: tuple[int, ...] = (0, 1, 2),
     systems: tuple[str, ...] = ("rm", "cascaded", "rm_fm"),
-    first: int = 2,
-    short: int = 1,
-    long: int = 4,
+    first: int | None = None,
+    long: int | None = None,
     last: int = 1,
     sentences: int = 160,
     rows: int = 200,
@@ -248,16 +249,15 @@ def main(
         work: where the runs are kept.
         seeds: of everything drawn.
         systems: which of rm, cascaded and rm_fm are run beside the others.
-        first: epochs of stage 1.
-        short: epochs of stage 2 of every variant.
-        long: further epochs of stage 2.
+        first: epochs of stage 1; the recipe's by default.
+        long: epochs of stage 2 of every variant; the recipe's by default.
         last: epochs of stage 3, and of the stage 2 beside it.
         sentences: of the test, each in both voices.
         rows: held-out utterances that are reconstructed.
         max_rows: training rows, for trials; all by default.
         out: name of the results.
     """
-    settings = {"epochs": {"first": first, "short": short, "long": long, "last": last}}
+    settings = {"epochs": {"first": first, "long": long, "last": last}}
 
     def keep(seed: int, name: str, *overlays: str, **flags: Any) -> dict[str, Any]:
         path = work / f"seed{seed}" / f"{name}.json"
@@ -273,36 +273,31 @@ def main(
         return json.loads(path.read_text())  # type: ignore[no-any-return]
 
     def variant(seed: int, name: str) -> dict[str, Any]:
-        fits = {"model__stage_fit__epochs": first, "trainer__max_epochs": short, "model__lr_scheduler": "null"}
-        return keep(seed, name, "stage2", name, **fits)
+        flags: dict[str, Any] = {} if first is None else {"model__stage_fit__epochs": first}
+        return keep(seed, name, "stage2", name, **flags, **({} if long is None else {"trainer__max_epochs": long}))
 
-    def further(seed: int, name: str, start: str, stage: int, steps: int, rate: float) -> dict[str, Any]:
+    def further(seed: int, name: str, start: str, stage: int, steps: int) -> dict[str, Any]:
         flags: dict[str, Any] = {
             "objective__start": work / f"seed{seed}" / start,
             "objective__stage": stage,
             "model__stage_fit": "null",
-            "model__optimizer__init_args__lr": rate,
             "model__lr_scheduler__init_args__total_iters": steps,
             "trainer__max_steps": steps,
             "trainer__max_epochs": -1,
         }
-        if stage == 2:
-            flags |= {"objective__second_flow_weight": "null", "objective__resample": "null"}
-        return keep(seed, name, **flags)
+        return keep(seed, name, **flags, **({} if stage == 3 else dict.fromkeys(ONLY_IN_STAGE_3, "null")))
 
     for seed in seeds:
         keep(seed, "base")
-        epoch = variant(seed, "rm_fm_lm")["steps"] // short
-        further(seed, "finished", "rm_fm_lm", 2, long * epoch, 1e-3)
-        stage3 = further(seed, "stage3", "finished", 3, last * epoch, 3e-4)
-        stage2 = further(seed, "stage2", "finished", 2, last * epoch, 3e-4)
-        steps = round(stage2["steps"] * stage3["cpu_seconds"] / stage2["cpu_seconds"])
-        further(seed, "stage2_as_long", "finished", 2, steps, 3e-4)
+        steps = last * variant(seed, "rm_fm_lm")["epoch_steps"]
+        stage3 = further(seed, "stage3", "rm_fm_lm", 3, steps)
+        stage2 = further(seed, "stage2", "rm_fm_lm", 2, steps)
+        as_long = round(steps * stage3["cpu_seconds"] / stage2["cpu_seconds"])
+        further(seed, "stage2_as_long", "rm_fm_lm", 2, as_long)
     for seed in seeds if {"rm", "cascaded"} & set(systems) else ():
-        epoch = variant(seed, "rm")["steps"] // short
+        steps = last * variant(seed, "rm")["epoch_steps"]
         if "cascaded" in systems:
-            further(seed, "cascaded_start", "rm", 2, long * epoch, 1e-3)
-            further(seed, "cascaded", "cascaded_start", 2, last * epoch, 3e-4)
+            further(seed, "cascaded", "rm", 2, steps)
     for seed in seeds if "rm_fm" in systems else ():
         variant(seed, "rm_fm")
     summarise(work, seeds, out, settings)

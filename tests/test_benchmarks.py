@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from places import BENCHMARKS
 
+from tts_align.evaluation.protocols import PROTOCOLS
 from tts_align.models.base.generation import Sampling
 from tts_align.models.policy.qwen2 import Sizes
 
@@ -117,7 +118,7 @@ def test_the_end_to_end_benchmark_collects_what_its_runs_say(
     e2e.main(tmp_path / "work", (0,), **short, out="found")
     found = json.loads((tmp_path / "found").read_text())
     rows = {row["system"]: row for row in found["rows"]}
-    assert rows.keys() == {"base", "rm_fm_lm", "finished", "stage2", "stage2_as_long", "stage3"}
+    assert rows.keys() == {"base", "rm_fm_lm", "stage2", "stage2_as_long", "stage3"}
     for row in rows.values():
         assert (row["seed"], row["n"], row["reconstruction_utterances"]) == (0, 4, 3)
         assert 0 <= row["nearest_cer"] <= row["cer"]
@@ -138,14 +139,17 @@ def test_scoring_counts_what_jiwer_counts(load: Any) -> None:
     """Times are only noted, but the saved ones keep the bound."""
     pytest.importorskip("jiwer")
     scoring = load("scoring")
-    for name, language in (("cv3", "en"), ("cv3", "ja")):
+    for name, language in (("cv3", "en"), ("cv3", "ja"), ("jkyb", "ja")):
         said, heard = zip(*scoring.make_pairs(language, 20), strict=True)
         protocol = scoring.find_protocol(name)
-        ours = scoring.ours(protocol, [scoring.Reference(text, language) for text in said], heard)
+        references = [scoring.reference_of(text, language, place) for place, text in enumerate(said)]
+        ours = scoring.ours(protocol, references, heard)
         # Its texts end with the punctuation that the protocol deletes.
         assert ours == scoring.theirs(protocol, language, [text[:-1] for text in said], [text[:-1] for text in heard])
     row = scoring.compare("cv3", "en", pairs=5, rounds=1)
     assert row["ratio"] > 0
     saved = json.loads((BENCHMARKS / "results" / "scoring.json").read_text())["rows"]
-    assert {row["protocol"] for row in saved if row["ratio"] > scoring.LIMIT} <= {"jkyb"}
+    assert {(row["protocol"], row["language"]) for row in saved} == set(scoring.CASES)
+    assert set(PROTOCOLS) == {row["protocol"] for row in saved}
+    assert not [row for row in saved if row["ratio"] > scoring.LIMIT]
     assert all(row["pairs"] == 2000 for row in saved)

@@ -87,15 +87,14 @@ def test_numbers_go_into_the_summary_and_are_said(tmp_path, capsys):
     assert [row["system"] for row in rows] == ["aligned", "base"]
 
 
-def test_the_embedded_models_are_probed_and_know_their_grammar():
+def test_the_embedded_models_are_probed_and_know_their_grammar(tmp_path):
     """The base experiment says all of a sentence but its marked word right: few errors, the same in both systems."""
     policy = Qwen2CodecLM("demo:audio/base").eval()
     parts = Parts(policy, CTCJudge("demo:audio/judge"), Sampling(top_p=0.9), MelVocoder("demo:audio/codec"))
     probe = ForgettingProbe(parts, policy, probe_sentences("demo:audio", [], 6), ["sakura", "takumi"], 3)
     assert [one.speaker for one in probe.requests] == ["sakura", "takumi"] * 3
-    judged = probe.run()
+    judged = probe.run(tmp_path)
     summary = forgetting_summary(judged, 100)["ja"]
-    assert summary["base"] == summary["aligned"]
+    assert set(summary) == {"base", "failed"}  # nothing was trained: spoken once
     assert summary["base"]["value"] < 0.3
-    assert summary["difference"]["value"] == 0
     assert not math.isnan(summary["base"]["value"])

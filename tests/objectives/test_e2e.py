@@ -15,7 +15,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
-from tiny import gap, make_trainer, weights
+from tiny import gap, make_rows, make_trainer, weights
 from tiny_sound import (
     VOICES,
     Tones,
@@ -62,6 +62,9 @@ EXPECTED: dict[tuple[int, tuple[str, ...]], set[str]] = {
     (2, ()): REWARD | FLOW | POLICY | set(TABLES.values()),
     (3, ()): FLOW | POLICY | {TABLES["flow"]},
 }
+
+
+REWARDED = ("asr_weight", "attribute_weight", "second_flow_weight")
 
 
 def make(stage: int, losses: Sequence[str] = (), **knobs: Any) -> E2E:
@@ -610,6 +613,29 @@ def test_conditioned_noise_rewards_the_stored_tokens(task: str, build: Any):
     (batch,) = micro_batches(fresh, data)
     other = fresh.objective(fresh.score(batch)).metrics
     assert abs(other[f"second_{task}"].value.item() - found[f"second_{task}"].value.item()) > 1e-3
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_all_rows_are_heard_and_good_ones_are_learnt_to_say(stage: int, tiny_policy: Path, tmp_path: Path):
+    """Utterances labelled undesirable reach reward model and flow; the language model's own loss does not know them."""
+    every = [replace(row, speaker=VOICES[i % 2], notes={"transcript": "ab"}) for i, row in enumerate(make_rows())]
+    manifest = str(write_manifest(every, tmp_path / "rows.jsonl"))
+    alone = {"flow_weight": 0.0, **({"reward_weight": 0.0} if stage == 2 else dict.fromkeys(REWARDED, 0.0))}
+    found, counts, means = {}, {}, {}
+    for heard in (False, True):
+        objective = make(stage, all_rows=heard, **alone)
+        module, data = build_e2e(objective, tiny_policy, manifest, vocoder=Tones(), rows_per_step=len(every))
+        module = module.double()
+        batches = [double(batch) for batch in micro_batches(module, data)]
+        found[heard] = gradients(module, batches)
+        metrics = module.objective(module.score(batches[0])).metrics
+        counts[heard] = int(metrics["rm_speaker" if stage == 2 else "second_speaker"].count)
+        means[heard] = (metrics["lm"].value.item(), metrics["fm"].count.item())
+    assert (counts[False], counts[True]) == (len(every) // 2, len(every))
+    assert means[True][1] > means[False][1]
+    assert means[True][0] == pytest.approx(means[False][0], rel=1e-6)
+    for name, value in found[False].items():
+        np.testing.assert_allclose(found[True][name], value, rtol=1e-6, atol=1e-10, err_msg=name)
 
 
 def test_guards_wait_for_the_last_stage():

@@ -12,18 +12,19 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tts_align.evaluation.candidates import Candidate
-from tts_align.evaluation.listening import Failures, speak_and_judge
+from tts_align.evaluation.listening import Failures
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import SentencePrompt, read_prompts
 from tts_align.evaluation.speaking import evenly_spread, utterance_requests
+from tts_align.evaluation.stages.hearing import Listeners
+from tts_align.evaluation.stages.spoken import SpokenStages
 from tts_align.evaluation.statistics.intervals import RESAMPLES, cluster_bootstrap, paired_difference
+from tts_align.evaluation.utterances import SYSTEMS
 from tts_align.models.base.policy import CodecLM
-from tts_align.utils.distributed import gathered
 from tts_align.utils.files import write_json, write_json_lines
 from tts_align.utils.seeds import part_seed
 
@@ -75,7 +76,7 @@ def _unmarked(sentence: SentencePrompt) -> SentencePrompt:
 
 
 class ForgettingProbe:
-    """Speaks and judges general sentences before and after the training.
+    """Speaks and judges general sentences before and after the training, in stages that resume.
 
     Args:
         module: its policy is the aligned system; its vocoder and judge are used.
@@ -106,26 +107,29 @@ class ForgettingProbe:
         self.requests = utterance_requests(voiced, (), 1, part_seed(seed, 1))
         self.max_failed_share = max_failed_share
 
-    def run(self, rank: int = 0, world: int = 1) -> dict[str, list[Candidate]]:
-        """Speak and judge this process's share; every process gets what all of them heard, by system."""
+    def run(self, folder: Path, voices: str = "", rank: int = 0, world: int = 1) -> dict[str, list[Candidate]]:
+        """Speak and judge this process's share; every process gets what all of them heard, by system.
+
+        Args:
+            folder: of the stages; what is there already is neither spoken nor heard again.
+            voices: digest of the voices.
+            rank: number of this process.
+            world: number of processes.
+        """
         mine = self.requests[rank::world]
-        judged = {"base": self._before(mine), "aligned": self._hear(self.module.policy, mine)}
-        parts = gathered(judged)
-        return {system: sorted((one for part in parts for one in part[system]), key=_name) for system in judged}
-
-    def _before(self, mine: Sequence[Any]) -> list[Candidate]:
-        policy = self.module.policy
-        if self.reference is None and not policy.adapted:
-            return []
-        inside: AbstractContextManager[Any] = nullcontext() if self.reference is not None else policy.without_adapter()
-        with inside:
-            return self._hear(self.reference or policy, mine)
-
-    def _hear(self, model: CodecLM, mine: Sequence[Any]) -> list[Candidate]:
-        if not mine:
-            return []
-        failures = Failures(max(2, len(self.requests)), self.max_failed_share)
-        return speak_and_judge(model, self.module, mine, self.batch_rows, failures=failures)
+        stages = SpokenStages(self.module, self.reference, self.requests, mine, rank)
+        judge = self.module.judge
+        vocoder = self.module.vocoder if judge is not None and judge.needs_audio else None
+        stages.begin(folder, Listeners(judge), vocoder, voices, self.max_failed_share, f"{FORGETTING}-")
+        for hearing in stages.hearing.values():
+            # Of all processes together: one alone may have no more than a sentence, which may fail.
+            hearing.failures = {
+                name: Failures(max(2, len(self.requests)), self.max_failed_share) for name in hearing.failures
+            }
+        for start in range(0, len(mine), self.batch_rows):
+            stages.step(mine[start : start + self.batch_rows])
+        judged, _ = stages.finish(rank == 0)
+        return {system: sorted(judged.get(system, ()), key=_name) for system in SYSTEMS}
 
 
 def _name(one: Candidate) -> str:

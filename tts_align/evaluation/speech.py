@@ -8,7 +8,6 @@ similarity, quality; then the report. A new measure needs no new synthesis, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,12 @@ from tts_align.evaluation.speaking import (
     chosen_speakers,
     encode,
     evenly_spread,
-    speak,
     utterance_requests,
     waveforms_of,
 )
-from tts_align.evaluation.stages.hearing import Hearing, Listeners
-from tts_align.evaluation.stages.scoring import Rows, judged_utterance, with_verdict
-from tts_align.evaluation.stages.sound import Spoken
-from tts_align.evaluation.stages.store import StageStore
+from tts_align.evaluation.stages.hearing import Listeners
+from tts_align.evaluation.stages.scoring import Rows, judged_utterance
+from tts_align.evaluation.stages.spoken import SpokenStages
 from tts_align.evaluation.suites import Suite, SuiteItem, read_suite
 from tts_align.evaluation.utterances import SYSTEMS
 from tts_align.models.base.policy import CodecLM
@@ -63,12 +60,7 @@ class Evaluation:
         self.suite: Suite
         self.items: dict[str, SuiteItem] = {}
         self.protocol: Protocol | None = None
-        self._requests: list[UtteranceRequest] = []
-        self._mine: list[UtteranceRequest] = []
-        self._rank = 0
-        self._tested: tuple[str, ...] = ()
-        self._spoken: dict[str, StageStore] = {}
-        self._hearing: dict[str, Hearing] = {}
+        self._stages = SpokenStages(module, reference, [], [])
 
     def loader(self, rank: int, world: int) -> DataLoader[Sequence[UtteranceRequest]]:
         """This rank's utterances in batches of sentences of like length."""
@@ -79,10 +71,10 @@ class Evaluation:
         prompts = evenly_spread([item.sentence for item in self.suite.items], settings.sentences)
         policy, vocoder = self.module.policy, self.module.vocoder
         voices = chosen_speakers(policy, vocoder, prompts, settings.speakers, "model.test.speakers")
-        self._requests = utterance_requests(prompts, voices, settings.samples, part_seed(settings.seed, 1))
-        self._rank = rank
-        self._mine = sorted(self._requests[rank::world], key=lambda item: len(item.prompt.text))
-        batches = [self._mine[i : i + settings.batch_rows] for i in range(0, len(self._mine), settings.batch_rows)]
+        requests = utterance_requests(prompts, voices, settings.samples, part_seed(settings.seed, 1))
+        mine = sorted(requests[rank::world], key=lambda item: len(item.prompt.text))
+        self._stages = SpokenStages(self.module, self.reference, requests, mine, rank)
+        batches = [mine[i : i + settings.batch_rows] for i in range(0, len(mine), settings.batch_rows)]
         # Cut over ranks already: a trainer leaves this kind of sampler alone, whatever use_distributed_sampler says.
         whole: DistributedSampler[Any] = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
         return DataLoader(batches, batch_size=None, sampler=whole, collate_fn=_as_it_is)  # type: ignore[arg-type]
@@ -112,22 +104,9 @@ class Evaluation:
             raise ValueError(f"{type(needing[0]).__name__} hears sound: the recipe must set model.vocoder")
         if self.suite.has_voices:
             self._take_voices(directory / "test" / VOICES)
-        ids, mine = [one.id for one in self._requests], [one.id for one in self._mine]
+        vocoder, voices = self._vocoder, self.voices_digest(self._stages.requests)
         folder = directory / "test" / STAGES
-        digests = {system: self._model_digest(system) for system in self._systems}
-        # Where nothing was trained, before and after are one system, and spoken once.
-        self._tested = tuple(digests) if len(set(digests.values())) == len(digests) else SYSTEMS[:1]
-        for system in self._tested:
-            key = digest("synthesise", digests[system], module.sampling, self._requests, self._voices_digest())
-            self._spoken[system] = StageStore(folder, f"synthesise-{system}", key, ids, mine, self._rank)
-            sound = self._vocoder.digest() if self._vocoder is not None else ""
-            self._hearing[system] = Hearing(
-                listeners, folder, system, digest(key, sound), ids, mine, self._rank, settings.max_failed_share
-            )
-
-    @property
-    def _systems(self) -> tuple[str, ...]:
-        return SYSTEMS if self.reference is not None or self.module.policy.adapted else SYSTEMS[1:]
+        self._stages.begin(folder, listeners, vocoder, voices, settings.max_failed_share)
 
     @property
     def _vocoder(self) -> Any:
@@ -139,12 +118,6 @@ class Evaluation:
         prompts = {name: item.prompt_audio for name, item in self.items.items() if item.prompt_audio is not None}
         return Listeners(self.module.judge, self.settings.readings, self.settings.measures, prompts)
 
-    def _model_digest(self, system: str) -> str:
-        if system == "base" and self.reference is not None:
-            return self.reference.digest()
-        with self.module.policy.without_adapter() if system == "base" else nullcontext():
-            return self.module.policy.digest()
-
     def _take_voices(self, path: Path) -> None:
         """Let everything that speaks do so in the voices of the test set."""
         self.suite.write_voices(path)
@@ -152,32 +125,20 @@ class Evaluation:
         for model in (one for one in speaking if one is not None):
             model.use_voices(path)
 
-    def _voices_digest(self) -> str:
-        """Changes with what the policy reads of voices and texts: its ids, or the recordings of a test set."""
+    def voices_digest(self, requests: Sequence[UtteranceRequest]) -> str:
+        """Changes with what the policy reads of voices and texts: its ids, or the recordings of a test set.
+
+        Args:
+            requests: what is spoken.
+        """
         if not self.suite.has_voices:
-            return digest(encode(self.module.policy, self._requests))
+            return digest(encode(self.module.policy, requests))
         files = {item.prompt_audio for item in self.items.values() if item.prompt_audio is not None}
         return digest(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
     def step(self, batch: Sequence[UtteranceRequest]) -> None:
         """Take one batch through all stages, with every system."""
-        policy = self.module.policy
-        for system in self._tested or self._systems:
-            if system == "base" and self.reference is not None:
-                self._hear(system, self.reference, batch)
-            else:
-                with policy.without_adapter() if system == "base" else nullcontext():
-                    self._hear(system, policy, batch)
-
-    def _hear(self, system: str, model: CodecLM, batch: Sequence[UtteranceRequest]) -> None:
-        store = self._spoken[system]
-        wanted = set(store.wanted([one.id for one in batch]))
-        if new := [one for one in batch if one.id in wanted]:
-            spoken = [one for some in speak(model, self.module.sampling, new, len(new)) for one in some]
-            store.add(one.to_row() for one in spoken)
-        candidates = [Candidate.from_row(store.get(one.id) or {}) for one in batch]
-        sounds = Spoken(self._vocoder)
-        self._hearing[system].listen(candidates, sounds)
+        self._stages.step(batch)
 
     def finish(self, directory: Path, first: bool = True) -> None:
         """Gather all ranks; the first writes and prints.
@@ -186,21 +147,8 @@ class Evaluation:
             directory: of the run.
             first: whether this rank is the first.
         """
-        spoken = {system: store.finish(first) for system, store in self._spoken.items()}
-        rows: dict[str, Rows] = {
-            system: {name: store.finish(first) for name, store in hearing.stores.items()}
-            for system, hearing in self._hearing.items()
-        }
+        judged, rows = self._stages.finish(first)
         if first:
-            ids = [one.id for one in self._requests]
-            judged = {
-                system: [
-                    with_verdict(Candidate.from_row(spoken[system][name]), rows[system])
-                    for name in ids
-                    if name in spoken[system]
-                ]
-                for system in self._spoken
-            }
             self._write(directory / "test", judged, rows)
 
     def _write(self, directory: Path, judged: dict[str, list[Candidate]], rows: Mapping[str, Rows]) -> None:
@@ -237,7 +185,7 @@ class Evaluation:
         models: dict[str, Any] = {"judge": module.judge.identity()}
         if settings.readings is not None:
             models["readings"] = settings.readings.identity()
-        models |= {system: {"digest": self._model_digest(system)} for system in self._tested}
+        models |= {system: {"digest": weights} for system, weights in self._stages.digests.items()}
         if module.vocoder is not None:
             models["vocoder"] = {"digest": module.vocoder.digest()}
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}

@@ -82,6 +82,8 @@ class E2E(Objective, name="e2e"):
         streaming_share: share of optimiser steps in which the flow does not look beyond its own chunk.
         unfreeze_after: optimiser steps for which a part waits before it trains, by name: {tokenizer: 200} lets new
             models settle on the tokens as they are, {reward: 200} keeps a trained reward model as it is for a while.
+        all_rows: whether utterances labelled undesirable are heard, too: what is said in them trains the reward model,
+            their sound the flow, and stage 3 rewards them for what they should have said. L_LM reads desirable ones.
     """
 
     reads = Reads.SPEECH
@@ -107,6 +109,7 @@ class E2E(Objective, name="e2e"):
         resample: bool | None = None,
         streaming_share: float | None = None,
         unfreeze_after: Mapping[str, int] | None = None,
+        all_rows: bool = False,
     ) -> None:
         super().__init__()
         weights = {
@@ -139,6 +142,8 @@ class E2E(Objective, name="e2e"):
         if idle := sorted(given.difference(*(used(one, losses) for one in stages))):
             raise ValueError(f"{', '.join(idle)} have no effect in stage {stage} of e2e: leave them out")
         self.stage, self.start, self.voices = stage, start, tuple(voices)
+        if all_rows:
+            self.reads = Reads.ANY  # type: ignore[misc]  # the registry asks the class
         self.weights = {
             "policy": _or(policy_weight, 0.1),
             "reward": _or(reward_weight, 1.0),
@@ -303,8 +308,7 @@ class E2E(Objective, name="e2e"):
         metrics: dict[str, Mean] = {}
         if self.scores:
             losses.append(self.weights["policy"] * step.cross_entropy())
-            logp, mask = step.policy.logp, step.policy.mask
-            metrics["lm"] = Mean.of(-logp, mask)
+            metrics["lm"] = Mean.of(-step.policy.logp, step.policy.mask & step.batch.desirable[:, None])
         if Part.REWARD in self.trains:
             loss, found = recognition(step, self._vectors(step, "reward"))
             losses.append(self.weights["reward"] * loss)

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from tts_align.evaluation.forgetting import SENTENCES, ForgettingProbe, probe_sentences, write_forgetting
 from tts_align.evaluation.speaking import UtteranceRequest
-from tts_align.evaluation.speech import Evaluation
+from tts_align.evaluation.speech import STAGES, Evaluation
 from tts_align.utils.distributed import gathered
 
 
@@ -40,6 +40,7 @@ def probe_forgetting(
     probe = ForgettingProbe(
         evaluation.module, evaluation.reference, sentences, voices, settings.seed, settings.batch_rows
     )
-    judged = probe.run(trainer.global_rank, trainer.world_size)
+    voices_digest = evaluation.voices_digest(probe.requests)
+    judged = probe.run(run / "test" / STAGES, voices_digest, trainer.global_rank, trainer.world_size)
     if trainer.is_global_zero:
         write_forgetting(run / "test", judged)

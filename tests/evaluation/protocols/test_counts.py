@@ -2,6 +2,7 @@
 """Counts against jiwer, rates by hand."""
 
 import jiwer
+import kaldialign
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,16 @@ def test_totals_are_jiwers(reference, hypothesis):
     assert ours.errors == theirs.substitutions + theirs.deletions + theirs.insertions
     assert ours.rate == pytest.approx(theirs.wer)
     assert ours.insertions - ours.deletions == len(hypothesis) - len(reference)
+    kinds = (ours.substitutions, ours.deletions, ours.insertions)
+    assert kinds == (theirs.substitutions, theirs.deletions, theirs.insertions)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_characters_of_any_script_are_counted_as_by_kaldialign(reference, hypothesis):
+    ours, theirs = count_errors(reference, hypothesis), kaldialign.edit_distance(list(reference), list(hypothesis))
+    assert (ours.errors, ours.reference_length) == (theirs["total"], theirs["ref_len"])
+    assert count_errors(list(reference), list(hypothesis)) == ours
 
 
 @settings(max_examples=50, deadline=None)

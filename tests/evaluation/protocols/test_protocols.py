@@ -172,6 +172,30 @@ def test_canonical_kana_is_a_projection_and_tags_do_not_change_it(text):
     assert canonical_kana(text, tags=True).replace("<", "").replace(">", "") == once
 
 
+ROWS = {
+    "ア": "アカサタナハマヤラワガザダバパァャヮ",
+    "イ": "イキシチニヒミリギジビピィ",
+    "ウ": "ウクスツヌフムユルグズブプゥュヴ",
+    "エ": "エケセテネヘメレゲゼデベペェ",
+    "オ": "オコソトノホモヨロゴゾドボポォョ",
+}
+
+
+@given(st.text(st.sampled_from("アイウエオカコケンッ大ー<>ョヴ"), max_size=9))
+def test_long_vowels_letter_by_letter(text):
+    """The rule read slowly: a letter that lengthens the vowel before it becomes that vowel, tags are seen through."""
+    found, before, vowel = "", "ア", "ア"
+    for one in text:
+        if one == "ー":
+            one = vowel or before
+        elif vowel + one in ("オウ", "エイ"):
+            one = vowel
+        found += one
+        if one not in "<>":
+            before, vowel = one, next((name for name, row in ROWS.items() if one in row), "")
+    assert canonical_kana(text, tags=True) == found
+
+
 def test_kana_by_hand():
     """かれーわからい against かれーわつらい: カ is ツ, one of seven; the spoken form is compared where there is one."""
     protocol = find_protocol("kana")

@@ -99,12 +99,20 @@ class Protocol(ABC):
         target = self.target(reference)
         expected = self.normalise(target, reference.language)
         heard = self.normalise_transcript(transcript, reference.language)
-        counts = self.count(expected, heard)
-        details = self.details(reference, transcript, written)
-        return TextScore(target, transcript, expected, heard, counts, details)
+        details: dict[str, float] = {}
+        score = TextScore(target, transcript, expected, heard, self.count(expected, heard), details)
+        details |= self.details(reference, score, written)
+        return score
 
-    def details(self, reference: Reference, transcript: str, written: str | None = None) -> dict[str, float]:
-        """Further numbers of one utterance; none by default."""
+    def details(self, reference: Reference, score: TextScore, written: str | None = None) -> dict[str, float]:
+        """Further numbers of one utterance; none by default.
+
+        Args:
+            reference: see :meth:`score`.
+            score: of the utterance so far: its texts as they are counted, and its errors.
+            written: see :meth:`score`.
+        """
+        del reference, score, written
         return {}
 
     def aggregate(self, counts: Sequence[ErrorCounts], failed: Sequence[bool] | None = None) -> Rates:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from kaldialign import edit_distance
+from rapidfuzz.distance import Levenshtein
 
 HALF = 0.5
 """An error rate above this is counted apart: most such utterances are broken, not misread."""
@@ -18,8 +17,8 @@ HALF = 0.5
 class ErrorCounts:
     """Fewest edits that turn a reference into what was heard.
 
-    Their sum is the edit distance, which is unique. Where several ways are equally short, how it divides into the three
-    kinds is kaldialign's choice, and may differ from jiwer's.
+    Their sum is the edit distance, which is unique. Where several ways are equally short, it divides into the kinds as
+    jiwer has it, which counts with the same library.
 
     Args:
         substitutions: units heard as others.
@@ -58,20 +57,10 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCo
     >>> count_errors("the cat sat".split(), "the cat sat down".split())
     ErrorCounts(substitutions=0, deletions=0, insertions=1, reference_length=3)
     """
-    # What both begin and end with is part of a shortest way, and most texts are mostly right.
-    start, shorter = 0, min(len(reference), len(hypothesis))
-    while start < shorter and reference[start] == hypothesis[start]:
-        start += 1
-    end, rest = 0, shorter - start
-    while end < rest and reference[-1 - end] == hypothesis[-1 - end]:
-        end += 1
-    expected, heard = reference[start : len(reference) - end], hypothesis[start : len(hypothesis) - end]
-    if not expected or not heard:
-        return ErrorCounts(0, len(expected), len(heard), len(reference))
-    if len(expected) == len(heard) == 1:
-        return ErrorCounts(1, 0, 0, len(reference))
-    found: dict[str, Any] = edit_distance(expected, heard)
-    return ErrorCounts(found["sub"], found["del"], found["ins"], len(reference))
+    edits = Levenshtein.editops(reference, hypothesis).as_list()
+    kinds = [kind for kind, _, _ in edits]
+    deleted, inserted = kinds.count("delete"), kinds.count("insert")
+    return ErrorCounts(len(kinds) - deleted - inserted, deleted, inserted, len(reference))
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,18 @@ The benchmark of arXiv 2606.25369, as corrected and extended by Parakeet. Rules 
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts_align.evaluation.protocols.base import Protocol, Reference
+from rapidfuzz.distance.Levenshtein import distance as edits
+
+from tts_align.evaluation.protocols.base import Protocol, Reference, TextScore
 from tts_align.evaluation.protocols.counts import count_errors
-from tts_align.evaluation.protocols.kana import canonical_kana
+from tts_align.evaluation.protocols.kana import canonical_kana, lengthened, plain_kana
+
+_TAGGED = re.compile(r"([^<>]*)<([^<>]*)>([^<>]*)")
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,20 @@ class Tagged:
         >>> Tagged.parse("テンキワ<ハ>レ")
         Tagged(before='テンキワ', target='ハ', after='レ')
         """
-        before, opened, rest = text.partition("<")
-        target, closed, after = rest.partition(">")
-        if not (opened and closed) or any(tag in before + target + after for tag in "<>"):
+        parts = _TAGGED.fullmatch(text)
+        if parts is None:
             raise ValueError(f"expected one word between < and >, got {text!r}")
-        return cls(before, target, after)
+        return cls(*parts.groups())
+
+    def lengthened(self) -> Tagged:
+        """The same with its long vowels written out, which pass through the tags."""
+        plain = self.before + self.target + self.after
+        whole = lengthened(plain)
+        if whole == plain:
+            return self
+        start = len(self.before)
+        end = start + len(self.target)
+        return Tagged(whole[:start], whole[start:end], whole[end:])
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,19 @@ class Found:
     errors: float
 
 
+@dataclass(frozen=True)
+class Places:
+    """The parts of a transcript that may stand where the marked word should: those with the fewest edits around them.
+
+    Args:
+        spans: start and end of each.
+        context_errors: edits around them.
+    """
+
+    spans: Sequence[tuple[int, int]]
+    context_errors: int
+
+
 def find_target(tagged: Tagged, candidate: str, heard: str) -> Found:
     """The part of a transcript that stands where the marked word should, for one candidate reading.
 
@@ -72,33 +99,49 @@ def find_target(tagged: Tagged, candidate: str, heard: str) -> Found:
         candidate: reading of the word in canonical kana.
         heard: the transcript in canonical kana.
     """
-    if heard == tagged.before + candidate + tagged.after:
-        return Found(candidate, 0, 0.0)
-    left = _prefix_errors(tagged.before, heard)
-    right = _prefix_errors(tagged.after[::-1], heard[::-1])[::-1]
-    starts = range(len(heard) + 1) if tagged.before else range(1)
-    ends = range(len(heard) + 1) if tagged.after else range(len(heard), len(heard) + 1)
-    pairs = [(start, end) for start in starts for end in ends if start <= end]
-    fewest = min(left[start] + right[end] for start, end in pairs)
+    whole = tagged.before + candidate + tagged.after
+    places = find_places(tagged, heard, edits(whole, heard))
+    return nearest_place(tagged, candidate, heard, places)
 
-    def order(pair: tuple[int, int]) -> tuple[int, int, int, int]:
-        start, end = pair
+
+def find_places(tagged: Tagged, heard: str, most: int) -> Places:
+    """Where the context says that the marked word stands.
+
+    Args:
+        tagged: the reading in canonical kana.
+        heard: the transcript in canonical kana.
+        most: edits between the transcript and the sentence with any reading of the word, which are never fewer than
+            those around the best place.
+    """
+    before, after = tagged.before, tagged.after
+    first, last = len(before), len(heard) - len(after)
+    left_fits, right_fits = heard.startswith(before), heard.endswith(after)
+    if left_fits and right_fits and first <= last:
+        return Places([(first, last)], 0)
+    # A side that does not fit costs an edit at least, which the other cannot have.
+    most_left = most - (not right_fits)
+    starts = range(max(0, first - most_left), min(len(heard), first + most_left) + 1) if before else range(1)
+    left = [(errors, start) for start in starts if (errors := edits(before, heard[:start])) <= most_left]
+    most_right = most - min(left)[0]
+    ends = range(max(0, last - most_right), min(len(heard), last + most_right) + 1) if after else (len(heard),)
+    right = [(errors, end) for end in ends if (errors := edits(after, heard[end:])) <= most_right]
+    sums = [(errors + others, start, end) for errors, start in left for others, end in right if start <= end]
+    fewest = min(sums)[0]
+    return Places([(start, end) for errors, start, end in sums if errors == fewest], fewest)
+
+
+def nearest_place(tagged: Tagged, candidate: str, heard: str, places: Places) -> Found:
+    """Of the places that the context leaves the one nearest to a candidate; see :func:`find_target`."""
+
+    def order(span: tuple[int, int]) -> tuple[int, int, int, int]:
+        start, end = span
         moved = abs(start - len(tagged.before)) + abs(len(heard) - end - len(tagged.after))
-        return count_errors(list(candidate), list(heard[start:end])).errors, moved, start, end
+        return edits(candidate, heard[start:end]), moved, start, end
 
-    start, end = min((pair for pair in pairs if left[pair[0]] + right[pair[1]] == fewest), key=order)
+    start, end = min(places.spans, key=order) if len(places.spans) > 1 else places.spans[0]
     said = heard[start:end]
-    return Found(said, fewest, count_errors(list(candidate), list(said)).rate)
-
-
-def _prefix_errors(pattern: str, text: str) -> list[int]:
-    """Edit distance between a pattern and each beginning of a text, the empty one first."""
-    row = list(range(len(text) + 1))
-    for number, one in enumerate(pattern, start=1):
-        diagonal, row[0] = row[0], number
-        for place, other in enumerate(text, start=1):
-            diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, diagonal + (one != other))
-    return row
+    wrong = 0.0 if said == candidate else edits(candidate, said) / max(len(candidate), 1)
+    return Found(said, places.context_errors, wrong)
 
 
 class JKYB(Protocol):
@@ -118,22 +161,16 @@ class JKYB(Protocol):
 
     def units(self, normalised: str) -> Sequence[str]:
         """Characters."""
-        return list(normalised)
+        return normalised
 
-    def details(self, reference: Reference, transcript: str, written: str | None = None) -> dict[str, float]:
+    def details(self, reference: Reference, score: TextScore, written: str | None = None) -> dict[str, float]:
         """Numbers of the marked kanji."""
         if not (reference.tagged and reference.natural):
             raise ValueError(
                 "protocol jkyb needs the tagged reading and the natural readings of each sentence, which the files of "
                 f"the benchmark have (--suite jkyb); there are none for {reference.text!r}"
             )
-        heard = canonical_kana(transcript)
-        tagged = Tagged.parse(canonical_kana(reference.tagged, tags=True))
-        found = {
-            candidate: find_target(tagged, candidate, heard).errors for candidate, _ in self._candidates(reference)
-        }
-        natural = min(found[candidate] for candidate, is_natural in self._candidates(reference) if is_natural)
-        relaxed = min(found.values())
+        natural, relaxed = self._target_errors(reference, score)
         more = {} if written is None else {"text_cer": text_cer(reference.text, written)}
         return {
             "target_accuracy": float(natural == 0),
@@ -144,13 +181,22 @@ class JKYB(Protocol):
         }
 
     @staticmethod
-    def _candidates(reference: Reference) -> Iterator[tuple[str, bool]]:
-        """Readings of the marked word in canonical kana, as they sound in the sentence, and whether each is natural."""
-        raw = Tagged.parse(reference.tagged)
-        for readings, is_natural in ((reference.natural, True), (reference.marginal, False)):
-            for reading in readings:
-                whole = canonical_kana(f"{raw.before}<{reading}>{raw.after}", tags=True)
-                yield Tagged.parse(whole).target, is_natural
+    def _target_errors(reference: Reference, score: TextScore) -> tuple[float, float]:
+        """Errors of the nearest natural reading of the marked word, and of the nearest natural or marginal one."""
+        raw = Tagged.parse(plain_kana(reference.tagged, tags=True))
+        tagged = raw.lengthened()
+        heard, whole = score.normalised_transcript, tagged.before + tagged.target + tagged.after
+        most = score.counts.errors if whole == score.normalised_target else edits(whole, heard)
+        places = find_places(tagged, heard, most)
+
+        def errors(reading: str) -> float:
+            plain = plain_kana(reading)
+            # As it sounds in the sentence.
+            sound = (tagged if plain == raw.target else Tagged(raw.before, plain, raw.after).lengthened()).target
+            return nearest_place(tagged, sound, heard, places).errors
+
+        natural = min([errors(one) for one in reference.natural])
+        return natural, min([natural, *[errors(one) for one in reference.marginal]])
 
 
 def text_cer(text: str, transcript: str) -> float:

@@ -18,10 +18,12 @@ _ROWS = {
     "エ": "エケセテネヘメレゲゼデベペェ",
     "オ": "オコソトノホモヨロゴゾドボポォョ",
 }
-_VOWEL = {kana: vowel for vowel, row in _ROWS.items() for kana in row}
 _KANA = re.compile(r"[\u3041-\u30ff\u0300-\u036f]*")
 _SAME_SOUND = str.maketrans("ヂヅヲヰヱ", "ジズオイエ")
-_LONG = {"オウ": "オ", "エイ": "エ"}
+_LENGTHENS = {"ア": "ー", "イ": "ー", "ウ": "ー", "エ": "ーイ", "オ": "ーウ"}
+_LONG = re.compile(
+    "|".join(f"(?<=[{row}])(?P<{vowel}>[{_LENGTHENS[vowel]}]+)" for vowel, row in _ROWS.items()) + "|(?P<other>ー+)"
+)
 _HIRAGANA_TO_KATAKANA = {code: code + 0x60 for code in (*range(0x3041, 0x3097), 0x309D, 0x309E)}
 
 
@@ -43,6 +45,7 @@ class _Plain(dict[int, str]):
 
 
 _PLAIN, _PLAIN_AND_TAGS = _Plain(), _Plain("<>")
+_WITHOUT_TAGS = {ord(one): None for one in "<>"}
 
 
 def canonical_kana(text: str, tags: bool = False) -> str:
@@ -59,18 +62,45 @@ def canonical_kana(text: str, tags: bool = False) -> str:
     >>> canonical_kana("がっこう、 ケーエー")
     'ガッコオケエエエ'
     """
-    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN_AND_TAGS if tags else _PLAIN)
-    found: list[str] = []
-    before = vowel = "ア"
-    for one in plain:
-        if one == "ー":
-            one = vowel or before
-        elif one in "ウイ":
-            one = _LONG.get(vowel + one, one)
-        found.append(one)
-        if one not in "<>":
-            before, vowel = one, _VOWEL.get(one, "")
-    return "".join(found)
+    plain = plain_kana(text, tags)
+    if not tags:
+        return lengthened(plain)
+    letters = lengthened(plain.translate(_WITHOUT_TAGS))
+    for place, one in enumerate(plain):
+        if one in "<>":
+            letters = letters[:place] + one + letters[place:]
+    return letters
+
+
+def plain_kana(text: str, tags: bool = False) -> str:
+    """The first part of :func:`canonical_kana`: everything but the long vowels.
+
+    Args:
+        text: see there.
+        tags: see there.
+    """
+    return unicodedata.normalize("NFKC", text).translate(_PLAIN_AND_TAGS if tags else _PLAIN)
+
+
+def lengthened(plain: str) -> str:
+    """The second part of :func:`canonical_kana`, which keeps every letter's place: each long vowel as the vowel twice.
+
+    Args:
+        plain: see :func:`plain_kana`; without tags.
+
+    >>> lengthened("コウイー")
+    'コオイイ'
+    """
+    return _LONG.sub(_vowels, plain) if "ー" in plain or "ウ" in plain or "イ" in plain else plain
+
+
+def _vowels(found: re.Match[str]) -> str:
+    """As many vowels as there are marks; behind what is no vowel, that again; at the beginning, ア."""
+    vowel = found.lastgroup
+    if vowel == "other":
+        start = found.start()
+        vowel = found.string[start - 1] if start else "ア"
+    return str(vowel) * (found.end() - found.start())
 
 
 def is_kana(text: str) -> bool:
@@ -79,8 +109,7 @@ def is_kana(text: str) -> bool:
     >>> is_kana("カレーは、からい。"), is_kana("辛い"), is_kana("3時")
     (True, False, False)
     """
-    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
-    return _KANA.fullmatch(plain) is not None
+    return _KANA.fullmatch(plain_kana(text)) is not None
 
 
 def dictionary_kana(text: str) -> str:
@@ -115,11 +144,12 @@ class Kana(Protocol):
 
     def normalise(self, text: str, language: str = "") -> str:
         """See :func:`canonical_kana`."""
-        return canonical_kana(text if is_kana(text) else dictionary_kana(text))
+        plain = plain_kana(text)
+        return lengthened(plain) if _KANA.fullmatch(plain) else canonical_kana(dictionary_kana(text))
 
     def units(self, normalised: str) -> Sequence[str]:
         """Characters."""
-        return list(normalised)
+        return normalised
 
     def check(self, languages: Iterable[str]) -> None:
         """Japanese only."""

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from tts_align.evaluation.protocols.base import MissingExtra, Protocol, Reference, primary
+from tts_align.evaluation.protocols.base import MissingExtra, Protocol, Reference, TextScore, primary
+from tts_align.evaluation.protocols.counts import count_errors
 
 _HANZI = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]+")
 _SYLLABLE = re.compile(r"([a-zü]*[aeiouvü][a-zü]*)[1-5]")
@@ -48,6 +49,7 @@ def syllables(text: str) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=4096)
 def toneless(syllable: str) -> str:
     """A syllable without its tone.
 
@@ -72,10 +74,12 @@ class Pinyin(Protocol):
         """Syllables with a space between them."""
         return " ".join(syllables(text))
 
-    def details(self, reference: Reference, transcript: str, written: str | None = None) -> dict[str, float]:
+    def details(self, reference: Reference, score: TextScore, written: str | None = None) -> dict[str, float]:
         """The error rate without tones."""
-        expected, heard = ([toneless(one) for one in syllables(text)] for text in (self.target(reference), transcript))
-        return {"toneless_error_rate": self.count(" ".join(expected), " ".join(heard)).rate}
+        del reference, written
+        texts = (score.normalised_target, score.normalised_transcript)
+        expected, heard = ([toneless(one) for one in text.split()] for text in texts)
+        return {"toneless_error_rate": count_errors(expected, heard).rate}
 
     def check(self, languages: Iterable[str]) -> None:
         """Mandarin only; needs pypinyin."""

@@ -162,7 +162,8 @@ class ReconstructionWatch(Callback):
             errors=self._errors(module, step),
         )
         if module.objective.scores:
-            found.nats, found.targets = -float(step.policy.logp.sum()), int(step.policy.mask.sum())
+            good = step.batch.desirable
+            found.nats, found.targets = -float(step.policy.logp[good].sum()), int(step.policy.mask[good].sum())
         assert len(said.speech) == len(now.tokens)
         return found
 
