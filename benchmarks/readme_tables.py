@@ -20,11 +20,11 @@ RESULTS = Path(__file__).with_name("results")
 METRICS = ("accuracy", "cer", "nearest_cer", "bad_case_ratio")
 
 
-def mean(values: Sequence[float], digits: int = 1) -> str:
+def mean(values: Sequence[float]) -> str:
     """Per cent, mean ± standard error."""
     percent = 100 * np.asarray(values)
     error = percent.std(ddof=1) / np.sqrt(len(percent)) if len(percent) > 1 else 0.0
-    return f"{percent.mean():.{digits}f} ± {error:.{digits}f}"
+    return f"{percent.mean():.1f} ± {error:.1f}"
 
 
 def table1(found: dict[str, Any]) -> str:
@@ -76,38 +76,39 @@ def replaced(text: str, block: str, table: str) -> str:
 
 def diffro(found: dict[str, Any]) -> str:
     """DiffRO's recipe on test sentences, its differences from the base, and what was tried on dev sentences."""
-    lines = [
-        "| | seeds | updates | CPU s | accuracy % | CER % | nearest CER % | bad % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for method in dict.fromkeys(row["method"] for row in found["rows"]):
-        mine = [row for row in found["rows"] if row["method"] == method]
-        cells = " | ".join(mean([row[metric] for row in mine], 2) for metric in METRICS)
-        steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
-        costs = ("reward_cpu_seconds", "cpu_seconds")
-        seconds = " + ".join(f"{np.mean([row[cost] for row in mine]):.0f}" for cost in costs if cost in mine[0])
-        lines.append(f"| `{method}` | {len(mine)} | {steps} | {seconds} | {cells} |")
     names = METRICS[:3]
-    lines += ["", "Differences from the base on the same sentences, voices and seeds, with 95 % intervals:", ""]
-    lines += ["| seed | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|"]
-    for row in found["rows"]:
-        if row["method"] == "diffro":
-            difference = row["difference_from_base"]
-            lines.append(f"| {row['seed']} | {' | '.join(points(difference[name], 2) for name in names)} |")
-    lines.append(f"| all | {' | '.join(points(found['pooled'][name], 2) for name in names)} |")
-    lines += ["", "What was tried, on dev sentences:", ""]
+    lines = ["| test sentences | utterances | accuracy % | CER % | nearest CER % |", "|---|---|---|---|---|"]
+    for row in found.get("rows", []):
+        cells = " | ".join(whole(interval(row, name), 2) for name in names)
+        lines.append(f"| {row['method']}, seed {row['seed']} | {row['n']} | {cells} |")
+    summary = found["recipe"]["summary"]
+    for system, words in (("base", "base, as the recipe tests it"), ("aligned", "the recipe itself")):
+        cells = " | ".join(whole(summary[system][name], 2) for name in names)
+        lines.append(f"| {words} | {summary[system]['accuracy']['n']} | {cells} |")
+    lines += ["", "Differences from the base on the same sentences, voices and draws, with 95 % intervals:", ""]
+    lines += ["| | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|"]
+    differences = {
+        f"seed {row['seed']}": row["difference_from_base"] for row in found.get("rows", []) if row["method"] == "diffro"
+    }
+    if "pooled" in found:
+        differences["all seeds"] = found["pooled"]
+    for words, one in (differences | {"the recipe itself": summary["difference"]}).items():
+        lines.append(f"| {words} | {' | '.join(points(one[name], 2) for name in names)} |")
+    lines += ["", "What was tried, on dev sentences, a number for each seed:", ""]
     lines += ["| setting | seeds | updates | CPU s | accuracy % | CER % | nearest CER, points above the base |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for words in dict.fromkeys(trial["words"] for trial in found["dev"]):
         mine = [trial for trial in found["dev"] if trial["words"] == words]
-        accuracy, cer = (
-            "; ".join(f"{100 * one[name]:.{digits}f}" for one in mine) for name, digits in (("accuracy", 1), ("cer", 2))
-        )
-        added = "; ".join(f"{100 * one['nearest_cer_added']:+.2f}" for one in mine)
-        steps, seconds = (f"{np.mean([one[name] for one in mine]):.0f}" for name in ("steps", "cpu_seconds"))
-        seeds = ", ".join(str(one["seed"]) for one in mine)
-        lines.append(f"| {words} | {seeds} | {steps} | {seconds} | {accuracy} | {cer} | {added} |")
+        costs = " | ".join(f"{np.mean([one[name] for one in mine]):.0f}" for name in ("steps", "cpu_seconds"))
+        shown = (("accuracy", ".1f"), ("cer", ".2f"), ("nearest_cer_added", "+.2f"))
+        cells = " | ".join("; ".join(format(100 * one[name], how) for one in mine) for name, how in shown)
+        lines.append(f"| {words} | {', '.join(str(one['seed']) for one in mine)} | {costs} | {cells} |")
     return "\n".join(lines)
+
+
+def interval(row: dict[str, Any], name: str) -> dict[str, float]:
+    """A metric of a row of results with its interval."""
+    return {"value": row[name], "low": row["intervals"][name][0], "high": row["intervals"][name][1]}
 
 
 def diffro_cost(found: dict[str, Any]) -> str:
