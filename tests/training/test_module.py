@@ -33,16 +33,18 @@ from tts_align.batch import Batch, Mean, Reads, Rows, Scored
 from tts_align.data.collate import MicroBatches, PlanSampler
 from tts_align.data.datamodule import AlignData
 from tts_align.evaluation.judges.base import Judge
-from tts_align.evaluation.speech import Evaluation, TestSettings
+from tts_align.evaluation.speech import TestSettings
 from tts_align.evaluation.stages.hearing import Hearing
 from tts_align.evaluation.stages.spoken import SpokenStages
 from tts_align.models.base.layout import collate
+from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Outcome, Part, Step
 from tts_align.objectives.tkto import token_weights
 from tts_align.training.cache import TokenCache
 from tts_align.training.contrast import Contrast
 from tts_align.training.module import AlignModule
+from tts_align.training.testing import Testing
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*' does not have many workers",
@@ -499,6 +501,8 @@ def test_rule_9_is_asserted(tmp_path: Path, tiny_dropout: Path, tiny_rows: str):
 class Deaf(Judge):
     """Judges nothing."""
 
+    needs_audio = False
+
     def judge(self, samples: Any, expected: Any) -> Any:
         raise NotImplementedError
 
@@ -522,7 +526,7 @@ def test_rule_10_before_is_the_directory(
 
     monkeypatch.setattr(SpokenStages, "_speak", noted)
     monkeypatch.setattr(Hearing, "listen", lambda *_: None)
-    monkeypatch.setattr(Evaluation, "finish", lambda *_: None)
+    monkeypatch.setattr(Testing, "finish", lambda *_: None)
     make_trainer(tmp_path).test(module, datamodule=data)
     assert [system for system, _ in spoke] == ["base", "aligned"]
     assert spoke[0][1] == Qwen2CodecLM(str(tiny_policy)).digest()
