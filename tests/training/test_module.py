@@ -41,10 +41,10 @@ from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Outcome, Part, Step
 from tts_align.objectives.tkto import token_weights
+from tts_align.training import testing
 from tts_align.training.cache import TokenCache
 from tts_align.training.contrast import Contrast
 from tts_align.training.module import AlignModule
-from tts_align.training.testing import Testing
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*' does not have many workers",
@@ -526,7 +526,7 @@ def test_rule_10_before_is_the_directory(
 
     monkeypatch.setattr(SpokenStages, "_speak", noted)
     monkeypatch.setattr(Hearing, "listen", lambda *_: None)
-    monkeypatch.setattr(Testing, "finish", lambda *_: None)
+    monkeypatch.setattr(testing.Testing, "finish", lambda *_: None)
     make_trainer(tmp_path).test(module, datamodule=data)
     assert [system for system, _ in spoke] == ["base", "aligned"]
     assert spoke[0][1] == Qwen2CodecLM(str(tiny_policy)).digest()

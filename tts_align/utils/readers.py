@@ -184,7 +184,7 @@ def byte_lines(path: str | Path, opened: Any = None) -> Iterator[tuple[int, byte
 
     Args:
         path: of the file.
-        opened: the file, if it is open already; those of fsspec need not be of Python's own kinds.
+        opened: the file, if it is open already; whatever has ``readline`` will do.
     """
     with reading(path), nullcontext(opened) if opened is not None else Path(path).open("rb") as file:
         number = 0
