@@ -186,7 +186,7 @@ def test_recordings_are_found_whatever_their_names(tmp_path, monkeypatch):
         "UP.wav",
         "a b'c.wav",
         "sub/deep.wav",
-        "x%3Ay.wav",
+        "up%2F..%2Fx.wav",
         "v1.2.wav",
     ):
         write_wav(tmp_path / "theirs" / file, tone(800), RATE)
