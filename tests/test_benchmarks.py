@@ -146,10 +146,11 @@ def test_the_rates_of_the_second_stage_are_tried_on_the_policy_alone(
     (tmp_path / "results").mkdir()
     write = (tmp_path / "results/e2e_rates.json").write_text
     monkeypatch.setattr(rates, "save", lambda name, results: write(json.dumps(results)))
-    for rate in (1e-9, 1e-3):
+    for rate in (1e-9, 1e-2):
         rates.main("manifest", rates=(rate,), epochs=1, sentences=2, max_rows=16)
     still, moved = json.loads((tmp_path / "results/e2e_rates.json").read_text())["rows"]
-    assert still["nats"] == still["nats_before"] == moved["nats_before"]
+    assert still["nats_before"] == moved["nats_before"]
+    assert still["nats"] == pytest.approx(still["nats_before"], abs=0.002)
     assert moved["nats_of_training_rows"] < still["nats_of_training_rows"]
     assert (moved["n"], moved["steps"], moved["start"]) == (4, 1, "base")
     with pytest.raises(ValueError, match="expected --run for the speech tokens of a run"):
