@@ -313,6 +313,7 @@ def test_every_refused_row_is_written_down_in_order(tmp_path: Path):
     refused.close()
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_run_resumes_at_the_exact_row(tmp_path: Path, stored: None):
     """kill -9 in the middle of an epoch over shards: what is trained on afterwards is what would have been."""

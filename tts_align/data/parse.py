@@ -11,6 +11,7 @@ from tts_align.data.columns import (
     SOUND,
     read_attributes,
     read_codes,
+    read_language,
     read_notes,
     read_scores,
     read_spans,
@@ -74,7 +75,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
     row = Row(
         id=str(identity),
         text=text,
-        language=string(given, "language", faults),
+        language=read_language(given, faults),
         speaker=string(given, "speaker", faults),
         speech=sound.speech,
         audio=sound.audio,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tts_align.data.columns import read_attributes, read_notes, read_scores, read_spans
+from tts_align.data.columns import LANGUAGE, read_attributes, read_notes, read_scores, read_spans
 from tts_align.data.labels import read_label, stars_of
 from tts_align.data.parse import KNOWN, SPOKEN, Rules
 from tts_align.data.table.arrays import (
@@ -93,6 +93,7 @@ class BatchCheck:
         text = one.text()
         made: dict[str, Any] = {"id": one.identity(first), "text": text}
         made |= {name: one.words(name) for name in _WORDS}
+        one.languages(made["language"])
         label, starred = one.labels()
         made |= one.sounds(label) | one.prompt() | {"label": label, "speaker_vector": one.vectors()}
         made["rest"] = one.rest(text)
@@ -155,6 +156,12 @@ class _One:
             return pa.repeat(absent or "", self.count)
         found = found.cast(pa.string())
         return found if absent is None else found.fill_null(absent)
+
+    def languages(self, words: pa.Array) -> None:
+        """Languages that are no code are left to their rows' own check."""
+        coded = words.dictionary_encode()
+        right = np.asarray([not one or bool(LANGUAGE.fullmatch(one)) for one in coded.dictionary.to_pylist()], bool)
+        self.slow |= ~right[coded.indices.to_numpy(zero_copy_only=False)]
 
     def text(self) -> pa.Array:
         self.slow |= self.there("text") & self.there("prompt")

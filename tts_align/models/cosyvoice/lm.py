@@ -23,6 +23,7 @@ from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
 from tts_align.models.cosyvoice.pieces import FrontEnd, spoken_pieces
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
+from tts_align.models.policy.backbone import compile_blocks
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
 from tts_align.utils.files import file_digest
 
@@ -50,6 +51,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         dtype: number format of the weights; adapters stay float32.
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
         recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
+        compile: whether layers are compiled (torch.compile): the first steps take longer, the others less time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
         front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
@@ -65,6 +67,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
         recompute: bool = False,
+        compile: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
         front_end: FrontEnd = "split",
@@ -84,6 +87,8 @@ class CosyVoiceLM(Qwen2CodecLM):
         with torch.device("meta"):
             self._build(sizes, bistream)
         self.backbone.recompute = recompute
+        if compile:
+            compile_blocks(self.backbone)
         fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
         self._check_codebook(path)

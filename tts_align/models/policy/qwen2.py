@@ -20,7 +20,7 @@ from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling,
 from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.attention import RowAttention
-from tts_align.models.policy.backbone import Backbone
+from tts_align.models.policy.backbone import Backbone, compile_blocks
 from tts_align.models.policy.decoding import Decoding
 from tts_align.models.policy.kernels import score_targets
 from tts_align.utils.model_directory import CONFIG, TOKENIZER, find_model, load_weights_of, read_sizes, write_model
@@ -110,6 +110,7 @@ class Qwen2CodecLM(CodecLM):
         tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
         recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
+        compile: whether layers are compiled (torch.compile): the first steps take longer, the others less time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
@@ -120,6 +121,7 @@ class Qwen2CodecLM(CodecLM):
         tokenizer: str | None = None,
         lora: LoRA | None = None,
         recompute: bool = False,
+        compile: bool = False,
         bistream: tuple[int, int] = (5, 15),
     ) -> None:
         super().__init__()
@@ -135,6 +137,8 @@ class Qwen2CodecLM(CodecLM):
         with nullcontext() if path is None else reading(path / CONFIG, "sizes of a Qwen2CodecLM"):
             self._build(sizes, bistream)
         self.backbone.recompute = recompute
+        if compile:
+            compile_blocks(self.backbone)
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
