@@ -156,7 +156,7 @@ def main(
     """Measure and write.
 
     Args:
-        work: of ``diffro.py``; its reward model of seed 0 is used.
+        work: candidates and reward models lie in its folder ``audio``; what is not there is made.
         results: JSON file.
         rounds: turns; two more warm up.
         rows: in the batch.

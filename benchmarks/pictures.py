@@ -2,6 +2,10 @@
 """Keeps what README.md shows of a finished run: its table, one figure, one sentence before and after.
 
 tts-align fit --config recipes/tkto.yaml && python benchmarks/pictures.py runs/tkto
+
+The tests take the pictures of its report and of a listening test:
+
+TTS_ALIGN_PICTURES=runs/tkto pytest -k picture tests/evaluation
 """
 
 from __future__ import annotations

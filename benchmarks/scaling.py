@@ -220,7 +220,7 @@ def growth(sizes: list[int], seconds: list[float]) -> dict[str, float]:
     }
 
 
-def main(rows: list[int], work: Path, objectives: list[str], out: str = "scaling") -> dict[str, Any]:
+def main(rows: list[int], work: Path, objectives: list[str], out: str = "scaling", kill: bool = True) -> dict[str, Any]:
     """Measure all sizes, save what was found, and print the fit.
 
     Args:
@@ -228,6 +228,7 @@ def main(rows: list[int], work: Path, objectives: list[str], out: str = "scaling
         work: folder of corpora and runs.
         objectives: of the fits; the first one's growth is fitted.
         out: name of the results.
+        kill: whether to kill and resume the largest size, too.
     """
     work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"machine": machine(), "sizes": [], "growth": {}}
@@ -239,7 +240,8 @@ def main(rows: list[int], work: Path, objectives: list[str], out: str = "scaling
             found["growth"] = {
                 name: growth(counts, [one[name]["cpu_seconds"] for one in some]) for name in ("first", "again")
             }
-    found["killed"] = killed(work, rows[-1])
+    if kill:
+        found["killed"] = killed(work, rows[-1])
     print(json.dumps(found["growth"]))
     if out:
         print(save(out, found))
@@ -254,8 +256,9 @@ if __name__ == "__main__":
         work: Path = Path("/tmp/scaling"),
         objectives: list[str] = ["sft"],  # noqa: B006
         out: str = "scaling",
+        kill: bool = True,
     ) -> None:
         """Measure all sizes."""
-        main(rows, work, objectives, out)
+        main(rows, work, objectives, out, kill)
 
     auto_cli(measure, as_positional=False)

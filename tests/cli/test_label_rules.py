@@ -14,6 +14,7 @@ import pytest
 from places import ROOT
 
 from tts_align.cli.entry import label as command
+from tts_align.cli.entry import score
 from tts_align.cli.label import LabelRule, label, with_measures
 from tts_align.data.manifest import read_manifest
 from tts_align.evaluation.calibration import (
@@ -26,7 +27,8 @@ from tts_align.evaluation.calibration import (
 from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.prompts import SentencePrompt
-from tts_align.utils.files import write_json_lines
+from tts_align.utils.audio import write_wav
+from tts_align.utils.files import file_name, read_json_lines, write_json_lines
 
 PROMPT = SentencePrompt("s", "からいね。", transcripts={"からい": "からいね", "つらい": "つらいね"}, right=("からい",))
 RIGHT, WRONG, NEITHER, OPEN = Reading.RIGHT, Reading.WRONG, Reading.NEITHER, Reading.ABSTAINED
@@ -148,3 +150,31 @@ def test_the_rule_of_the_readme(judged: Path, tmp_path: Path, monkeypatch: pytes
     write_json_lines(tmp_path / "scored.jsonl", scored)
     command(["--config", "rule.yaml", "--judged", str(judged), "--out", "rows.jsonl", "--measures", "scored.jsonl"])
     assert [row.desirable for row in read_manifest(tmp_path / "rows.jsonl").rows] == [True, False]
+
+
+def test_from_recordings_by_measures_to_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``score`` with its defaults on the recordings of ``sample --audio true``, and what it wrote in ``label``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["tts-align"])
+    candidates = []
+    for number, seconds in enumerate((0.5, 0.5, 3.0)):
+        reading = WRONG if number == 1 else RIGHT
+        one = replace(spoken(reading), sample=number, prompt=replace(PROMPT, id="a/b", language="ja"))
+        sound = write_wav(
+            Path("drawn.jsonl.audio", f"{file_name(one.id)}.wav"), [0.1, -0.1] * int(4000 * seconds), 8000
+        )
+        candidates.append(replace(one, audio=str(sound)))
+    write_json_lines(Path("drawn.jsonl"), (one.to_row() for one in candidates))
+    measures = ["--measures+", "tts_align.evaluation.measures.rhythm.DurationRatio"]
+    measures += ["--measures+", "tts_align.evaluation.measures.rhythm.Clipping"]
+    score(["drawn.jsonl.audio", "--prompts", "drawn.jsonl", *measures, "--trainer.accelerator", "cpu"])
+    scored = {
+        row["id"]: row["measures"] for _, row in read_json_lines(Path("drawn.jsonl.audio.scored/utterances.jsonl"))
+    }
+    ratios = [scored[one.id]["duration_ratio"] for one in candidates]
+    assert ratios[0] == ratios[1] < ratios[2]
+    flags = ["--rule.keep", "all", "--rule.max_measures", json.dumps({"duration_ratio": 2 * ratios[0]})]
+    command(["--judged", "drawn.jsonl", "--out", "rows.jsonl", "--measures", "drawn.jsonl.audio.scored", *flags])
+    labelled = read_manifest(tmp_path / "rows.jsonl").rows
+    assert [(row.id, row.desirable) for row in labelled] == [(candidates[0].id, True), (candidates[1].id, False)]
+    assert labelled[0].scores["duration_ratio"] == ratios[0]

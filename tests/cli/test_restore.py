@@ -176,7 +176,9 @@ def test_two_processes_agree_on_whether_to_test(tested: str):
     assert done.stdout.count("test results:") == 1
 
 
-def test_a_test_that_was_cut_short_is_made_up_for(tested: str):
-    Path("run/test/summary.json").unlink()
+@pytest.mark.parametrize("lost", ["summary.json", "report.html"])
+def test_a_test_that_was_cut_short_is_made_up_for(lost: str, tested: str):
+    Path("run/test", lost).unlink()
     run(["fit", "--config", tested])
+    assert Path("run/test", lost).is_file()
     assert json.loads(Path("run/test/summary.json").read_text())["aligned"]["cer"]["n"] == 4

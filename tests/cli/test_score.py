@@ -3,6 +3,7 @@
 
 import json
 import shlex
+import unicodedata
 
 import numpy as np
 import pytest
@@ -172,6 +173,29 @@ def test_failures_of_sound(tmp_path):
     soundfile.write(tmp_path / "s.wav", stereo, 44100)
     sound = read_sound(tmp_path / "s.wav")
     assert (len(sound.waveform), sound.sample_rate) == (800, 44100)
+
+
+def test_recordings_are_found_whatever_their_names(tmp_path, monkeypatch):
+    """Endings in capitals, letters and marks apart as some systems write them, folders, and what no file may hold."""
+    monkeypatch.chdir(tmp_path)
+    names = ["ü ガ", "UP", "a b'c", "sub/deep", "up/../x", "v1.2", "gone"]
+    sentences = [json.dumps({"id": name, "text": "Hello.", "language": "en"}) for name in names]
+    (tmp_path / "sentences.jsonl").write_text("\n".join(sentences))
+    for file in (
+        unicodedata.normalize("NFD", "ü ガ.wav"),
+        "UP.wav",
+        "a b'c.wav",
+        "sub/deep.wav",
+        "up%2F..%2Fx.wav",
+        "v1.2.wav",
+    ):
+        write_wav(tmp_path / "theirs" / file, tone(800), RATE)
+    (tmp_path / "theirs/UP.wav").rename(tmp_path / "theirs/UP.WAV")
+    test = RecordedTest(
+        tmp_path / "theirs", "sentences.jsonl", "sentences", None, None, "", [Likeness()], None, None, 0.1
+    )
+    assert list(test.files) == names[:-1]
+    assert (test.others, list(test.remarks())) == ([], ["missing:      1 of 7 recordings, counted as failures: gone"])
 
 
 def test_the_readme_scores_a_folder(work, capsys):

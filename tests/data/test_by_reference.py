@@ -3,6 +3,7 @@
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,6 +227,19 @@ class Counted:
         return encode
 
 
+@pytest.mark.parametrize("folder", ["store", None])
+def test_examples_can_be_sent_to_other_processes(folder: str | None, tmp_path: Path, stored: None, manifest: Any):
+    """Which look at the stored files themselves: what is sent is small."""
+    data = AlignData(manifest(60), wants=RowsWanted(Reads.LABELLED, mismatched=True), rows_per_step=6, seed=3)
+    data.folder = None if folder is None else tmp_path / folder
+    data.prepare(Named())
+    examples = data._splits["train"].examples
+    sent = pickle.loads(pickle.dumps(examples))
+    assert sent.rows == examples.rows
+    assert sent.mismatched == examples.mismatched
+    assert sent.sources == examples.sources
+
+
 def test_a_policy_that_reads_otherwise_today_is_noticed(tmp_path: Path, stored: None, manifest: Any):
     class Louder(Named):
         def encode_text(self, text: str, *context: Any) -> Any:
@@ -299,6 +313,7 @@ def test_every_refused_row_is_written_down_in_order(tmp_path: Path):
     refused.close()
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_run_resumes_at_the_exact_row(tmp_path: Path, stored: None):
     """kill -9 in the middle of an epoch over shards: what is trained on afterwards is what would have been."""

@@ -9,7 +9,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException as OrtE
 from talker import Ear, Tube, make_candidates
 
 from tts_align.evaluation.candidates import read_candidates
-from tts_align.evaluation.listening import Failures, TooManyFailuresError, is_out_of_memory, listen
+from tts_align.evaluation.faults import is_out_of_memory
+from tts_align.evaluation.listening import Failures, TooManyFailuresError, listen
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_broken_vocoder_is_raised_not_a_verdict(candidates):
     broken = Broken(lambda one: RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({len(one)}x3 and 4x4)"))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         heard(Ear(), broken, candidates)
-    assert "each of the 24 candidates of a batch failed so" in caught.value.__notes__[0]
+    assert "each of the 24 utterances of a batch failed so" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

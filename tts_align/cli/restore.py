@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import yaml
 
+from tts_align.evaluation.html.report import REPORT
 from tts_align.evaluation.reward import print_numbers
 from tts_align.evaluation.table import print_table
 from tts_align.objectives import Part
@@ -104,6 +105,8 @@ def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:
     found = [path for path in (run.test / SUMMARY, run.test / REWARD_NUMBERS) if path.is_file()]
     made_of = [path for path in (run.checkpoint, run.choice) if path.exists()]
     if not found or not run.checkpoint.exists():
+        return None
+    if found[0].name == SUMMARY and not (run.test / REPORT).is_file():  # its last file: a kill came between
         return None
     if any(found[0].stat().st_mtime < path.stat().st_mtime for path in made_of):
         return None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,10 @@ class Utterances:
         self._speech = items.table.lists("speech"), items.table.lists("rejected")
         lengths = items.table.lengths("speech"), items.table.lengths("rejected")
         self.length = np.where(self.side == 0, lengths[0][self.row], lengths[1][self.row])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers that are not forked look at the table themselves."""
+        return Utterances, (self.items,)
 
     def speech(self, number: int) -> NDArray[Any]:
         """Speech tokens of an utterance."""
@@ -233,23 +238,17 @@ class Examples:
         """What was arranged, put together."""
         text, count = arranged.text, len(arranged.text)
 
-        def row(number: int) -> TokenRow:
-            return _row(found, texts, text[number], number, arranged.bistream[number])
-
-        def mismatched(number: int) -> TokenRow:
-            return _row(found, texts, text[number], arranged.partner[number], arranged.partner_bistream[number])
-
         lengths = texts.text.lengths[text]
         blocks = (lengths - texts.prefix[text]) // layout.text_block
         return cls(
-            rows=Lazy(count, row),
+            rows=Lazy(count, partial(_own, found, texts, arranged)),
             sources=Lazy(count, found.source),
             desirable=found.items.desirable.ravel(),
             items=np.arange(count).reshape(len(found.items), -1),  # :: (r) -> (items, 1 or 2)
             keys=arranged.key,
             inputs=lengths + texts.prompt.lengths[text] + found.length + 2,
             targets=found.length + 1 + np.where(arranged.bistream, blocks, 0),
-            mismatched=Lazy(len(arranged.partner), mismatched),
+            mismatched=Lazy(len(arranged.partner), partial(_twin, found, texts, arranged)),
             mismatched_keys=arranged.partner_key,
             utterances=utterances,
         )
@@ -257,6 +256,14 @@ class Examples:
     def tokens(self, layout: Layout) -> Indices:
         """Backbone positions of each item."""
         return self.inputs[self.items].sum(1)
+
+
+def _own(found: Utterances, texts: Texts, arranged: Arranged, number: int) -> TokenRow:
+    return _row(found, texts, arranged.text[number], number, arranged.bistream[number])
+
+
+def _twin(found: Utterances, texts: Texts, arranged: Arranged, number: int) -> TokenRow:
+    return _row(found, texts, arranged.text[number], arranged.partner[number], arranged.partner_bistream[number])
 
 
 def _row(found: Utterances, texts: Texts, text: Any, speech: Any, bistream: Any) -> TokenRow:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tts_align.data.records import Fault, ManifestError
 from tts_align.utils.assets import resolve
@@ -47,7 +47,7 @@ class Shard:
     path: str
 
     @contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
+    def open(self) -> Iterator[Any]:
         """The file, read as it is asked for."""
         with reading(self.name), self.system.open(self.path, "rb") as file:
             yield file

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tts_align.data import cosyvoice, kaldi
 from tts_align.data.places import shards
@@ -108,7 +108,7 @@ def _read_directory(path: Path, unprepared: bool) -> Iterator[Raw | Block]:
         raise ManifestError(path, [Fault(str(path), f"expected {KINDS}, found none of them in it")])
 
 
-def _read_lines(name: str, file: IO[bytes] | None = None) -> Iterator[Raw]:
+def _read_lines(name: str, file: Any = None) -> Iterator[Raw]:
     for number, line in byte_lines(name, file):  # bytes: text mode would also break lines at other separators
         if not line.strip():
             continue
@@ -119,7 +119,7 @@ def _read_lines(name: str, file: IO[bytes] | None = None) -> Iterator[Raw]:
             yield Raw(where, None, error.what)
 
 
-def _read_parquet(name: str, unprepared: bool, opened: IO[bytes] | None = None) -> Iterator[Raw | Block]:
+def _read_parquet(name: str, unprepared: bool, opened: Any = None) -> Iterator[Raw | Block]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 

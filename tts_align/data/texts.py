@@ -34,12 +34,18 @@ class Texts:
         prompt: speech tokens of the recording that each continues.
         prefix: how many leading ids of each are not its own words.
         words: digest of each one's own words, as two numbers, (m, 2).
+        where: what they lie in.
     """
 
     text: Lists
     prompt: Lists
     prefix: NDArray[np.int64]
     words: NDArray[np.int64]
+    where: Path | pa.Buffer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers that are not forked look at the file themselves."""
+        return Texts.open, (self.where,)
 
     @classmethod
     def write(cls, table: RowTable, rows: NDArray[np.int64], policy: CodecLM, sink: Any) -> None:
@@ -75,6 +81,7 @@ class Texts:
             prompt=Lists([one.column("prompt") for one in batches]),
             prefix=np.concatenate([np.zeros(0, np.int64), *prefix]),
             words=np.concatenate([np.zeros((0, 2), np.int64), *words]),
+            where=where,
         )
 
 

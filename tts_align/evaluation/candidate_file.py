@@ -42,7 +42,6 @@ class CandidateFile(Sequence[Candidate]):
         self._lengths: NDArray[np.int64] = np.asarray(lengths, np.int64)
         self._silent: NDArray[np.bool_] = np.zeros(len(offsets), bool)
         self._kept: NDArray[np.int64] = np.arange(len(offsets))
-        self._file = self.path.open("rb")
 
     def take(self, numbers: Sequence[int]) -> CandidateFile:
         """Some of them, in this order."""
@@ -81,8 +80,9 @@ class CandidateFile(Sequence[Candidate]):
         if isinstance(place, slice):
             return self.take(range(*place.indices(len(self))))
         number = int(self._kept[place])
-        self._file.seek(int(self._offsets[number]))
-        candidate = _read(self._file.readline(), self.path)
+        with self.path.open("rb") as file:
+            file.seek(int(self._offsets[number]))
+            candidate = _read(file.readline(), self.path)
         return replace(candidate, audio="") if self._silent[number] else candidate
 
 

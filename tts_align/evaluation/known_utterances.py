@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from tts_align.evaluation.faults import raise_if_memory_is_exhausted
 from tts_align.evaluation.judges.base import Expected, Judge, SpeechSample, Verdict
-from tts_align.evaluation.listening import raise_if_memory_is_exhausted
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.evaluation.readings.lexicon import Lexicon
 from tts_align.evaluation.readings.spelling import Marked, Script, spell

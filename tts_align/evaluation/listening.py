@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from tts_align.evaluation.candidate_file import CandidateFile
 from tts_align.evaluation.candidates import Candidate
+from tts_align.evaluation.faults import attempt
 from tts_align.evaluation.judges.base import Judge, Reading, SpeechSample, Verdict
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.speaking import UtteranceRequest, speak, waveforms_of
@@ -34,15 +34,6 @@ MAX_FAILED_SHARE = 0.01
 SILENCE = Verdict(transcript="", reading=Reading.NEITHER, cer=1.0, nearest_cer=1.0)
 """Verdict on an utterance without speech tokens: every character is missing."""
 _NAMED = 5
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "Failed to allocate memory",
-)
-"""How the errors of PyTorch, cuDNN, cuBLAS, CTranslate2 and ONNX Runtime say so."""
 
 
 class TooManyFailuresError(ValueError):
@@ -179,35 +170,10 @@ def listen(
 def _judge_batch(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate], failures: Failures) -> list[Candidate]:
     silent = [_with(one, SILENCE) for one in batch if not one.speech]
     spoken = [one for one in batch if one.speech]
-    try:
-        return silent + _judged(judge, voice, spoken)
-    except Exception as error:
-        raise_if_memory_is_exhausted(error)
-        if len(spoken) < 2:
-            return silent + [_failed(one, error, failures) for one in spoken]
-        whole = error
-    found, errors = _judged_one_by_one(judge, voice, spoken)
-    if not errors:
-        failures.split(len(spoken), whole)
-    if not found and len({_kind(error) for error in errors.values()}) == 1:
-        fault = next(iter(errors.values()))
-        fault.add_note(f"each of the {len(spoken)} candidates of a batch failed so, {next(iter(errors))} first")
-        raise fault
-    return silent + found + [_failed(one, errors[one.id], failures) for one in spoken if one.id in errors]
-
-
-def _judged_one_by_one(
-    judge: Judge, voice: Sounds | None, batch: Sequence[Candidate]
-) -> tuple[list[Candidate], dict[str, Exception]]:
-    """What could be judged, and why the rest could not, by name."""
-    found, errors = [], {}
-    for candidate in batch:
-        try:
-            found += _judged(judge, voice, [candidate])
-        except Exception as error:
-            raise_if_memory_is_exhausted(error)
-            errors[candidate.id] = error
-    return found, errors
+    answers = attempt(lambda some: _judged(judge, voice, some), spoken, [one.id for one in spoken], failures.split)
+    found = [one for one in answers if not isinstance(one, Exception)]
+    faults = [(one, answer) for one, answer in zip(spoken, answers, strict=True) if isinstance(answer, Exception)]
+    return silent + found + [_failed(one, fault, failures) for one, fault in faults]
 
 
 @torch.no_grad()
@@ -273,31 +239,6 @@ def _failed(candidate: Candidate, error: Exception, failures: Failures) -> Candi
     except TooManyFailuresError as stop:
         raise stop from error
     return dataclasses.replace(candidate, verdict=None, error=reason)
-
-
-def _kind(error: Exception) -> tuple[type[Exception], str]:
-    """What is the same of two errors that differ only in sizes and numbers."""
-    return type(error), re.sub(r"\d+", "#", str(error))
-
-
-def raise_if_memory_is_exhausted(error: Exception) -> None:
-    """Raise an error that says nothing about an utterance, with advice."""
-    if is_out_of_memory(error):
-        error.add_note("there is not enough memory to speak and judge so many candidates at a time: lower batch_rows")
-        raise error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the machine or of its accelerator is exhausted.
-
-    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
-    True
-    """
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # ONNX Runtime's errors are of classes of its own.
-    machine = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
-    return machine and any(words in str(error) for words in _NO_MEMORY)
 
 
 def warn_of_failures(candidates: Sequence[Candidate]) -> list[str]:

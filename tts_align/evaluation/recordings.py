@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,23 +158,28 @@ class RecordedTest:
         if self.listeners.judge is not None:
             warn_of_failures([with_verdict(one, rows) for one in self.candidates.values()])
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}
-        suite["digest"] = digest([item.reference for item in self.suite.items])
+        suite["digest"] = self.suite.digest()
         facts = {"suite": suite, "protocol": self.protocol.identity(), "models": self.models}
         return write_report(out, utterances, facts)
 
 
 def _recordings(folder: Path) -> dict[str, Path]:
-    """Recordings in a folder and those below it, by their path in it without its ending."""
+    """Recordings in a folder and those below it, by their path in it without its ending, which any case may have."""
     found: dict[str, Path] = {}
-    for kind in reversed(_KINDS):
-        for path in sorted(folder.rglob(f"*{kind}")):
-            found[path.relative_to(folder).as_posix().removesuffix(kind)] = path
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _KINDS and path.is_file()]
+    for path in sorted(files, key=lambda one: -_KINDS.index(one.suffix.lower())):
+        found[_composed(path.relative_to(folder).with_suffix("").as_posix())] = path
     return found
 
 
 def _key(name: str, there: dict[str, Path]) -> str | None:
     """How the recording of an utterance is named: as it is, or with what a file's name cannot hold quoted."""
-    return next((key for key in (name, file_name(name)) if key in there), None)
+    return next((key for key in (_composed(name), _composed(file_name(name))) if key in there), None)
+
+
+def _composed(name: str) -> str:
+    """A name with its accents and voicing marks in their letters, which some systems write apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _some(names: Sequence[str]) -> str:

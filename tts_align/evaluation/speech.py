@@ -189,7 +189,7 @@ class Evaluation:
         if module.vocoder is not None:
             models["vocoder"] = {"digest": module.vocoder.digest()}
         suite = {"name": self.suite.name, "path": self.suite.path, "sentences": len(self.suite.items)}
-        suite["digest"] = digest([item.reference for item in self.suite.items])
+        suite["digest"] = self.suite.digest()
         protocol = {} if self.protocol is None else {"protocol": self.protocol.identity()}
         known = calibration_of(run / CALIBRATION, settings.readings or module.judge)
         accuracy = {} if known is None else {"judge_accuracy": known.summary()}

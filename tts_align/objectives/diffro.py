@@ -47,7 +47,8 @@ class DiffRO(Objective, name="diffro"):
 
     Args:
         beta: weight of the KL to the reference, β.
-        tasks: reward-model tasks to optimise: ``asr`` or ``ctc`` plus any attributes.
+        tasks: reward-model tasks to optimise: ``asr``, ``ctc`` or both, plus any attributes; ``ctc`` counts in rows
+            that have enough speech tokens for their text.
         targets: wanted value of each attribute, for every row; each row's own by default.
         estimator: gradient estimator: straight_through (exactly one token at each position, the gradient of the soft
             sample) or soft.

@@ -155,7 +155,7 @@ def _bytes(weight: Tensor) -> int:
 
 def available(device: torch.device) -> int | None:
     """Bytes that a training on this device may still take; ``None`` where that is not known."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free_memory() if device.type == "cpu" else None

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,12 +179,12 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def byte_lines(path: str | Path, opened: IO[bytes] | None = None) -> Iterator[tuple[int, bytes]]:
+def byte_lines(path: str | Path, opened: Any = None) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and content of each line of a file; none may be of a length that no row has.
 
     Args:
         path: of the file.
-        opened: the file, if it is open already.
+        opened: the file, if it is open already; whatever has ``readline`` will do.
     """
     with reading(path), nullcontext(opened) if opened is not None else Path(path).open("rb") as file:
         number = 0

@@ -156,8 +156,9 @@ def test_what_makes_numbers_incomparable_is_said(tmp_path):
     rows = [row(i, "scored") for i in range(8)]
     measures = [{"similarity_seed": {"digest": digest, "higher_is_better": True}} for digest in ("a", "b")]
     models = [{"judge": judge, "base": judge} | known for judge, known in zip("xy", measures, strict=True)]
-    one = scored(tmp_path / "one", rows, protocol={"name": "seed", "version": "1"}, models=models[0])
-    two = scored(tmp_path / "two", rows[:6], protocol={"name": "cv3"}, models=models[1])
+    suites = [{"name": "seed", "path": path, "digest": "1"} for path in ("here", "there")]  # that is no difference
+    one = scored(tmp_path / "one", rows, protocol={"name": "seed", "version": "1"}, models=models[0], suite=suites[0])
+    two = scored(tmp_path / "two", rows[:6], protocol={"name": "cv3"}, models=models[1], suite=suites[1])
     comparison = compare_systems(system_of(one), system_of(two), 50)
     assert comparison.warnings == [
         "the protocol differs: seed 1 and cv3",

@@ -233,11 +233,13 @@ def test_what_cannot_be_heard_is_left_out_and_named(tmp_path: Path, capsys: pyte
     (run / "test/audio/s1-aligned.wav").unlink()
     (run / "test/audio/s2-base.wav").write_bytes(b"RIFF, but no sound")
     (more / "s0.wav").unlink()
+    soundfile.write(more / "s4.wav", [0.1, float("nan")] * 800, 16000, subtype="FLOAT")
     key, _ = made(tmp_path, run, more, kinds=("ab",), checks=0, training=0)
     assert {one["recording"]["id"] for one in key["clips"].values()} == {"s3"}
     said = capsys.readouterr().out
     assert f"s1: there is no recording {run}/test/audio/s1-aligned.wav" in said
-    assert "s2: cannot read the recording" in said
+    assert "s2: cannot use the recording" in said
+    assert f"s4: cannot use the recording {more}/s4.wav: holds samples that are not finite numbers" in said
     assert "s0: not of every system" in said
 
 

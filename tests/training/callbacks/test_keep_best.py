@@ -12,11 +12,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import OBJECTIVES, checkpoint_weights, gap, make_reward, weights
+from tiny import OBJECTIVES, checkpoint_weights, gap, make_reward, make_trainer, weights
+from tiny_sound import VOICES, Tones, build_e2e, spoken_rows
 from told import SENTENCES, Notes, Told, fit, save_prompts
 
+from tts_align.data.manifest import write_manifest
 from tts_align.objectives import MTR, SFT, DiffRO
+from tts_align.objectives.e2e import E2E
 from tts_align.training.callbacks.keep_best import DevHearing, KeepBest, best_of, mean_of
+from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
@@ -212,6 +216,20 @@ def test_every_objective(name: str, prompts: str, tmp_path: Path, tiny_policy: P
     watch, notes = keeper(prompts, [(3, 0.1), (1, 0.1), (2, 0.1)], every_steps=1), Notes(tmp_path)
     fit(tmp_path, tiny_policy, tiny_rows, watch, notes, every=1, objective=objective, parts=parts, max_steps=2)
     assert gap(chosen_weights(tmp_path), notes.weights[1]) == 0
+
+
+def test_end_to_end_training_keeps_its_best_too(prompts: str, tmp_path: Path, tiny_policy: Path):
+    """All that trains lies in one checkpoint, as it was at the best step."""
+    manifest = str(write_manifest(spoken_rows(sentences=4), tmp_path / "rows.jsonl"))
+    module, data = build_e2e(E2E(stage=2, voices=VOICES), tiny_policy, manifest, vocoder=Tones(), rows_per_step=2)
+    watch, notes = keeper(prompts, [(3, 0.1), (1, 0.1), (2, 0.1)]), Notes(tmp_path)
+    last = KeepLast(tmp_path / "checkpoints/last.ckpt", 1)
+    trainer = make_trainer(tmp_path, watch, notes, last, max_steps=2, max_epochs=-1, enable_checkpointing=True)
+    trainer.fit(module, datamodule=data)
+    assert choice(tmp_path)["step"] == 1
+    chosen = chosen_weights(tmp_path)
+    assert all(torch.equal(chosen[name], value) for name, value in notes.weights[1].items())
+    assert gap(notes.weights[1], notes.weights[2]) > 0
 
 
 def test_a_policy_that_is_not_trained_has_no_best(prompts: str, tmp_path: Path, tiny_policy: Path, tiny_rows: str):

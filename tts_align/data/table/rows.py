@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from tts_align.data.records import Row
 from tts_align.data.table.columns import ROWS_PER_BATCH, schema, to_batch, to_row
 
+_ROWS_AT_HAND = 4096
+"""Records that a table keeps, so that batches of a small manifest cost no more than a look."""
+
 
 class Lists:
     """A column of lists of numbers, row by row, in the memory that the operating system lends.
@@ -55,6 +58,7 @@ class RowTable(Sequence[Row]):
         self.batches, self.file, self._kept = batches, file, kept
         self._count = sum(batch.num_rows for batch in batches)
         self._lists: dict[str, Lists] = {}
+        self._made: dict[int, Row] = {}
 
     @classmethod
     def of(cls, rows: Iterable[Row], token: pa.DataType | None = None) -> RowTable:
@@ -96,14 +100,18 @@ class RowTable(Sequence[Row]):
     @overload
     def __getitem__(self, place: slice) -> tuple[Row, ...]: ...
     def __getitem__(self, place: int | slice) -> Row | tuple[Row, ...]:
-        """The record of a row; it is made anew every time."""
+        """The record of a row; the last ones are at hand, others are made anew."""
         if isinstance(place, slice):
             return tuple(self[number] for number in range(*place.indices(len(self))))
         if not -len(self) <= place < len(self):
             raise IndexError(f"expected a row below {len(self)}, got {place}")
-        place %= len(self)
-        batch, inside = divmod(place if self._kept is None else int(self._kept[place]), ROWS_PER_BATCH)
-        return to_row(self.batches[batch].slice(inside, 1).to_pylist()[0])
+        number = int(place % len(self)) if self._kept is None else int(self._kept[place])
+        if number not in self._made:
+            if len(self._made) == _ROWS_AT_HAND:
+                del self._made[next(iter(self._made))]
+            batch, inside = divmod(number, ROWS_PER_BATCH)
+            self._made[number] = to_row(self.batches[batch].slice(inside, 1).to_pylist()[0])
+        return self._made[number]
 
     def __iter__(self) -> Iterator[Row]:
         """The rows one after the other, a batch of records in memory at a time."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from tts_align.evaluation.listening_test.records import ListeningTestError, Recording
 from tts_align.evaluation.prompts import SentencePrompt, read_prompts
+from tts_align.utils.audio import AudioError, read_recording
 from tts_align.utils.files import read_json_lines
 from tts_align.utils.readers import read_yaml
 
@@ -130,15 +131,14 @@ def _recordings(
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with a recording, by its header; empty if nothing is."""
-    import soundfile
-
+    """What is wrong with a recording, which is read as a whole; empty if nothing is."""
     if not path.is_file():
         return f"there is no recording {path}"
     try:
-        return "" if soundfile.info(str(path)).frames else f"the recording {path} is empty"
-    except soundfile.LibsndfileError as error:
-        return f"cannot read the recording {path}: {error.error_string}"
+        read_recording(path)
+    except AudioError as error:
+        return f"cannot use the recording {error}"
+    return ""
 
 
 def _recording(row: Mapping[str, Any], audio: Path, system: str, known: Mapping[str, SentencePrompt]) -> Recording:

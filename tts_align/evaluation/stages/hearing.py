@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,14 @@ class Hearing:
     def _check(self, batch: Sequence[Candidate], sounds: Sounds) -> None:
         """Length, and failures that need no model."""
         todo = self._todo("sound", batch)
-        answers = attempt(sounds, todo, [one.id for one in todo])
+        answers = attempt(sounds, todo, [one.id for one in todo], self.failures["sound"].split)
         self._keep("sound", todo, answers)
 
     def _judge(self, name: str, judge: Judge, batch: Sequence[Candidate], sounds: Sounds) -> None:
         todo = self._todo(name, batch)
         silent, spoken = self._divided(todo)
         work = torch.no_grad()(lambda some: _verdicts(judge, some, sounds))
-        answers = dict(zip((one.id for one in spoken), attempt(work, spoken, [one.id for one in spoken]), strict=True))
+        answers = self._answers(name, work, spoken)
         answers |= {one.id: silence_of(one) for one in silent}
         self._keep(name, todo, [answers[one.id] for one in todo])
 
@@ -118,9 +118,15 @@ class Hearing:
         work = torch.no_grad()(
             lambda some: measure.measure([self._sample(measure, *one) for one in _with(some, sounds)])
         )
-        answers = dict(zip((one.id for one in spoken), attempt(work, spoken, [one.id for one in spoken]), strict=True))
+        answers = self._answers(name, work, spoken)
         answers |= {one.id: {} for one in silent}
         self._keep(name, todo, [answers[one.id] for one in todo])
+
+    def _answers(
+        self, name: str, work: Callable[[Sequence[Candidate]], Sequence[Any]], batch: Sequence[Candidate]
+    ) -> dict[str, Any]:
+        ids = [one.id for one in batch]
+        return dict(zip(ids, attempt(work, batch, ids, self.failures[name].split), strict=True))
 
     def _sample(self, measure: UtteranceMeasure, candidate: Candidate, heard: Heard) -> MeasuredSample:
         prompt = self.listeners.prompts.get(candidate.prompt.id) if measure.needs_prompt else None

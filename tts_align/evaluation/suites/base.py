@@ -12,6 +12,7 @@ from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.evaluation.protocols import Reference
 from tts_align.utils.files import write_json_lines
 from tts_align.utils.readers import read_text
+from tts_align.utils.shards import digest
 
 _MAX_FAULTS = 20
 
@@ -67,6 +68,10 @@ class Suite:
     def has_voices(self) -> bool:
         """Whether its sentences bring recordings of their voices."""
         return any(item.prompt_audio is not None for item in self.items)
+
+    def digest(self) -> str:
+        """Changes with the utterances and what a protocol compares them with, and not with where the set lies."""
+        return digest([(item.id, item.reference) for item in self.items])
 
     def write_voices(self, path: Path) -> Path:
         """Write the file of voices that CosyVoice's policy and vocoder read; a file that says the same is left alone.
