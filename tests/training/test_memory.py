@@ -4,6 +4,7 @@
 import ctypes
 import gc
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.objectives import SFT
 from tts_align.training.memory import MemoryEstimate, available, estimate, free_memory
 
-STATUS = Path("/proc/self/status")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resident(name: str) -> int:
@@ -28,12 +29,12 @@ def forget() -> None:
     """Let the largest size be that of now, without what other tests have freed."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    CLEAR.write_text("5")
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's count of a process's memory")
+@pytest.mark.skipif(not os.access(CLEAR, os.W_OK), reason="needs Linux's count of a process's memory")
 @pytest.mark.parametrize(
-    ("width", "layers", "rows", "recompute"), [(128, 2, 16, False), (256, 4, 12, False), (256, 4, 24, True)]
+    ("width", "layers", "rows", "recompute"), [(128, 2, 16, False), (256, 4, 12, False), (256, 4, 12, True)]
 )
 def test_a_step_takes_what_was_estimated(width: int, layers: int, rows: int, recompute: bool):
     sizes = Sizes(1000, 100, hidden_size=width, layers=layers, intermediate_size=4 * width)
