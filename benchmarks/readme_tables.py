@@ -88,7 +88,9 @@ def diffro(found: dict[str, Any]) -> str:
     lines += ["", "Differences from the base on the same sentences, voices and draws, with 95 % intervals:", ""]
     lines += ["| | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|"]
     differences = {
-        f"seed {row['seed']}": row["difference_from_base"] for row in found.get("rows", []) if row["method"] == "diffro"
+        f"seed {row['seed']}": row["difference_from_base"]
+        for row in found.get("rows", [])
+        if "difference_from_base" in row
     }
     if "pooled" in found:
         differences["all seeds"] = found["pooled"]
