@@ -253,7 +253,7 @@ if __name__ == "__main__":
 
     def measure(
         rows: list[int] = [1000, 125_000, 250_000, 500_000, 1_000_000],  # noqa: B006
-        work: Path = Path("/tmp/scaling"),
+        work: Path = Path("runs/scaling"),
         objectives: list[str] = ["sft"],  # noqa: B006
         out: str = "scaling",
         kill: bool = True,
