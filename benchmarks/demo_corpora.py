@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.optim.lr_scheduler import LinearLR
 
 from tts_align.cli.judge import judge
@@ -30,21 +30,21 @@ from tts_align.evaluation.report import JudgedUtterance
 from tts_align.evaluation.speaking import utterance_requests
 from tts_align.models.base.generation import Sampling
 from tts_align.models.base.policy import CodecLM
+from tts_align.models.base.reward import RewardHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.models.reward.config import Attribute, RewardSizes
 from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import KTO, MTR, Objective
-from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.contrast import SIDES, Contrast, undesirable_weight
 from tts_align.training.module import AlignModule
 from tts_align.training.stages import write_log_ratios
 from tts_align.utils.files import write_json
 
 SPEAKERS = ("sakura", "takumi")
-TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
-DRAWN = Sampling(top_p=0.97, top_k=0, repetition_window=0, min_ratio=1, max_ratio=15)
+TESTED = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
+DRAWN = Sampling(top_p=0.97, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
 FINAL_FACTOR = 0.05
 """Of the learning rate: it falls linearly over the whole training, for every method alike."""
 REWARD_EPOCHS, REWARD_RATE = 10, 2e-3
@@ -71,7 +71,7 @@ class Fit:
         steps: optimiser steps after which the training ends, instead of epochs.
         epochs: passes over the rows.
         contrast: file of token weights.
-        reward: directory of a reward model.
+        reward: directory of a reward model, or one that is built.
         guard: listens while it trains, and may stop it.
         final_factor: share of the learning rate that is left at the last step; it falls linearly.
     """
@@ -82,8 +82,8 @@ class Fit:
     steps: int = -1
     epochs: int = 1
     contrast: Path | None = None
-    reward: Path | None = None
-    guard: HackingGuard | None = None
+    reward: Path | RewardHead | None = None
+    guard: Callback | None = None
     final_factor: float = FINAL_FACTOR
 
 
@@ -95,11 +95,13 @@ class Corpus:
         name: symbolic or audio.
         work: where candidates and caches lie; what is there is not made again.
         rows_per_step: of every fit.
+        reward_epochs: of every reward model.
     """
 
     name: Name
     work: Path
     rows_per_step: int = 16
+    reward_epochs: int = REWARD_EPOCHS
     base_heard: dict[tuple[str, int], list[JudgedUtterance]] = field(default_factory=dict)
 
     @cached_property
@@ -160,7 +162,7 @@ class Corpus:
             fit.objective,
             self.policy(),
             contrast=Contrast(weights=str(fit.contrast)) if fit.contrast else None,
-            reward=RewardModel(str(fit.reward)) if fit.reward else None,
+            reward=RewardModel(str(fit.reward)) if isinstance(fit.reward, Path) else fit.reward,
             vocoder=self.vocoder if fit.guard else None,
             sampling=TESTED,
             cache=str(self.work / "cache"),
@@ -195,28 +197,42 @@ class Corpus:
         return ratios.path
 
     def reward(
-        self, seed: int, split: str = "preference", attributes: tuple[Attribute, ...] = (), ctc: bool = False
+        self,
+        seed: int,
+        split: str = "preference",
+        attributes: tuple[Attribute, ...] = (),
+        ctc: bool = False,
+        regularised: bool = False,
     ) -> Path:
-        """A reward model that has learnt, from this seed's rows, what the labelling recogniser heard in them."""
-        out = self.work / "-".join(["reward", str(seed), split, *(one.name for one in attributes), *["ctc"] * ctc])
+        """A reward model that has learnt, from this seed's rows, what the labelling recogniser heard in them.
+
+        Args:
+            seed: of the rows, the order in which they are read, and the first weights.
+            split: of the corpus.
+            attributes: further tasks.
+            ctc: a CTC head beside the decoder.
+            regularised: by RRPO's three regularisers.
+        """
+        kind = [*(one.name for one in attributes), *["ctc"] * ctc, *["rrpo"] * regularised]
+        out = self.work / "-".join(["reward", str(seed), split, *kind])
         if out.exists():
             return out
         seed_everything(seed, verbose=False)
         data = AlignData(str(self.labelled(seed, split)), wants=MTR().rows_wanted, rows_per_step=32, seed=seed)
         policy = self.policy()
         data.prepare(policy)
-        steps = data.steps_per_epoch * REWARD_EPOCHS
+        steps = data.steps_per_epoch * self.reward_epochs
         sizes = RewardSizes(policy.layout.codebook_size, attributes=attributes, ctc=ctc, **REWARD_SIZES)
         model = RewardModel(sizes=sizes)
         module = AlignModule(
-            MTR(),
+            MTR(label_smoothing=0.1, mixup=0.2, adversarial=0.5, radius=0.5) if regularised else MTR(),
             policy,
             reward=model,
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=REWARD_RATE),
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, FINAL_FACTOR, total_iters=steps),
         )
         begun = time.process_time()
-        quiet_trainer(max_epochs=REWARD_EPOCHS).fit(module, data)
+        quiet_trainer(max_epochs=self.reward_epochs).fit(module, data)
         model.eval().save(out)
         cost = {"steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
         write_json(self.work / f"{out.name}.json", cost)

@@ -33,7 +33,7 @@ from tts_align.utils.files import write_json
 RESULTS = Path(__file__).with_name("results") / "diffro_attribute.json"
 VOICE = Attribute("speaker", "classes", SPEAKERS)
 RATE, ANCHOR = 1e-3, 0.3
-"""Those that ``diffro.py`` has chosen."""
+"""An epoch with a weak anchor, which leaves the reward the most room."""
 
 
 def heard(corpus: Corpus, policy: CodecLM, voice: str, sentences: int) -> dict[str, dict[str, float]]:
@@ -76,7 +76,7 @@ def main(
     """Run and write.
 
     Args:
-        work: of ``diffro.py``.
+        work: candidates and reward models lie in its folder ``audio``; what is not there is made.
         results: JSON file.
         sentences: of the dev sentences.
         threads: of PyTorch.

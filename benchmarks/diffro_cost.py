@@ -48,7 +48,7 @@ def first_batch(corpus: Corpus, rows: int) -> Batch:
     data = corpus.data(Fit(DiffRO(), 1e-3), 0)
     data.prepare(corpus.base)
     split = data._splits["train"]
-    micro = next(iter(PlanSampler(split.plan, split.examples, split.targets)))
+    micro = next(iter(PlanSampler(split.plan, split.examples)))
     return MicroBatches(split.examples, split.layout)[micro]
 
 
@@ -156,7 +156,7 @@ def main(
     """Measure and write.
 
     Args:
-        work: of ``diffro.py``; its reward model of seed 0 is used.
+        work: candidates and reward models lie in its folder ``audio``; what is not there is made.
         results: JSON file.
         rounds: turns; two more warm up.
         rows: in the batch.

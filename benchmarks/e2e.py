@@ -14,7 +14,8 @@ rm_fm_lm       by all three losses: where stages 2 and 3 are compared from
 cascaded       ``rm`` and the same ``--last`` epochs of stage 2 that ``stage2`` has
 stage2         ``rm_fm_lm`` and ``--last`` epochs more of stage 2, at the learning rate of stage 3
 stage2_as_long stage 2 for as many seconds as ``stage3`` takes
-stage3         ``--last`` epochs of stage 3: how the recipe ends
+stage3         ``--last`` epochs of stage 3
+recipe         the same at the recipe's own rate, where ``--rate`` gives the others another one
 ============== =======================================================================================================
 
 Held-out utterances go through tokenizer, flow and Griffin-Lim to a judge that had no part in training (reconstruction),
@@ -71,6 +72,9 @@ PAIRS = (
     ("stage2_as_long", "stage3"),
     ("base", "stage2"),
     ("base", "stage3"),
+    ("base", "rm_fm_lm"),
+    ("base", "recipe"),
+    ("rm_fm_lm", "recipe"),
 )
 """Second minus first."""
 
@@ -136,11 +140,13 @@ def heard_mel(vocoder: Vocoder, speech: Sequence[torch.Tensor], speakers: Sequen
     return vocoder.log_mel(speech, vocoder.codec.speaker_index(speakers))
 
 
-def spoken(policy: Any, vocoder: Vocoder, sentences: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Test utterances by name: sentence, error rates, and whether the reading is right."""
-    prompts = evenly_spread(read_prompts("demo:audio/sentences/test.jsonl"), sentences)
+def spoken(
+    policy: Any, vocoder: Vocoder, sentences: int, seed: int, split: str = "test", judge: str = "judge"
+) -> dict[str, dict[str, Any]]:
+    """Utterances of held-out sentences by name: sentence, error rates, and whether the reading is right."""
+    prompts = evenly_spread(read_prompts(f"demo:audio/sentences/{split}.jsonl"), sentences)
     requests = utterance_requests(prompts, SPEAKERS, 1, seed + 1)
-    parts = Parts(policy=policy, judge=CTCJudge("demo:audio/judge"), sampling=SAMPLING, vocoder=vocoder)
+    parts = Parts(policy=policy, judge=CTCJudge(f"demo:audio/{judge}"), sampling=SAMPLING, vocoder=vocoder)
     judged: list[Candidate] = speak_and_judge(policy.eval(), parts, requests, 128)
     found = {}
     for one in judged:
@@ -238,6 +244,7 @@ def main(
     first: int | None = None,
     long: int | None = None,
     last: int = 1,
+    rate: float | None = None,
     sentences: int = 160,
     rows: int = 200,
     max_rows: int | None = None,
@@ -252,12 +259,13 @@ def main(
         first: epochs of stage 1; the recipe's by default.
         long: epochs of stage 2 of every variant; the recipe's by default.
         last: epochs of stage 3, and of the stage 2 beside it.
+        rate: learning rate of those; the recipe's by default.
         sentences: of the test, each in both voices.
         rows: held-out utterances that are reconstructed.
         max_rows: training rows, for trials; all by default.
         out: name of the results.
     """
-    settings = {"epochs": {"first": first, "long": long, "last": last}}
+    settings = {"epochs": {"first": first, "long": long, "last": last}, "rate": rate}
 
     def keep(seed: int, name: str, *overlays: str, **flags: Any) -> dict[str, Any]:
         path = work / f"seed{seed}" / f"{name}.json"
@@ -276,7 +284,7 @@ def main(
         flags: dict[str, Any] = {} if first is None else {"model__stage_fit__epochs": first}
         return keep(seed, name, "stage2", name, **flags, **({} if long is None else {"trainer__max_epochs": long}))
 
-    def further(seed: int, name: str, start: str, stage: int, steps: int) -> dict[str, Any]:
+    def further(seed: int, name: str, start: str, stage: int, steps: int, rate: float | None = rate) -> dict[str, Any]:
         flags: dict[str, Any] = {
             "objective__start": work / f"seed{seed}" / start,
             "objective__stage": stage,
@@ -285,6 +293,8 @@ def main(
             "trainer__max_steps": steps,
             "trainer__max_epochs": -1,
         }
+        if rate is not None:
+            flags["model__optimizer__init_args__lr"] = rate
         return keep(seed, name, **flags, **({} if stage == 3 else dict.fromkeys(ONLY_IN_STAGE_3, "null")))
 
     for seed in seeds:
@@ -294,6 +304,8 @@ def main(
         stage2 = further(seed, "stage2", "rm_fm_lm", 2, steps)
         as_long = round(steps * stage3["cpu_seconds"] / stage2["cpu_seconds"])
         further(seed, "stage2_as_long", "rm_fm_lm", 2, as_long)
+        if rate is not None:
+            further(seed, "recipe", "rm_fm_lm", 3, steps, None)
     for seed in seeds if {"rm", "cascaded"} & set(systems) else ():
         steps = last * variant(seed, "rm")["epoch_steps"]
         if "cascaded" in systems:

@@ -5,11 +5,11 @@
 
 A seed draws its own candidates, shuffles, and tests with its own draws; the base model is one and the same.
 
-Settings are chosen on dev sentences, at the budget ``updates``, by the same number of trials for every method: a grid
-of 16 over learning rate and SFT anchor (SFT has no anchor: 16 learning rates and final learning rates), one knob at a
-time around its best (six); then, from the most accurate down, those that add at most .4 points to the base's nearest
-CER are looked at on two more seeds, five at most, until one adds no more than that in the mean of the three. If none
-does, the one that adds least is chosen.
+Settings are chosen on dev sentences, at the budget ``updates`` (or ``epochs``: ``--chosen_at``), by the same number of
+trials for every method: a grid of 16 over learning rate and SFT anchor (SFT has no anchor: 16 learning rates and final
+learning rates), one knob at a time around its best (six); then, from the most accurate down, those that add at most .4
+points to the base's nearest CER are looked at on two more seeds, five at most, until one adds no more than that in the
+mean of the three. If none does, the one that adds least is chosen.
 The test sentences are used once, for five seeds and three budgets:
 
 - ``epochs``: three passes over the rows that a method reads; TKTO's pair comes on top.
@@ -103,6 +103,10 @@ GRID = tuple(Setting(rate, anchor) for rate in RATES for anchor in ANCHORS)
 DPO_GRID = tuple(
     Setting(rate, anchor) for rate in (2.5e-5, 1e-4, 2.5e-4, 1e-3) for anchor in (3.0, 30.0, 300.0, 3000.0)
 )
+# Pairs are few: three passes over them are 93 steps, not 795.
+DPO_EPOCHS_GRID = tuple(
+    Setting(rate, anchor) for rate in (2.5e-4, 5e-4, 1e-3, 2e-3) for anchor in (1.0, 3.0, 10.0, 30.0)
+)
 SFT_GRID = tuple(
     Setting(rate, final=final) for rate in (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2) for final in (0.05, 0.3)
 )
@@ -139,10 +143,12 @@ class Experiment:
     Args:
         corpus: where they run.
         work: what is finished lies here.
+        chosen_at: budget at which settings are chosen.
     """
 
     corpus: Corpus
     work: Path
+    chosen_at: Budget = "updates"
 
     def weights(self, setting: Setting, seed: int) -> tuple[Path, float]:
         """TKTO's token weights, and the CPU seconds that pair and cache took."""
@@ -185,7 +191,7 @@ class Experiment:
 
     def trial(self, method: str, setting: Setting, seed: int) -> dict[str, Any]:
         """One look at dev sentences."""
-        heard, cost = load(self.run(method, setting, seed, "dev", "updates"))
+        heard, cost = load(self.run(method, setting, seed, "dev", self.chosen_at))
         base = self.corpus.base_test("dev", seed)
         found = {name: mean(heard, name) for name in ("accuracy", "cer", "nearest_cer")}
         found["nearest_cer_added"] = found["nearest_cer"] - mean(base, "nearest_cer")
@@ -196,7 +202,8 @@ class Experiment:
     def trials(self, method: str) -> dict[Setting, list[dict[str, Any]]]:
         """Settings and their looks at dev; down the list until one stays intelligible in the mean of all seeds."""
         facts = TABLE[method]
-        looked = {setting: [self.trial(method, setting, DEV_SEEDS[0])] for setting in facts.grid}
+        grid = DPO_EPOCHS_GRID if (method, self.chosen_at) == ("dpo", "epochs") else facts.grid
+        looked = {setting: [self.trial(method, setting, DEV_SEEDS[0])] for setting in grid}
         best = ranked(looked)[0]
         for knob, factor in facts.knobs:
             setting = replace(best, **{knob: getattr(best, knob) * factor})
@@ -219,8 +226,13 @@ class Experiment:
 
     def chosen(self, method: str) -> Setting:
         """What was chosen before."""
-        found = json.loads((self.work / f"chosen-{method}.json").read_text("utf-8"))
-        return Setting(**found["setting"])
+        return Setting(**json.loads(self.choice(method).read_text("utf-8"))["setting"])
+
+    def choice(self, method: str) -> Path:
+        """File of what was chosen, and its trials."""
+        # Three epochs and all updates are one thing to TKTO.
+        at = "updates" if method == "tkto" else self.chosen_at
+        return self.work / (f"chosen-{method}.json" if at == "updates" else f"chosen-{method}-{at}.json")
 
     def test(self, method: str, seed: int, budget: Budget) -> Path:
         """The test sentences, once."""
@@ -255,7 +267,7 @@ def table(
             heard = {}
             for method in methods:
                 heard[method], cost = load(experiment.test(method, seed, budget))
-                facts = asdict(experiment.chosen(method)) | cost
+                facts = asdict(experiment.chosen(method)) | {"chosen_at": experiment.chosen_at} | cost
                 # The pair of TKTO is two fits of one epoch each.
                 facts["updates"] = cost["steps"] + (2 * cost["steps"] // EPOCHS if method == "tkto" else 0)
                 rows.append(row(corpus.name, seed, method, heard[method], base, budget=budget, **facts))
@@ -287,6 +299,7 @@ def main(
     part: Literal["dev", "test", "all"] = "all",
     seeds: list[int] | None = None,
     budgets: list[Budget] | None = None,
+    chosen_at: Budget = "updates",
     work: Path = Path("runs/equal_compute"),
     results: Path = RESULTS,
     threads: int = 1,
@@ -299,6 +312,7 @@ def main(
         part: choose settings on dev sentences, test the chosen ones, or both.
         seeds: five by default.
         budgets: all three by default.
+        chosen_at: budget at which settings are chosen.
         work: finished runs.
         results: JSON file; what it holds of the other corpus is kept.
         threads: of PyTorch.
@@ -306,15 +320,15 @@ def main(
     torch.set_num_threads(threads)
     folder = work / corpus
     folder.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(Corpus(corpus, folder), folder)
+    experiment = Experiment(Corpus(corpus, folder), folder, chosen_at)
     for method in methods or METHODS:
         if part != "test":
             setting, trials = experiment.choose(method)
-            write_json(folder / f"chosen-{method}.json", {"setting": asdict(setting), "trials": trials})
+            write_json(experiment.choice(method), {"setting": asdict(setting), "trials": trials})
     if part == "dev":
         return
     found = table(experiment, seeds or SEEDS, budgets or BUDGETS, methods or METHODS)
-    kept = [json.loads((folder / f"chosen-{method}.json").read_text("utf-8")) for method in methods or METHODS]
+    kept = [json.loads(experiment.choice(method).read_text("utf-8")) for method in methods or METHODS]
     found["dev"] = [one for each in kept for one in each["trials"]]
     found["chosen"] = [
         {"corpus": corpus, "method": method, **each["setting"]}

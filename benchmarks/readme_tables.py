@@ -60,9 +60,10 @@ def table1(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def points(one: dict[str, float]) -> str:
+def points(one: dict[str, float], digits: int = 1) -> str:
     """A difference with its interval, in percentage points."""
-    return f"{100 * one['value']:+.1f} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
+    value, low, high = (f"{100 * one[name]:+.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def replaced(text: str, block: str, table: str) -> str:
@@ -74,30 +75,40 @@ def replaced(text: str, block: str, table: str) -> str:
 
 
 def diffro(found: dict[str, Any]) -> str:
-    """DiffRO and its controls beside the other methods, on the audio corpus, and the differences seed by seed."""
-    table = json.loads((RESULTS / "demo_table1.json").read_text("utf-8"))["rows"]
-    shown = ("base", "sft", "dpo", "kto_unpaired", "tkto_unpaired")
-    others = [row for row in table if row["corpus"] == "audio" and row["method"] in shown]
-    lines = ["| method | seeds | updates | CPU s | accuracy % | CER % | nearest CER % | bad % |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for rows in (others, [row for row in found["rows"] if row["method"] != "base"]):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            mine = [row for row in rows if row["method"] == method]
-            cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS)
-            steps = f"{np.mean([row['steps'] for row in mine]):.0f}" if "steps" in mine[0] else ""
-            seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
-            lines.append(f"| `{method}` | {len(mine)} | {steps} | {seconds} | {cells} |")
-    lines += ["", "`diffro` against the others, same sentences, voices and seeds, with 95 % intervals:", ""]
-    lines += ["| against | seed | CER, points | accuracy, points | nearest CER, points |", "|---|---|---|---|---|"]
-    for row in found["rows"]:
-        if row["method"] == "diffro":
-            names = ("cer", "accuracy", "nearest_cer")
-            cells = " | ".join(points(row["difference_from_base"][name]) for name in names)
-            lines.append(f"| `base` | {row['seed']} | {cells} |")
-    for one in found["comparisons"]:
-        cells = " | ".join(points(one[metric]) for metric in ("accuracy", "nearest_cer"))
-        lines.append(f"| `{one['second']}` | {one['seed']} | | {cells} |")
+    """DiffRO's recipe on test sentences, its differences from the base, and what was tried on dev sentences."""
+    names = METRICS[:3]
+    lines = ["| test sentences | utterances | accuracy % | CER % | nearest CER % |", "|---|---|---|---|---|"]
+    for row in found.get("rows", []):
+        cells = " | ".join(whole(interval(row, name), 2) for name in names)
+        lines.append(f"| {row['method']}, seed {row['seed']} | {row['n']} | {cells} |")
+    summary = found["recipe"]["summary"]
+    for system, words in (("base", "base, as the recipe tests it"), ("aligned", "the recipe itself")):
+        cells = " | ".join(whole(summary[system][name], 2) for name in names)
+        lines.append(f"| {words} | {summary[system]['accuracy']['n']} | {cells} |")
+    lines += ["", "Differences from the base on the same sentences, voices and draws, with 95 % intervals:", ""]
+    lines += ["| | accuracy, points | CER, points | nearest CER, points |", "|---|---|---|---|"]
+    differences = {
+        f"seed {row['seed']}": row["difference_from_base"] for row in found.get("rows", []) if row["method"] == "diffro"
+    }
+    if "pooled" in found:
+        differences["all seeds"] = found["pooled"]
+    for words, one in (differences | {"the recipe itself": summary["difference"]}).items():
+        lines.append(f"| {words} | {' | '.join(points(one[name], 2) for name in names)} |")
+    lines += ["", "What was tried, on dev sentences, a number for each seed:", ""]
+    lines += ["| setting | seeds | updates | CPU s | accuracy % | CER % | nearest CER, points above the base |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for words in dict.fromkeys(trial["words"] for trial in found["dev"]):
+        mine = [trial for trial in found["dev"] if trial["words"] == words]
+        costs = " | ".join(f"{np.mean([one[name] for one in mine]):.0f}" for name in ("steps", "cpu_seconds"))
+        shown = (("accuracy", ".1f"), ("cer", ".2f"), ("nearest_cer_added", "+.2f"))
+        cells = " | ".join("; ".join(format(100 * one[name], how) for one in mine) for name, how in shown)
+        lines.append(f"| {words} | {', '.join(str(one['seed']) for one in mine)} | {costs} | {cells} |")
     return "\n".join(lines)
+
+
+def interval(row: dict[str, Any], name: str) -> dict[str, float]:
+    """A metric of a row of results with its interval."""
+    return {"value": row[name], "low": row["intervals"][name][0], "high": row["intervals"][name][1]}
 
 
 def diffro_cost(found: dict[str, Any]) -> str:
@@ -260,13 +271,14 @@ def against(found: dict[str, Any]) -> str:
 
 E2E_SYSTEMS = {
     "base": "as it ships",
-    "rm": "RM, stage 2 for one epoch",
+    "rm": "RM, then stage 2",
     "rm_fm": "RM + FM, likewise",
-    "rm_fm_lm": "RM + FM + LM, likewise",
-    "cascaded": "RM, then as much stage 2 as `stage2`",
-    "stage2": "RM + FM + LM, stage 2 to the end",
+    "rm_fm_lm": "RM + FM + LM, then stage 2",
+    "cascaded": "RM, likewise, and as much stage 2 again as `stage2`",
+    "stage2": "likewise, and one epoch more of it",
     "stage2_as_long": "likewise, for as many seconds as stage 3",
-    "stage3": "likewise, then stage 3",
+    "stage3": "RM + FM + LM, stage 2, then one epoch of stage 3",
+    "recipe": "likewise, at the recipe's own rate",
 }
 
 
@@ -301,6 +313,24 @@ def e2e(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+E2E_TOKENS = {"manifest": "as the base was taught", "codec": "of the rows' mel, embedded codec", "run": "after stage 1"}
+
+
+def e2e_rates(found: dict[str, Any]) -> str:
+    """What a policy makes of frozen speech tokens at each learning rate; dev sentences."""
+    lines = ["| speech tokens | starts from | peak rate | epochs | LM nats, held out | training rows "]
+    lines[0] += "| accuracy % | CER % | nearest CER % |"
+    lines += ["|---" * 9 + "|"]
+    for row in found["rows"]:
+        start = "base" if row["start"] == "base" else "stage 1"
+        nats = f"{row['nats_before']:.2f} → {row['nats']:.2f} | {row['nats_of_training_rows']:.2f}"
+        heard = f"{100 * row['accuracy']:.1f} | {100 * row['cer']:.2f} | {100 * row['nearest_cer']:.2f}"
+        lines.append(
+            f"| {E2E_TOKENS[row['tokens']]} | {start} | {row['rate']:g} | {row['epochs']} | {nats} | {heard} |"
+        )
+    return "\n".join(lines)
+
+
 def whole(one: dict[str, float], digits: int) -> str:
     """A mean with its interval, in per cent."""
     value, low, high = (100 * one[name] for name in ("value", "low", "high"))
@@ -317,10 +347,11 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "trl": ("trl_step.json", trl),
         "decoding": ("decoding.json", decoding),
         "batched": ("sampling.json", batched),
-        "diffro": ("diffro.json", diffro),
+        "diffro": ("diffro_recipe.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),
         "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
         "e2e": ("e2e.json", e2e),
+        "e2e_rates": ("e2e_rates.json", e2e_rates),
     },
     Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
 }

@@ -8,7 +8,10 @@ import pytest
 import torch
 from tiny import save_policy, save_rows
 
-LONG = ("test_sharding", "test_devices", "test_recipes", "test_cosyvoice_round_trip", "test_readme", "test_machines")
+LONG = (
+    *("test_devices", "test_recipes", "test_cosyvoice_round_trip", "test_benchmarks", "test_sharding"),
+    *("test_launchers", "test_module", "test_cli", "test_readme", "test_machines"),
+)
 """Files that take longest, started first so that no worker is left with one of them at the end."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that tests start, must not fight for the cores

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from places import BENCHMARKS
 
 from tts_align.evaluation.protocols import PROTOCOLS
@@ -133,6 +134,59 @@ def test_the_end_to_end_benchmark_collects_what_its_runs_say(
     monkeypatch.setattr(e2e, "run", None)
     e2e.main(tmp_path / "work", (0,), **short, out="again")
     assert json.loads((tmp_path / "again").read_text())["rows"] == found["rows"]
+
+
+def test_the_rates_of_the_second_stage_are_tried_on_the_policy_alone(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One step on one batch of good rows, and the rows add up over calls; the tokens of a run need its directory."""
+    load("e2e")
+    rates = load("e2e_rates")
+    monkeypatch.setattr(rates, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    write = (tmp_path / "results/e2e_rates.json").write_text
+    monkeypatch.setattr(rates, "save", lambda name, results: write(json.dumps(results)))
+    for rate in (1e-9, 1e-2):
+        rates.main("manifest", rates=(rate,), epochs=1, sentences=2, max_rows=16)
+    still, moved = json.loads((tmp_path / "results/e2e_rates.json").read_text())["rows"]
+    assert still["nats_before"] == moved["nats_before"]
+    assert still["nats"] == pytest.approx(still["nats_before"], abs=0.002)
+    assert moved["nats_of_training_rows"] < still["nats_of_training_rows"]
+    assert (moved["n"], moved["steps"], moved["start"]) == (4, 1, "base")
+    with pytest.raises(ValueError, match="expected --run for the speech tokens of a run"):
+        rates.main("run")
+
+
+def test_what_the_recipe_ends_with_is_read_from_its_run(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command itself is replaced by what it leaves; a folder that is there is no clean one."""
+    recipe = load("e2e_recipe")
+    rate = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 8}
+    heard = {name: rate for name in ("accuracy", "cer", "nearest_cer", "bad_case_ratio")}
+    state = {"found": {"trained": {"cer": 0.01}, "base": {"cer": 0.02}}, "kept": ""}
+    commands = []
+
+    def leave(words: list[str], **_: Any) -> None:
+        commands.append(words)
+        run = Path(words[words.index("--run.directory") + 1])
+        (run / "test").mkdir(parents=True)
+        (run / "checkpoints").mkdir()
+        (run / "test/summary.json").write_text(json.dumps({"base": heard, "aligned": heard, "failed": []}))
+        torch.save({"callbacks": {"KeepBase": state, "Movement": {}}}, run / "checkpoints/last.ckpt")
+
+    monkeypatch.setattr(recipe.subprocess, "run", leave)
+    monkeypatch.setattr(recipe, "machine", dict)
+    saved: dict[str, Any] = {}
+    monkeypatch.setattr(recipe, "save", lambda name, results: saved.update({name: results}))
+    recipe.main(tmp_path / "run", options="--trainer.max_steps 1")
+    found = saved["e2e_recipe"]
+    assert found["test"]["aligned"] == {name: rate for name in ("accuracy", "cer", "nearest_cer")}
+    assert (found["held_out"], found["kept_base_because"]) == (state["found"], "")
+    assert commands[0][-2:] == ["--trainer.max_steps", "1"]
+    assert found["command"].startswith("tts-align fit --config recipes/e2e.yaml")
+    with pytest.raises(FileExistsError, match="clean folder"):
+        recipe.main(tmp_path / "run")
 
 
 def test_scoring_counts_what_jiwer_counts(load: Any) -> None:

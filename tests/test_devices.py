@@ -12,8 +12,8 @@ from simulated_device import ON_SIMULATED_DEVICE, OnDevice, simulated_device
 from tts_align.cli.entry import run
 
 SHORT = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
-ROWS = {"sft": 40, "e2e": 30}
-"""Enough to have what the objective needs: pairs, and undesirable rows."""
+ROWS = {"sft": 40, "dpo": 400, "e2e": 30}
+"""Enough to have what the objective needs: pairs, and undesirable rows (64)."""
 TESTED = [
     "--model.test.sentences",
     "2",
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "diffro", "e2e"])
 def test_a_recipe_runs_on_an_accelerator(name: str, tmp_path: Path):
     place = tmp_path / name
-    rows = ["--data.max_rows", str(ROWS.get(name, 400))]
+    rows = ["--data.max_rows", str(ROWS.get(name, 64))]
     options = [*SHORT, *rows, *TESTED, *OF_ITS_OWN.get(name, []), *ON_SIMULATED_DEVICE, "--run.directory", str(place)]
     with simulated_device():
         recipe = with_short_hearings(name, tmp_path) if name == "e2e" else RECIPES / f"{name}.yaml"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The campaigns of ``benchmarks/faults`` in short: a kill, a signal, a full disk, two at once, and hostile inputs."""
+"""The campaigns of ``benchmarks/faults`` in short: a kill, signals, a full disk, two at once, and hostile inputs."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ import sys
 sys.path[:0] = {[str(BENCHMARKS / "faults"), str(BENCHMARKS)]!r}
 import json, signal
 from pathlib import Path
-import campaign, disks, hostile, kills
+import campaign, disks, hostile, kills, several
 from forked import preload
 preload()
 folder = Path({str(folder)!r})
@@ -34,6 +34,7 @@ temporary.mkdir()
 result = {{
     "kills": [kills.killed(place, command, 1, 1, temporary) for command in ("fit", "label")],
     "signals": [kills.stopped(place, command, signal.SIGTERM, 0.6) for command in ("judge",)],
+    "several": [several.stopped(place, "sample", signal.SIGTERM, 0.45, (1,))],
     "full": [disks.full(place, command, 20_000) for command in ("fit",)],
     "two": [disks.two_at_once(place, "sample")],
     "hostile": campaign.in_a_copy(lambda: campaign.hostile_inputs(place, folder, 80, 5)),
@@ -46,7 +47,7 @@ result = {{
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("part", ["kills", "signals", "full", "two"])
+@pytest.mark.parametrize("part", ["kills", "signals", "several", "full", "two"])
 def test_nothing_is_lost(part: str, found: Any) -> None:
     for one in found[part]:
         assert one["faults"] == [], one
@@ -54,6 +55,8 @@ def test_nothing_is_lost(part: str, found: Any) -> None:
         assert all(one["kills"] == 1 for one in found[part])
     if part == "signals":
         assert {one["code"] for one in found[part]} <= {0, 128 + signal.SIGTERM}
+    if part == "several":  # the signal reached one of two
+        assert [one["codes"] for one in found[part]] == [[143, 143]]
     if part == "full":
         assert found[part][0]["code"] == 2
         assert "larger than a file may be here" in found[part][0]["said"]

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from tts_align import gumbel
-from tts_align.gumbel import RowNoise, annealed, gumbel_softmax_st, posterior_noise, row_generators
+from tts_align.gumbel import (
+    RowNoise,
+    annealed,
+    gumbel_softmax_st,
+    posterior_noise,
+    relaxed_tokens,
+    row_generators,
+    sampled_vectors,
+)
 
 CODES = 7
 
@@ -165,3 +173,43 @@ def test_a_chosen_code_wins_however_improbable_and_special_ids_do_no_harm():
     noise = posterior_noise(logits, 3, torch.tensor([2, 3]), RowNoise(row_generators([1, 2]), (1, 1)))
     assert noise.isfinite().all()
     assert (logits[:, :3] + noise).argmax(-1)[0] == 2
+
+
+@pytest.mark.parametrize("resample", [True, False])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_looked_up_vectors_are_one_hots_times_the_table(resample, temperature, monkeypatch):
+    """Value, gradient of the logits and of the table; the formulas have nothing in common but their noise."""
+    monkeypatch.setitem(gumbel._BLOCK, "cpu", 2 * CODES)
+    logits, _ = tensors()
+    random = torch.Generator().manual_seed(6)
+    table = torch.randn(CODES, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, generator=random, dtype=torch.float64)
+    target = torch.tensor([0, 3, 6, 9, 1, 2, 5, 8, 4])  # 8 and 9 are special
+    rows = [RowNoise(row_generators([3, 4]), (4, 5)) for _ in range(2)]
+    ours = sampled_vectors(logits, table, rows[0], temperature, None if resample else target)
+    theirs = relaxed_tokens(logits, CODES, target, rows[1], temperature, resample=resample) @ table
+    assert torch.equal(ours, theirs)
+    found, expected = (torch.autograd.grad((one * weight).sum(), (logits, table)) for one in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert not found[0][:, CODES:].any()
+    assert found[0].abs().max() > 0.01
+
+
+def test_looked_up_vectors_hold_one_tensor_and_stand_extremes():
+    logits = torch.tensor([[0.0, 1e4, -1e4, 0.0], [3e38, -3e38, 0.0, 9.0]], requires_grad=True)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = sampled_vectors(logits, torch.eye(3), RowNoise(row_generators([1]), (2,)), 0.5, torch.tensor([2, 3]))
+    assert sum(kept.values()) == 2 * 3 + 2 + 9  # soft samples, ids, the table
+    assert found.argmax(-1).tolist() == [2, 2]
+    found[:, 0].sum().backward()
+    assert logits.grad.isfinite().all()
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        sampled_vectors(logits, torch.eye(3), RowNoise(row_generators([1]), (2,)), 0.0)
+    with pytest.raises(ValueError, match=r"noise of shape \(2, 3\), got \(1, 3\)"):
+        sampled_vectors(logits, torch.eye(3), RowNoise(row_generators([1]), (1,)))

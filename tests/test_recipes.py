@@ -18,9 +18,9 @@ from tts_align.cli.entry import run
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Objective
 
-SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "1500"]
-OF_ITS_OWN = {"diffro": ["--model.reward_fit.epochs", "1", "--data.max_rows", "200"]}
-"""What makes a stage before the policy's short."""
+SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "64"]
+OF_ITS_OWN = {"diffro": ["--model.reward_fit.epochs", "1"], "dpo": ["--data.max_rows", "800"]}
+"""What makes a stage before the policy's short, and rows enough for pairs."""
 TESTED = [
     "--model.test.sentences",
     "3",
@@ -57,7 +57,7 @@ def test_a_recipe_trains_tests_and_says_where_things_are(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "mtr", "diffro"])
 def test_the_symbolic_overlay_serves_every_objective_it_names(name: str, tmp_path: Path):
     """With its own constants, as far as the first steps; the reward model reads its codebook."""
-    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "200"]
+    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "64"]
     if name == "diffro":
         short += ["--model.reward_fit.epochs", "1"]
     if name == "dpo":
@@ -145,7 +145,7 @@ def test_every_overlay_trains_and_tests_on_two_processes(tmp_path: Path):
     overlays = {"-".join(path.stem for path in paths): paths for paths in OVERLAYS}
     assert set(overlays) >= {"ddp", "fsdp", "bf16", "fsdp-bf16"}
     plain = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.lr_scheduler", "null"]
-    ours = [*SHORT, *TESTED, *plain, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    ours = [*SHORT, *OF_ITS_OWN["dpo"], *TESTED, *plain, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     verbs = []
     for name, paths in overlays.items():
         named = [word for path in (RECIPES / "dpo.yaml", *paths) for word in ("--config", str(path))]

@@ -132,7 +132,7 @@ def micro_batches(module: AlignModule, data: AlignData, cut: int = 1) -> list[Ba
     """The first optimiser step in so many micro-batches."""
     data.prepare(module.policy, module.rows_wanted, module.trained_tokenizer)
     split = data._splits["train"]
-    sampler = PlanSampler(split.plan, split.examples, split.targets, accumulate=cut)
+    sampler = PlanSampler(split.plan, split.examples, accumulate=cut)
     micro: list[MicroBatch] = sampler.step(next(iter(split.plan.steps(0))))
     collated = MicroBatches(split.examples, split.layout)
     return [collated[one] for one in micro]

@@ -7,7 +7,7 @@ forward of the straight-through sample is exactly one-hot instead of one-hot up 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,17 @@ class RowNoise:
         self, codebook_size: int, device: torch.device | str, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "m c"]:
         """Standard Gumbel numbers for all rows, one after the other; advances the generators."""
-        noise = torch.empty(sum(self.lengths), codebook_size, device=device, dtype=dtype)
-        for part, generator in zip(noise.split(self.lengths), self.generators, strict=True):
-            # -log of a standard exponential number is a standard Gumbel number; exactly 0 would become infinite.
-            part.exponential_(generator=generator).clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
-        return noise
+        # -log of a standard exponential number is a standard Gumbel number.
+        return self.exponential(codebook_size, device, dtype).log_().neg_()
+
+    def exponential(
+        self, codebook_size: int, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "m c"]:
+        """Standard exponential numbers above 0 for all rows, one after the other; advances the generators."""
+        numbers = torch.empty(sum(self.lengths), codebook_size, device=device, dtype=dtype)
+        for part, generator in zip(numbers.split(self.lengths), self.generators, strict=True):
+            part.exponential_(generator=generator)
+        return numbers.clamp_(min=torch.finfo(dtype).tiny)
 
 
 def row_generators(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[torch.Generator, ...]:
@@ -87,17 +93,21 @@ def gumbel_softmax_st(
         >>> sample.sum(-1), logits.grad.abs().sum(-1) > 0
         (tensor([1., 1., 1.], grad_fn=<SumBackward1>), tensor([True, True, True]))
     """
+    positions = sum(noise.lengths) if isinstance(noise, RowNoise) else len(noise)
+    width = codebook_size if isinstance(noise, RowNoise) else noise.shape[-1]
+    _check(logits, codebook_size, positions, width, temperature)
+    return _GumbelSoftmax.apply(logits, codebook_size, noise, temperature, hard)
+
+
+def _check(logits: Tensor, codebook_size: int, positions: int, width: int, temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if not 0 < codebook_size <= logits.shape[-1]:
         raise ValueError(
             f"expected speech tokens in 1..{logits.shape[-1]}, the width of the logits, got {codebook_size}"
         )
-    positions = sum(noise.lengths) if isinstance(noise, RowNoise) else len(noise)
-    width = codebook_size if isinstance(noise, RowNoise) else noise.shape[-1]
     if (positions, width) != (len(logits), codebook_size):
         raise ValueError(f"expected noise of shape {(len(logits), codebook_size)}, got {(positions, width)}")
-    return _GumbelSoftmax.apply(logits, codebook_size, noise, temperature, hard)
 
 
 class _GumbelSoftmax(torch.autograd.Function):
@@ -125,15 +135,23 @@ class _GumbelSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (soft,) = ctx.saved_tensors
-        positions, codebook_size = soft.shape
-        out = torch.zeros(positions, ctx.width, device=soft.device, dtype=ctx.dtype)
-        rows = max(_BLOCK.get(soft.device.type, _BLOCK["cuda"]) // codebook_size, 1)
-        for into, share, upstream in zip(out.split(rows), soft.split(rows), gradient.split(rows), strict=True):
-            weighted = share * upstream
-            into[:, :codebook_size] = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).div_(
-                ctx.temperature
-            )
-        return out, None, None, None, None
+        return _through_softmax(ctx, soft, iter(gradient.split(_positions(soft)))), None, None, None, None
+
+
+def _positions(soft: Tensor) -> int:
+    """How many positions are worked on at a time."""
+    return max(_BLOCK.get(soft.device.type, _BLOCK["cuda"]) // soft.shape[1], 1)
+
+
+def _through_softmax(ctx: Any, soft: Tensor, upstream: Iterator[Tensor]) -> Tensor:
+    """Gradient of the logits, given that of the soft samples, so many positions at a time; special ids get none."""
+    out = torch.zeros(len(soft), ctx.width, device=soft.device, dtype=ctx.dtype)
+    rows = _positions(soft)
+    for into, share, pull in zip(out.split(rows), soft.split(rows), upstream, strict=True):
+        weighted = share * pull
+        change = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).div_(ctx.temperature)
+        into[:, : soft.shape[1]] = change
+    return out
 
 
 def posterior_noise(
@@ -191,6 +209,72 @@ def relaxed_tokens(
     """
     noise = rows if resample else posterior_noise(logits, codebook_size, target, rows)
     return gumbel_softmax_st(logits, codebook_size, noise, temperature, hard)
+
+
+def sampled_vectors(
+    logits: Float[Tensor, "m v"],
+    table: Float[Tensor, "c h"],
+    rows: RowNoise,
+    temperature: float = 1.0,
+    chosen: Int[Tensor, " m"] | None = None,
+) -> Float[Tensor, "m h"]:
+    """Vectors of straight-through samples: what ``relaxed_tokens(..., hard=True) @ table`` is, at less cost.
+
+    The forward looks the drawn tokens up and never forms the one-hots; one tensor of shape (m, c) is held. The draws
+    and the gradient are those of :func:`gumbel_softmax_st` and :func:`posterior_noise` with the same generators. They
+    are written as a race of exponential clocks instead: a token of probability p rings at E / p for a standard
+    exponential number E, minus the log of that time is its score plus Gumbel noise, and the first one is the sample.
+    That the first was a given token, and when it rang, moves all others behind that moment.
+
+    Args:
+        logits: scores at the real targets.
+        table: vectors of the speech tokens.
+        rows: the rows' generators.
+        temperature: of the Gumbel-softmax.
+        chosen: stored token at each position, to get the gradient that it would have had; drawn anew by default.
+
+    Example:
+        >>> from tts_align import RowNoise, row_generators
+        >>> logits, table = torch.zeros(3, 5, requires_grad=True), torch.eye(4)
+        >>> sampled_vectors(logits, table, RowNoise(row_generators([7]), (3,))).sum(-1)  # rows of the table
+        tensor([1., 1., 1.], grad_fn=<SumBackward1>)
+    """
+    _check(logits, len(table), sum(rows.lengths), len(table), temperature)
+    return _SampledVectors.apply(logits, table, rows, temperature, chosen)
+
+
+class _SampledVectors(torch.autograd.Function):
+    """A look-up of drawn tokens with the gradient of the softmax they were drawn from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, table: Tensor, rows: RowNoise, temperature: float, chosen: Tensor | None
+    ) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        time = rows.exponential(len(table), logits.device, dtype)
+        if chosen is None:
+            time.div_(logits[:, : len(table)].softmax(-1, dtype=dtype))
+            first, chosen = time.min(-1, keepdim=True)
+        else:
+            chosen = chosen.clamp(max=len(table) - 1)[:, None]
+            first = time.gather(1, chosen)
+            time.div_(logits[:, : len(table)].softmax(-1, dtype=dtype)).add_(first).scatter_(1, chosen, first)
+        soft = torch.div(first, time, out=time)  # of the first 1, of one that never rings 0
+        if temperature != 1:
+            soft.pow_(1 / temperature)
+        soft.div_(soft.sum(-1, keepdim=True))
+        ctx.save_for_backward(soft, chosen, table)
+        ctx.temperature, ctx.width, ctx.dtype = temperature, logits.shape[-1], logits.dtype
+        return table.index_select(0, chosen[:, 0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        soft, chosen, table = ctx.saved_tensors
+        into = torch.zeros_like(table).index_add_(0, chosen[:, 0], gradient) if ctx.needs_input_grad[1] else None
+        # :: (m, h) @ (h, c) -> (m, c), some positions at a time
+        blocks = (share @ table.T.to(share.dtype) for share in gradient.to(soft.dtype).split(_positions(soft)))
+        return _through_softmax(ctx, soft, blocks), into, None, None, None
 
 
 _APART = 1e-4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can go wrong, many times: kills, signals, full and read-only disks, two at once, hostile inputs.
+"""Everything that can go wrong, many times: kills, signals, also to one of two, disks, two at once, hostile inputs.
 
 python benchmarks/faults/campaign.py --out benchmarks/results/faults.json
 """
@@ -23,12 +23,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import disks  # noqa: E402
 import hostile  # noqa: E402
+import hostile_commands  # noqa: E402
 import kills  # noqa: E402
+import several  # noqa: E402
 from forked import forked, preload  # noqa: E402
 from machine import machine  # noqa: E402
 from place import COMMANDS, Place, make_inputs  # noqa: E402
 
-PARTS = ("kills", "signals", "disks", "hostile")
+PARTS = ("kills", "signals", "several", "disks", "hostile")
 
 
 def made_place(folder: Path, work: Path, steps: int = 12) -> Place:
@@ -77,7 +79,7 @@ def hostile_inputs(place: Place, folder: Path, cases: int, seed: int) -> dict[st
 
     (folder / "model").mkdir(exist_ok=True)
     result = hostile.campaign(place, save_policy(folder / "model" / "policy"), cases, seed)
-    odd = hostile.names(folder, cases // 10, seed)
+    odd = hostile_commands.names(folder, cases // 10, seed)
     return {
         "cases": sum(result.cases.values()),
         "of_kind": dict(result.cases),
@@ -132,6 +134,8 @@ def main() -> None:
             for command in COMMANDS
             for number, share in ((signal.SIGTERM, 0.4), (signal.SIGINT, 0.7))
         ]
+    if "several" in args.parts:
+        results["several"] = several.all_stopped(place)
     if "disks" in args.parts:
         results["disks"] = disks.all_disks(place, args.other / "mounted")
     if "hostile" in args.parts:

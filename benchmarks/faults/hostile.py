@@ -16,151 +16,32 @@ import pickle
 import random
 import resource
 import shutil
-import struct
 import sys
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import hostile_commands
 import yaml
 from place import Place
+from spoiling import (
+    VALUES,
+    Evil,
+    compressed,
+    document,
+    hostile_recipe,
+    lying,
+    odd_table,
+    spoil_bytes,
+    spoilt_yaml,
+)
 
 LONGEST_LINES, LONGEST_CHARACTERS = 25, 6000
 """A message longer than that is no message; lists of faulty rows name twenty."""
 MEMORY_MEGABYTES = 1500
 """By so much a reader may let the process grow; the files are a hundredth of that."""
-
-VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1.5, 2**63, -(2**63), 10**40, 1e308, float("inf"), float("nan"), "", " ", "\0", "a\nb"),
-    *(
-        "../../outside",
-        "/etc/passwd",
-        "x" * 5000,
-        "x" * 300,
-        "\ud800",
-        "\u202e\u200b",
-        "NaN",
-        "1",
-        "true",
-        "~",
-        "[]",
-        "{}",
-    ),
-    *(
-        [],
-        {},
-        [None],
-        [[]],
-        [1, "a", None],
-        {"": None},
-        {"a": {"b": {"c": []}}},
-        [0] * 3000,
-        ["x"] * 300,
-        {"start": 0.5},
-    ),
-    *("__import__('os').system('touch touched')", "!!python/object/apply:os.system [touch touched]", "${HOME}", "%n%s"),
-)
-"""What stands where something else should."""
-
-
-def deep(levels: int) -> str:
-    """A text of so many levels in JSON, which is YAML too."""
-    return "[" * levels + "]" * levels
-
-
-class Evil:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
-# ---------------------------------------------------------------------- spoiling
-
-
-def spoil_bytes(data: bytes, draw: random.Random) -> bytes:
-    """Bytes that are nearly those of a good file."""
-    ways: list[Callable[[], bytes]] = [
-        lambda: data[: draw.randrange(len(data) + 1)],
-        lambda: _turned(data, draw, draw.choice((1, 8, 200))),
-        lambda: data[: (cut := draw.randrange(len(data) + 1))] + draw.randbytes(draw.choice((1, 40))) + data[cut:],
-        lambda: data + draw.choice((data, b"\0" * 4096, b"{", b"\n\n")),
-        lambda: data[draw.randrange(1, 64) :],
-        lambda: draw.choice(
-            (b"", b"\0", b"\n", b"\xef\xbb\xbf", b"\xff\xfe", b"PK\x03\x04", b"RIFF", b"PAR1", b"null")
-        ),
-        lambda: draw.randbytes(draw.choice((7, 300, 5000))),
-        lambda: data.decode("utf-8", "replace").encode("utf-16"),
-    ]
-    return draw.choice(ways)()
-
-
-def _turned(data: bytes, draw: random.Random, count: int) -> bytes:
-    turned = bytearray(data)
-    for _ in range(count if turned else 0):
-        turned[draw.randrange(len(turned))] = draw.randrange(256)
-    return bytes(turned)
-
-
-def spoil_value(value: Any, draw: random.Random) -> Any:
-    """A document with one thing in it replaced, removed, added or repeated."""
-    copy = json.loads(json.dumps(value))
-    places = list(_places(copy))
-    if not places or draw.random() < 0.05:
-        return draw.choice(VALUES)
-    holder, key = draw.choice(places)
-    way = draw.random()
-    if way < 0.7:
-        holder[key] = draw.choice(VALUES)
-    elif way < 0.8:
-        del holder[key]
-    elif isinstance(holder, dict):
-        holder[draw.choice((*map(str, holder), "", "id", "__class__", "x" * 300, "class_path"))] = draw.choice(VALUES)
-    else:
-        holder.extend(holder * draw.choice((1, 50)))
-    return copy
-
-
-def _places(node: Any) -> Iterator[tuple[Any, Any]]:
-    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
-        yield node, key
-        if isinstance(value, dict | list):
-            yield from _places(value)
-
-
-def as_json(value: Any, draw: random.Random) -> bytes:
-    """A document in JSON, now and then with what JSON does not have."""
-    text = json.dumps(value, ensure_ascii=draw.random() < 0.5)
-    if draw.random() < 0.08:
-        text = draw.choice(
-            (deep(3000), deep(200), "1" * 6000, text + ",", text.replace('"', "'"), f"[{text}", "Infinity")
-        )
-    return text.encode("utf-8", "surrogatepass")
-
-
-def bomb(references: int = 9, levels: int = 12) -> str:
-    """YAML whose aliases hold more than there is memory."""
-    lines = [f"a0: &a0 [{', '.join(['x'] * references)}]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * references)}]" for i in range(1, levels)]
-    return "\n".join(lines)
-
-
-def compressed(path: Path, out: Path) -> None:
-    """An archive of ``torch.save`` whose members are compressed: a thousandth of what it becomes."""
-    with zipfile.ZipFile(path) as good, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
-        for member in good.infolist():
-            content = good.read(member)
-            made.writestr(member.filename, b"\0" * 2**20 if "/data/" in member.filename else content)
-
-
-# ---------------------------------------------------------------------- kinds of inputs
 
 
 @dataclass
@@ -191,22 +72,6 @@ class Result:
     cases: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-
-
-def _document(good: Any, lines: bool = False) -> Callable[[random.Random], bytes]:
-    """Spoils a document of JSON, or a file of such lines."""
-
-    def made(draw: random.Random) -> bytes:
-        rows = good if lines else [good]
-        if draw.random() < 0.25:
-            return spoil_bytes(b"\n".join(json.dumps(row, ensure_ascii=False).encode() for row in rows), draw)
-        spoilt = list(rows)
-        at = draw.randrange(len(spoilt))
-        parts = [json.dumps(row, ensure_ascii=False).encode() for row in spoilt]
-        parts[at] = as_json(spoil_value(spoilt[at], draw), draw)
-        return b"\n".join(parts) + b"\n" * (draw.random() < 0.9)
-
-    return made
 
 
 def kinds(place: Place, policy: Path) -> list[Kind]:
@@ -245,7 +110,7 @@ def kinds(place: Place, policy: Path) -> list[Kind]:
 
     def manifest(folder: Path, draw: random.Random) -> Callable[[], object]:
         path = folder / "rows.jsonl"
-        path.write_bytes(_document(rows, lines=True)(draw))
+        path.write_bytes(document(rows, lines=True)(draw))
         how = draw.choice(("stop", "drop"))
         return lambda: read_manifest(path, how, codebook_size=196)  # type: ignore[arg-type]
 
@@ -255,35 +120,35 @@ def kinds(place: Place, policy: Path) -> list[Kind]:
             write_manifest(read_manifest(place.inputs / "rows.jsonl").rows[:3], folder / "good.parquet")
             path.write_bytes(spoil_bytes((folder / "good.parquet").read_bytes(), draw))
         else:
-            _odd_table(path, draw)
+            odd_table(path, draw)
         return lambda: read_manifest(path, "drop", unprepared=draw.random() < 0.5)
 
     def sentence(folder: Path, draw: random.Random) -> Callable[[], object]:
         path = folder / f"s.{draw.choice(('jsonl', 'jsonl', 'txt'))}"
-        path.write_bytes(_document(sentences, lines=True)(draw))
+        path.write_bytes(document(sentences, lines=True)(draw))
         return lambda: read_prompts(path)
 
     def candidate(folder: Path, draw: random.Random) -> Callable[[], object]:
         path = folder / "heard.jsonl"
-        path.write_bytes(_document(heard, lines=True)(draw))
+        path.write_bytes(document(heard, lines=True)(draw))
         if draw.random() < 0.5:
             return lambda: read_candidates(path)
         return lambda: label(path, folder / "out.jsonl", LabelRule(keep="all", max_cer=10))
 
     def utterance(folder: Path, draw: random.Random) -> Callable[[], object]:
         path = folder / "utterances.jsonl"
-        path.write_bytes(_document(said, lines=True)(draw))
+        path.write_bytes(document(said, lines=True)(draw))
         return lambda: read_utterances(path)
 
     def numbers(folder: Path, draw: random.Random) -> Callable[[], object]:
-        (folder / "summary.json").write_bytes(_document(summary)(draw))
+        (folder / "summary.json").write_bytes(document(summary)(draw))
         return lambda: list(test_numbers(folder))
 
     def model(folder: Path, draw: random.Random) -> Callable[[], object]:
         shutil.copytree(policy, folder / "model")
         name = draw.choice(("config.json", "tokenizer.json", "model.safetensors"))
         path = folder / "model" / name
-        spoilt = {"config.json": _document(config), "tokenizer.json": _document(tokenizer)}
+        spoilt = {"config.json": document(config), "tokenizer.json": document(tokenizer)}
         path.write_bytes(spoilt[name](draw) if name in spoilt else spoil_bytes(path.read_bytes(), draw))
         return lambda: Qwen2CodecLM(str(folder / "model"))
 
@@ -311,19 +176,19 @@ def kinds(place: Place, policy: Path) -> list[Kind]:
 
     def plain(folder: Path, draw: random.Random) -> Callable[[], object]:
         path = folder / "cosyvoice2.yaml"
-        path.write_bytes(_spoilt_yaml(cosyvoice, draw))
+        path.write_bytes(spoilt_yaml(cosyvoice, draw))
         return lambda: (ModelDirectory.find(folder).frames, ModelDirectory.find(folder).codebook_size)
 
     def backbone(folder: Path, draw: random.Random) -> Callable[[], object]:
         good = {"model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         (folder / "config.json").write_bytes(
-            _document(good | {"intermediate_size": 8, "vocab_size": 20, "rope_parameters": {"rope_theta": 1e6}})(draw)
+            document(good | {"intermediate_size": 8, "vocab_size": 20, "rope_parameters": {"rope_theta": 1e6}})(draw)
         )
         return lambda: backbone_sizes(folder)
 
     def audio(folder: Path, draw: random.Random) -> Callable[[], object]:
         path = folder / "a.wav"
-        path.write_bytes(_lying(sound, draw) if draw.random() < 0.5 else spoil_bytes(sound, draw))
+        path.write_bytes(lying(sound, draw) if draw.random() < 0.5 else spoil_bytes(sound, draw))
         return lambda: load_audio(path, 24000, draw.choice((None, 30.0)))
 
     def kaldi(folder: Path, draw: random.Random) -> Callable[[], object]:
@@ -353,8 +218,8 @@ def kinds(place: Place, policy: Path) -> list[Kind]:
         from tts_align.cli.entry import main
 
         path = folder / "over.yaml"
-        text = yaml.safe_dump(_hostile_recipe(draw)) if draw.random() < 0.5 else ""
-        path.write_bytes(text.encode() if text else _spoilt_yaml(yaml.safe_dump(recipe), draw))
+        text = yaml.safe_dump(hostile_recipe(draw)) if draw.random() < 0.5 else ""
+        path.write_bytes(text.encode() if text else spoilt_yaml(yaml.safe_dump(recipe), draw))
         base = ["--config", str(place.inputs / "recipe.yaml")] if text else []
         args = ["validate", *base, "--config", str(path), "--ckpt_path", str(folder / "nowhere.ckpt")]
         return lambda: main([*args, "--run.directory", str(folder / "run")])
@@ -375,88 +240,12 @@ def kinds(place: Place, policy: Path) -> list[Kind]:
         Kind("data.list", 0.02, listed),
         Kind("cache", 0.02, cache),
         Kind("recipe", 0.04, command),
+        Kind("output is source", 0.03, hostile_commands.output_is_source(place, policy)),
+        Kind("hub", 0.02, hostile_commands.hub(place, policy)),
+        Kind("swapped files", 0.06, hostile_commands.swapped(place, policy)),
+        Kind("numbers", 0.05, hostile_commands.numbers(place, rows)),
+        Kind("second fit", 0.01, hostile_commands.again(place, policy)),
     ]
-
-
-def _odd_table(path: Path, draw: random.Random) -> None:
-    """A Parquet file whose columns hold something else than they should."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    odd = [pa.array([b"\xff", b""]), pa.array([1.5, None]), pa.array([[[1]], []]), pa.array([{"a": 1}, None])]
-    odd += [pa.array(["x", "y"]), pa.array([[1, 2], [3]]), pa.array([2**40, -1]), pa.array([True, False])]
-    names = ("id", "text", "speech", "label", "pair", "spans", "scores", "utt", "spk", "speech_token", "audio_data")
-    columns = {name: draw.choice(odd) for name in draw.sample(names, draw.randrange(1, len(names)))}
-    parquet.write_table(pa.table(columns), path)
-
-
-def _spoilt_yaml(text: str, draw: random.Random) -> bytes:
-    ways: list[Callable[[], bytes]] = [
-        lambda: spoil_bytes(text.encode(), draw),
-        lambda: bomb().encode(),
-        lambda: (text + "\nx: &x [*x]\n").encode(),
-        lambda: (text + "\nx: !ref <x>\n").encode(),
-        lambda: (text + f"\nx: {deep(draw.choice((100, 3000)))}\n").encode(),
-        lambda: (text + "\nx: !!python/object/apply:os.mkdir [touched]\n").encode(),
-        lambda: (text + "\nx: !apply:os.mkdir [touched]\n").encode(),
-        lambda: (text + "\nx: !ref <sample_rate> ** 99999999\n").encode(),
-        lambda: "\n".join(_swapped_lines(text.splitlines(), draw)).encode(),
-    ]
-    return draw.choice(ways)()
-
-
-def _swapped_lines(lines: list[str], draw: random.Random) -> list[str]:
-    lines = list(lines)
-    for _ in range(3):
-        at = draw.randrange(len(lines))
-        name, mark, _ = lines[at].partition(":")
-        value = draw.choice([one for one in VALUES if not isinstance(one, str) or one.isprintable()])
-        lines[at] = f"{name}{mark} {json.dumps(value)[:300]}"
-    return lines
-
-
-PLACES = (
-    *("model.optimizer", "model.lr_scheduler", "model.judge", "model.vocoder", "model.policy", "objective"),
-    *("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy"),
-    "trainer.accelerator",
-)
-CALLABLE = ("os.mkdir", "builtins.exec", "subprocess.Popen", "torch.hub.load", "shutil.rmtree", "functools.partial")
-
-
-def _hostile_recipe(draw: random.Random) -> dict[str, Any]:
-    """A recipe that names what must not be called, in one of the places where classes are named."""
-    place = draw.choice(PLACES)
-    named: Any = {"class_path": draw.choice(CALLABLE)}
-    if draw.random() < 0.5:
-        named["init_args"] = draw.choice(({"args": ["mkdir", "touched"]}, {"path": "touched"}, {"source": "1"}))
-    if draw.random() < 0.3:
-        named = {
-            "class_path": "lightning.pytorch.callbacks.LambdaCallback",
-            "init_args": {"setup": draw.choice(CALLABLE)},
-        }
-    if draw.random() < 0.2:
-        named = named["class_path"]
-    section, _, key = place.partition(".")
-    if not key:
-        return {section: named}
-    return {section: {key: [named] if key in ("callbacks", "logger", "plugins") else named}}
-
-
-def _lying(sound: bytes, draw: random.Random) -> bytes:
-    """A WAV file whose header promises other channels, rates or lengths."""
-    data = bytearray(sound)
-    where, kind, values = draw.choice(
-        (
-            (22, "<H", (0, 1, 255, 65535)),
-            (24, "<I", (0, 1, 7, 2**31, 2**32 - 1)),
-            (34, "<H", (0, 1, 7, 64, 65535)),
-            (40, "<I", (0, 1, 2**31, 2**32 - 1)),
-            (4, "<I", (0, 2**32 - 1)),
-            (16, "<I", (0, 18, 2**31)),
-        )
-    )
-    struct.pack_into(kind, data, where, draw.choice(values))
-    return bytes(data)
 
 
 # ---------------------------------------------------------------------- the campaign
@@ -534,30 +323,6 @@ def _judged(message: str) -> str:
     if message.count("\n") > LONGEST_LINES or len(message) > LONGEST_CHARACTERS:
         return f"fault: {message.count(chr(10))} lines, {len(message)} characters: {message[:200]!r}"
     return "refused"
-
-
-def names(folder: Path, cases: int, seed: int) -> list[str]:
-    """Hostile names of utterances become files in their folder, and different names different files."""
-    import numpy as np
-
-    from tts_align.evaluation.audio import write_pair
-
-    faults = []
-    for number in range(cases):
-        draw = random.Random(f"{seed} {number}")
-        pieces = ("../", "..", "/", "\\", "\0", "a", "あ", "\n", "%2F", "\ud800", "x" * 200, "C:", "~", "-", " ", ".")
-        name = "".join(draw.choices(pieces, k=draw.randrange(1, 6)))
-        inside = folder / "names" / "audio"
-        try:
-            write_pair(inside, name, {"base": np.zeros(8)}, 24000)
-        except Exception as error:
-            faults.append(f"name {name!r:.60}: {type(error).__name__}: {error}")
-        odd = [path for path in (folder / "names").rglob("*") if path.is_file() and path.parent != inside]
-        faults += [f"name {name!r:.60} wrote {one}" for one in odd]
-        if len(list(inside.iterdir())) != 1:
-            faults.append(f"name {name!r:.60} wrote {len(list(inside.iterdir()))} files")
-        shutil.rmtree(folder / "names")
-    return faults
 
 
 if __name__ == "__main__":

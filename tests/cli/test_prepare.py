@@ -2,10 +2,7 @@
 """From recordings to a manifest: whatever the source, wherever it was killed, however many processes there were."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from places import ROOT
+from processes import in_two_processes
 from sources import save_kaldi, save_shard, save_sounds, shard_rows, sound, sound_file
 
 from tts_align.cli import entry as cli
@@ -454,22 +452,8 @@ def test_a_recording_that_the_model_cannot_take_leaves_its_neighbours_alone(enco
 def test_two_real_processes(encoders: Directory, tmp_path: Path):
     source = recorded(tmp_path, 20)
     prepare(encoders(), source, tmp_path / "one.jsonl", "--batch_size", "1")
-    command = [
-        sys.executable,
-        "-m",
-        "tts_align",
-        "prepare",
-        "--directory",
-        encoders(),
-        "--source",
-        str(source),
-    ]
-    command += ["--out", str(tmp_path / "two.jsonl"), "--batch_size", "1", "--trainer.accelerator", "cpu"]
-    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("prepared:") == 1
+    options = ["--directory", encoders(), "--source", str(source), "--out", str(tmp_path / "two.jsonl")]
+    options += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    said = in_two_processes(tmp_path, "prepare", *options, "--batch_size", "1")
+    assert said.count("prepared:") == 1
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()

@@ -100,7 +100,7 @@ def test_the_overlay_puts_the_papers_constants_in_place_of_the_embedded_models(o
     seen = Parsed([*args, "--model.policy.init_args.directory", "DIR", "--data.manifest", "FILE"]).seen
     assert seen.run.directory == f"runs/cosyvoice2-{objective}"
     assert seen.model.optimizer.init_args.lr == rate
-    assert (seen.data.rows_per_step, seen.trainer.accumulate_grad_batches) == (32, 8)
+    assert (seen.data.rows_per_step, seen.data.tokens_per_micro_batch) == (32, 2000)
     assert seen.model.policy.init_args.directory == "DIR"
     for unset in ("judge", "test", "lr_scheduler"):
         assert seen.model[unset] is None

@@ -25,8 +25,8 @@ def build(reads: Reads, count: int = 40, seed: int = 0, **options: Any) -> tuple
 
 def sampler(examples: Examples, policy: Letters, **options: Any) -> PlanSampler:
     plan = Plan(examples.tokens(policy.layout), examples.items.shape[1], rows_per_step=12)
-    targets = np.asarray([len(policy.layout.arrange(row).target) for row in examples.rows])
-    return PlanSampler(plan, examples, targets, **options)
+    assert examples.targets.tolist() == [len(policy.layout.arrange(row).target) for row in examples.rows]
+    return PlanSampler(plan, examples, **options)
 
 
 @pytest.mark.parametrize("reads", [Reads.LABELLED, Reads.PAIR])

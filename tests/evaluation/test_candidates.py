@@ -73,6 +73,11 @@ def test_faults_are_named(tmp_path):
     del row["seed"]
     with pytest.raises(ValueError, match=r"c.jsonl:1: column 'seed' is missing: was this file written by"):
         read_candidates(write(tmp_path / "c.jsonl", [row]))
+    for name in ("transcript", "nearest_cer", "cer"):
+        row = CANDIDATES[1].to_row()
+        del row[name]
+        with pytest.raises(ValueError, match=rf"c.jsonl:1: column '{name}' is missing beside 'reading'"):
+            read_candidates(write(tmp_path / "c.jsonl", [row]))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,13 @@ def test_faults_are_named(tmp_path):
         ("target_share", [0.1], "target_share: expected two numbers from 0 to 1"),
         ("target_share", [0, 2], "target_share: expected two numbers from 0 to 1"),
         ("error", 5, "error: expected text, got 5"),
+        ("cer", math.inf, "cer: expected a finite number, got inf"),
+        ("margin", math.inf, "margin: expected a finite number, got inf"),
+        ("measures", {"similarity": "0.7"}, "measures: expected a finite number for each name, got {'similarity'"),
+        ("measures", [1], r"measures: expected a finite number for each name, got \[1\]"),
+        ("readings", {"a": None}, "readings: expected a finite number for each name"),
+        ("pieces", [{"text": "a"}], "pieces: expected a list of {text, length} that are the speech's 1 tokens"),
+        ("pieces", [{"text": "a", "length": 2}], "pieces: expected a list of {text, length} that are the speech's 1"),
         ("spans", [{"start": 0.5, "end": 1, "right": "a"}], "start and end are numbers of characters, and whole"),
     ],
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from places import ROOT
+from processes import forked, ranks
 from tiny import LORA, build, make_reward, make_trainer, weights
 from tiny_sound import VOICES, build_e2e
 from torch import nn
@@ -295,39 +294,10 @@ def main(folder: Path, actions: Sequence[str]) -> None:
 
 
 def processes(count: int, folder: Path, *actions: str) -> None:
-    """Let so many processes do something, started as torchrun starts them."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests/training")),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    started = []
-    for rank in range(count):
-        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"rank{rank}of{count}.txt").open("w") as said:
-            command = [sys.executable, str(Path(__file__)), str(folder), *actions]
-            started.append(subprocess.Popen(command, env=own, cwd=folder, stdout=said, stderr=subprocess.STDOUT))
-    try:
-        codes = [one.wait(timeout=300) for one in started]
-    finally:
-        for one in started:
-            one.kill()
-    for rank, code in enumerate(codes):
-        assert code == 0, f"rank {rank}: " + (folder / f"rank{rank}of{count}.txt").read_text()[-5000:]
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """Let so many processes do something, each told its rank as torchrun tells it."""
+    command = [sys.executable, str(Path(__file__)), str(folder), *actions]
+    for rank, done in enumerate(forked([command] * count, [folder] * count, ranks(count))):
+        assert done.returncode == 0, f"rank {rank}: " + (done.stdout + done.stderr)[-5000:]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import free_port, launched
+from processes import forked, ranks
 from two_caches import LAYOUT, ROWS
 
 from tts_align.batch import Rows
@@ -22,10 +22,8 @@ WORKER = Path(__file__).with_name("two_caches.py")
 
 def fill(tmp_path: Path, folder: str, dies_after: int = 0) -> list[subprocess.CompletedProcess[str]]:
     """Two processes with working directories of their own."""
-    port = free_port()
     commands = [[sys.executable, str(WORKER), folder, str(dies_after)]] * 2
-    changes = [{"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for r in range(2)]
-    return launched(commands, [tmp_path / "one", tmp_path / "two"], changes, timeout=60)
+    return forked(commands, [tmp_path / "one", tmp_path / "two"], ranks(2), timeout=60)
 
 
 def said(done: list[subprocess.CompletedProcess[str]]) -> list[dict]:

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from places import ROOT
+from processes import in_two_processes
 from tiny import checkpoint_weights, gap, make_rows, save_recipe, save_rows
 from tiny_sound import save_e2e_recipe, save_recordings, spoken_rows
 
@@ -30,13 +28,8 @@ def test_two_processes(tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.Mo
     changes = {"data__rows_per_step": 2, "data__validation": held_out}
     path = save_recipe(tmp_path, objective, tiny_policy, manifest, **changes)
     flags = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
-    command = [sys.executable, "-m", "tts_align", "fit", "--config", path, "--run.directory", "two", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("separation of the pair on held-out rows") == 1
+    said = in_two_processes(tmp_path, "fit", "--config", path, "--run.directory", "two", *flags)
+    assert said.count("separation of the pair on held-out rows") == 1
     monkeypatch.chdir(tmp_path)
     alone = run(["fit", "--config", path, "--run.directory", "one"])
     assert alone.trainer.global_step == 6
@@ -59,13 +52,8 @@ def test_two_processes_train_end_to_end(tmp_path: Path, tiny_policy: Path, monke
     held_out = save_recordings(tmp_path, spoken_rows(sentences=2, seed=4)[:2], "held_out.jsonl")
     path = save_e2e_recipe(tmp_path, tiny_policy, manifest, data__validation=held_out, data__rows_per_step=4)
     flags = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
-    command = [sys.executable, "-m", "tts_align", "fit", "--config", path, "--run.directory", "two", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stage 1 of end-to-end training") == 1
+    said = in_two_processes(tmp_path, "fit", "--config", path, "--run.directory", "two", *flags)
+    assert said.count("stage 1 of end-to-end training") == 1
     monkeypatch.chdir(tmp_path)
     alone = run(["fit", "--config", path, "--run.directory", "one"])
     assert alone.trainer.global_step == 2

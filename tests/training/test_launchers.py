@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import free_port, launched
+from processes import forked, free_port, launched
 from talker import Module, make_prompts
 from tiny import checkpoint_weights, gap, make_rows, save_recipe, save_rows
 
@@ -52,7 +52,7 @@ def test_two_processes_fit_as_one(
     shared = tmp_path / "shared" / "two"
     commands, changes = launcher([*FIT, "--config", path, "--run.directory", str(shared)])
     folders = [tmp_path / f"machine{number}" for number in range(len(commands))]
-    done = launched(commands, folders, changes, timeout=200)
+    done = (launched if launcher is torchrun else forked)(commands, folders, changes, timeout=200)
     assert all(one.returncode == 0 for one in done), "\n".join(one.stderr for one in done)
     monkeypatch.chdir(tmp_path)
     run(["fit", "--config", path, "--run.directory", str(tmp_path / "one")])
@@ -68,7 +68,7 @@ def test_two_machines_sample_as_one(tmp_path: Path, tiny_policy: Path, tiny_rows
     command = ["sample", "--config", recipe, "--prompts", str(prompts), "--samples", "2"]
     run([*command, "--out", str(tmp_path / "one.jsonl")])
     commands, changes = shells([*command, "--out", str(tmp_path / "two.jsonl"), "--trainer.strategy", "ddp"])
-    done = launched(commands, [tmp_path / "machine0", tmp_path / "machine1"], changes, timeout=200)
+    done = forked(commands, [tmp_path / "machine0", tmp_path / "machine1"], changes, timeout=200)
     assert all(one.returncode == 0 for one in done), "\n".join(one.stderr for one in done)
     assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
 

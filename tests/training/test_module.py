@@ -33,11 +33,15 @@ from tts_align.batch import Batch, Mean, Reads, Rows, Scored
 from tts_align.data.collate import MicroBatches, PlanSampler
 from tts_align.data.datamodule import AlignData
 from tts_align.evaluation.judges.base import Judge
-from tts_align.evaluation.speech import Evaluation, TestSettings
+from tts_align.evaluation.speech import TestSettings
+from tts_align.evaluation.stages.hearing import Hearing
+from tts_align.evaluation.stages.spoken import SpokenStages
 from tts_align.models.base.layout import collate
+from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM
 from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective, Outcome, Part, Step
 from tts_align.objectives.tkto import token_weights
+from tts_align.training import testing
 from tts_align.training.cache import TokenCache
 from tts_align.training.contrast import Contrast
 from tts_align.training.module import AlignModule
@@ -62,7 +66,7 @@ def first_batch(module: AlignModule, data: AlignData) -> Batch:
     """The first micro-batch of a training, with everything in place to score it without a trainer."""
     data.prepare(module.policy, module.rows_wanted)
     split = data._splits["train"]
-    sampler = PlanSampler(split.plan, split.examples, split.targets)
+    sampler = PlanSampler(split.plan, split.examples)
     if module.contrast is not None:
         module.scoring.contrast_cache = TokenCache.read(Path(str(module.contrast.weights)), data.rows())
     return MicroBatches(split.examples, split.layout)[next(iter(sampler))]
@@ -497,6 +501,8 @@ def test_rule_9_is_asserted(tmp_path: Path, tiny_dropout: Path, tiny_rows: str):
 class Deaf(Judge):
     """Judges nothing."""
 
+    needs_audio = False
+
     def judge(self, samples: Any, expected: Any) -> Any:
         raise NotImplementedError
 
@@ -512,9 +518,16 @@ def test_rule_10_before_is_the_directory(
     fitted(tmp_path, module, data, max_steps=2)
     module.test_settings, module.judge = TestSettings(str(prompts)), Deaf()
     spoke: list[tuple[str, str]] = []
-    monkeypatch.setattr(Evaluation, "_hear", lambda _, system, model, batch: spoke.append((system, model.digest())))
-    for batch in module.test_dataloader():
-        module.test_step(batch, 0)
+    speak = SpokenStages._speak
+
+    def noted(self: SpokenStages, system: str, model: CodecLM, batch: Any) -> None:
+        spoke.append((system, model.digest()))
+        speak(self, system, model, batch)
+
+    monkeypatch.setattr(SpokenStages, "_speak", noted)
+    monkeypatch.setattr(Hearing, "listen", lambda *_: None)
+    monkeypatch.setattr(testing.Testing, "finish", lambda *_: None)
+    make_trainer(tmp_path).test(module, datamodule=data)
     assert [system for system, _ in spoke] == ["base", "aligned"]
     assert spoke[0][1] == Qwen2CodecLM(str(tiny_policy)).digest()
     assert spoke[1][1] == module.policy.digest() != spoke[0][1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from lightning.pytorch import Callback
 from tiny import gap, make_trainer, weights
@@ -15,6 +16,7 @@ from tiny_sound import VOICES, Tones, build_e2e, spoken_rows
 
 from tts_align.data.datamodule import AlignData
 from tts_align.data.manifest import write_manifest
+from tts_align.objectives import SFT
 from tts_align.objectives.e2e import E2E
 from tts_align.training.module import AlignModule
 from tts_align.training.optimizers import PartOptimizer, part_of
@@ -157,3 +159,43 @@ def test_what_cannot_work(build: Any, tiny_policy: Path):
 
     with pytest.raises(ValueError, match=r"optimizer_groups of flow have no effect: SFT has only objective, policy"):
         AlignModule(SFT(), Qwen2CodecLM(str(tiny_policy)), optimizer_groups={"flow": PartOptimizer()})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (functools.partial(torch.optim.AdamW, lr=-1.0), "refuses .*: Invalid learning rate"),
+        (
+            functools.partial(torch.optim.AdamW, fused=True, foreach=True),
+            "refuses .* cannot be `True` tog",
+        ),
+        (torch.optim.Muon, "refuses its settings or these weights: Muon only supports 2D parameters"),
+        (torch.optim.SparseAdam, "SparseAdam cannot make a step: SparseAdam does not support dense gradients"),
+    ],
+)
+def test_an_optimiser_that_cannot_is_the_recipes_fault(
+    optimizer: Any, told: str, tiny_policy: Path, tiny_rows: str, tmp_path: Path
+):
+    module, data = tiny.build(SFT(), tiny_policy, tiny_rows, tmp_path)
+    module.optimizer = optimizer
+    with pytest.raises(ValueError, match=f"model.optimizer {told}"):
+        make_trainer(tmp_path, max_steps=1).fit(module, data)
+
+
+def test_faults_of_the_loss_are_not_the_optimisers(tiny_policy: Path, tiny_rows: str, tmp_path: Path):
+    module, data = tiny.build(SFT(), tiny_policy, tiny_rows, tmp_path)
+
+    def broken(*_: Any) -> Any:
+        raise TypeError("of the loss")
+
+    module.training_step = broken  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="of the loss"):
+        make_trainer(tmp_path, max_steps=1).fit(module, data)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adafactor, torch.optim.Rprop, torch.optim.ASGD])
+def test_optimisers_without_a_joint_kernel_train(optimizer: Any, tiny_policy: Path, tiny_rows: str, tmp_path: Path):
+    module, data = tiny.build(SFT(), tiny_policy, tiny_rows, tmp_path, optimizer=optimizer)
+    before = weights(module)
+    make_trainer(tmp_path, max_steps=1).fit(module, data)
+    assert gap(before, weights(module)) > 0

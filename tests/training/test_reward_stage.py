@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from places import ROOT
+from processes import in_two_processes
 from tiny import CODES, LORA, REWARD_SIZES, checkpoint_weights, gap, make_rows, save_recipe, save_rows, weights
 
 from tts_align.cli import entry as cli
@@ -232,12 +230,7 @@ def test_two_processes_learn_what_one_learns(
     plain = {"class_path": "RewardModel", "init_args": {"sizes": SIZES | {"dropout": 0.0}}}
     path = recipe(objective, tiny_policy, data__rows_per_step=2, model__reward=plain)
     flags = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.max_rows", "6"]
-    command = [sys.executable, "-m", "tts_align", "fit", "--config", path, "--run.directory", "two", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes(tmp_path, "fit", "--config", path, "--run.directory", "two", *flags)
     alone = fit(path, "one", "--data.max_rows", "6")
     assert alone.trainer.global_step == 3
     for place in ("", "/reward"):

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tts_align.utils.shards import Shards, digest
+from tts_align.utils.shards import Shards, digest, listed_digest
 
 
 def rows(*names):
@@ -51,6 +51,29 @@ def test_rows_of_other_settings_and_cut_lines_are_not_taken(tmp_path):
     again.append(rows("b"))
     assert again.merge()
     assert len(out.read_text().splitlines()) == 2
+
+
+def test_rows_stay_in_their_files_and_can_be_read_when_these_are_gone(tmp_path):
+    """Of the final file, of shards of earlier processes, and of this one's, replaced and removed by the merge."""
+    out, ids = tmp_path / "out.jsonl", [f"é{number}" for number in range(40)]
+    Shards(out, "k", ids, 1, 3).append(rows(*ids[:13]))
+    mine = Shards(out, "k", ids, 0, 3)
+    mine.append(rows(*ids[13:20]))
+    Shards(out, "k", ids, 2, 3).append(rows(*ids[20:]))
+    assert mine.missing == ids[20:]
+    assert mine.merge(lambda: None)
+    assert not mine.folder.exists()
+    assert {name: row["value"] for name, row in mine.rows.items()} == {name: name * 2 for name in ids}
+    whole = Shards(out, "k", ids)
+    out.unlink()
+    assert [row["value"] for row in whole.rows.values()] == [name * 2 for name in ids]
+    assert "other" not in whole.rows
+
+
+def test_a_list_of_settings_has_the_same_digest_one_by_one():
+    settings = [("a", (1, 2)), ("b", ())]
+    assert listed_digest("judge", {"x": 1}, rows=iter(settings)) == digest("judge", {"x": 1}, settings)
+    assert listed_digest("judge", rows=iter(())) == digest("judge", [])
 
 
 def test_names_must_be_unique(tmp_path):

@@ -13,7 +13,7 @@ from tts_align.evaluation.comparison.scored import read_systems, scored_folder, 
 from tts_align.evaluation.comparison.table import names, print_comparison
 from tts_align.evaluation.html.report import REPORT, write_html_report
 from tts_align.evaluation.statistics.intervals import RESAMPLES
-from tts_align.utils.files import file_name, write_json
+from tts_align.utils.files import check_not_source, file_name, write_json
 
 COMPARISON = "comparison.json"
 
@@ -60,6 +60,7 @@ def compare(
     print_comparison(comparison, shown)
     default = "comparison" if second is None else f"comparison-with-{file_name(names(comparison)[0])}"
     folder = out or scored_folder(second or first) / default
+    check_not_source(folder, *map(scored_folder, (first, second or first)), inside=True)
     write_json(folder / COMPARISON, comparison.to_json())
     print(f"report:       {write_html_report(folder / REPORT, comparison)}", flush=True)
     if fail_on_regression and (found := regressions(comparison)):

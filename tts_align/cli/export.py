@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tts_align.data.parse import Rules, parse
+from tts_align.data.places import locate
 from tts_align.data.sources import read_rows
 from tts_align.models.base.generation import Context
 from tts_align.models.base.layout import TokenRow, collate
@@ -31,7 +32,6 @@ from tts_align.models.cosyvoice.export import (
 )
 from tts_align.models.cosyvoice.lm import CosyVoiceLM, backbone_names
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
-from tts_align.utils.assets import resolve
 from tts_align.utils.files import directory_written_atomically
 
 Format = Literal["cosyvoice", "vllm"]
@@ -206,7 +206,7 @@ def choose_rows(policy: CodecLM, manifest: str | None, count: int = ROWS) -> tup
 def _manifest_rows(policy: CodecLM, manifest: str) -> Iterator[TokenRow]:
     """Usable rows one by one: a manifest may be large."""
     rules = Rules(policy.layout.codebook_size)
-    for _, raw, broken in read_rows(resolve(manifest)):
+    for _, raw, broken in read_rows(locate(manifest)):
         row = None if broken else parse(raw, "row", rules)[0]
         speech = () if row is None else next((sound.speech for sound in row.sounds if sound.speech), ())
         if row is not None and speech:

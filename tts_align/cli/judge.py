@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tts_align.evaluation.calibration import accuracy_of, calibration_of, write_calibration
-from tts_align.evaluation.candidates import Candidate, read_candidates
+from tts_align.evaluation.candidate_file import CandidateFile
+from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.judges.base import Judge, Reading
 from tts_align.evaluation.listening import (
     MAX_FAILED_SHARE,
@@ -22,9 +21,10 @@ from tts_align.evaluation.listening import (
 )
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.utils.assets import resolve
+from tts_align.utils.lazy import Lazy
 from tts_align.utils.messages import say
 from tts_align.utils.progress import bar
-from tts_align.utils.shards import Shards, digest
+from tts_align.utils.shards import Shards, listed_digest
 from tts_align.utils.signals import check, finishing
 
 log = logging.getLogger(__name__)
@@ -68,12 +68,11 @@ def judge(
     if module.judge is None:
         raise ValueError("no judge configured: the recipe must set model.judge")
     start = resolve(candidates).parent
-    rows = with_recordings(read_candidates(candidates), start, module)
-    key = digest("judge", *_listened_to(module, rows, start))
-    shards = Shards(out, key, [row.id for row in rows], rank, world, overwrite)
+    rows = with_recordings(CandidateFile(candidates), start, module)
+    shards = Shards(out, _listened_to(module, rows, start), rows.ids, rank, world, overwrite)
     again = {*shards.missing, *(name for name, row in shards.rows.items() if row.get("error"))}
-    mine = [row for row in rows[rank::world] if row.id in again]
-    share = len(rows[rank::world])
+    mine = rows.take([number for number in range(rank, len(rows), world) if rows.ids[number] in again])
+    share = len(range(rank, len(rows), world))
     with bar(share, share - len(mine), "judge", rank) as shown, finishing():
         failures = Failures(share, max_failed_share)
         for batch in listen(module.judge, module.vocoder, mine, batch_rows, failures, start):
@@ -82,7 +81,8 @@ def judge(
             check()
     shards.merge(barrier, rank)
     if rank == 0:
-        judged = [Candidate.from_row(row) for row in shards.rows.values()]
+        names = list(shards.rows)
+        judged = Lazy(len(names), lambda number: Candidate.from_row(shards.rows[names[number]]))
         warn_of_failures(judged)
         if any(one.verdict and one.verdict.reading is not Reading.UNMARKED for one in judged):
             _show_accuracy(module.judge, accuracy, Path(out))
@@ -101,7 +101,7 @@ def _show_accuracy(listener: Judge, accuracy: Path | None, out: Path) -> None:
     say(f"judge:        {known}")
 
 
-def with_recordings(rows: Sequence[Candidate], start: Path, module: SpeaksAndListens) -> list[Candidate]:
+def with_recordings(rows: CandidateFile, start: Path, module: SpeaksAndListens) -> CandidateFile:
     """The candidates, without recordings that are named but not there if a vocoder can make them again; says so.
 
     Args:
@@ -111,28 +111,28 @@ def with_recordings(rows: Sequence[Candidate], start: Path, module: SpeaksAndLis
     """
     assert module.judge is not None
     if not module.judge.needs_audio or module.vocoder is None:
-        return list(rows)  # without a vocoder a recording that is not there is a fault of its candidate
-    lost = {row.id for row in rows if row.audio and not Path(start, row.audio).is_file()}
+        return rows  # without a vocoder a recording that is not there is a fault of its candidate
+    lost = [number for number, row in enumerate(rows) if row.audio and not Path(start, row.audio).is_file()]
     if lost:
-        first = next(row.audio for row in rows if row.id in lost)
+        first = rows[lost[0]].audio
         log.warning(
             "%d of %d recordings are not where they were written, %s first: the vocoder makes their sound again",
             len(lost),
             sum(bool(row.audio) for row in rows),
             Path(start, first),
         )
-    return [dataclasses.replace(row, audio="") if row.id in lost else row for row in rows]
+    return rows.without_recordings(lost)
 
 
-def _listened_to(module: SpeaksAndListens, rows: Sequence[Candidate], start: Path) -> tuple[Any, ...]:
-    """Everything that verdicts depend on."""
+def _listened_to(module: SpeaksAndListens, rows: CandidateFile, start: Path) -> str:
+    """Digest of everything that verdicts depend on."""
     assert module.judge is not None
     if not module.judge.needs_audio or not any(row.audio for row in rows):
-        return listener_digest(module), [(row.id, row.speech) for row in rows]
+        return listed_digest("judge", listener_digest(module), rows=((row.id, row.speech) for row in rows))
     made = needs_vocoder(rows, start) and module.vocoder is not None
     voice = module.vocoder.digest() if made and module.vocoder is not None else ""
-    sounds = [(row.id, row.speech, row.audio and _size(Path(start, row.audio))) for row in rows]
-    return module.judge.identity(), voice, sounds
+    sounds = ((row.id, row.speech, row.audio and _size(Path(start, row.audio))) for row in rows)
+    return listed_digest("judge", module.judge.identity(), voice, rows=sounds)
 
 
 def _size(path: Path) -> int:

@@ -262,7 +262,7 @@ def label(
         UnreliableJudgeError: the judge tells readings apart less often than it must.
     """
     rule = rule or LabelRule()
-    check_not_source(out, resolve(judged))
+    check_not_source(out, resolve(judged), *(one for one in (measures, judge_accuracy) if one is not None))
     remove_leftovers(Path(out).parent)
     candidates = read_candidates(judged, desirable_stars)
     if not any(one.verdict or one.error or one.label is not None for one in candidates):

@@ -23,7 +23,8 @@ from tts_align.evaluation.listening_test.screening import Rules, Screened, scree
 from tts_align.evaluation.listening_test.sources import read_systems
 from tts_align.evaluation.listening_test.tables import print_tables
 from tts_align.evaluation.statistics.intervals import RESAMPLES
-from tts_align.utils.files import write_json, written_atomically
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import check_not_source, write_json, written_atomically
 from tts_align.utils.messages import say
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,16 @@ def make(
     key = Path(key) if key is not None else out.with_suffix(".key.json")
     if out.suffix != ".html":
         raise ListeningTestError(f"out: expected a name that ends in .html, got {out.name!r}")
+    check_not_source(out, key)
     if there := [str(path) for path in (out, key) if path.exists() and not overwrite]:
         raise ListeningTestError(
             f"{there[0]} is there already, and its answers need its key: choose another name, or --overwrite true"
         )
-    found = read_systems([systems] if isinstance(systems, str) else systems, sentences)
+    named = [systems] if isinstance(systems, str) else list(systems)
+    places = [Path(one.rpartition("=")[2]) for one in named] + ([] if sentences is None else [resolve(sentences)])
+    for option, path in (("out", out), ("key", key)):
+        check_not_source(path, *places, option=option, inside=True)
+    found = read_systems(named, sentences)
     drawn = draw(found, plan)
     write_json(key, drawn.key.to_json(key.parent.resolve()))
     with written_atomically(out) as scratch:
@@ -118,6 +124,8 @@ def score(
         resamples: number of resamples of the bootstrap.
         rules: which listeners count.
     """
+    if out is not None:
+        check_not_source(out, key, *answers)
     sheets, screened, known, faults = _screened(answers, key, rules or Rules())
     summary = summarise(sheets, known, ties, resamples)
     print_tables(summary, screened)
@@ -154,6 +162,7 @@ def label(
         rules: which listeners count.
     """
     out = Path(out)
+    check_not_source(out, key, *answers)
     sheets, _, known, _ = _screened(answers, key, rules or Rules())
     found = make_labels(sheets, known, rule or HumanRule(), out.parent.resolve())
     good = sum(bool(row.desirable) for row in found.rows)

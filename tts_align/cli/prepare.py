@@ -19,12 +19,15 @@ from tts_align.cli.trainer import AlignTrainer
 from tts_align.cli.writing import writing
 from tts_align.data.cosyvoice import is_place, shard_of
 from tts_align.data.manifest import read_manifest, to_dict
+from tts_align.data.places import locate
 from tts_align.data.prepared import OnBadRow, Target, finish
-from tts_align.data.recording_encoder import RecordingEncoder, Refused, encode_recordings, needed
+from tts_align.data.recording_encoder import RecordingEncoder, encode_recordings, needed
+from tts_align.data.recording_encoder import Refused as RefusedRow
 from tts_align.data.recordings import Limits, Recordings
 from tts_align.data.records import Fault, Manifest, ManifestError, Pair, Row, folder
-from tts_align.utils.assets import resolve
+from tts_align.data.refused import Refused
 from tts_align.utils.files import check_not_source
+from tts_align.utils.lazy import Lazy
 from tts_align.utils.messages import quiet
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
@@ -130,7 +133,8 @@ def prepare(
         window=batch_size * _BATCHES_PER_WINDOW,
         threads=num_workers,
     )
-    check_not_source(out, resolve(source))
+    if isinstance(here := locate(source), Path):
+        check_not_source(out, here)
     with writing(target.out, "prepare"):
         (trainer or Processes()).trainer().work(_Nobody(), lambda _, **place: share(**place))
 
@@ -160,36 +164,46 @@ def prepare_share(
         world: how many processes share the work.
         barrier: waits for the other processes.
     """
-    path = resolve(source)
+    path = locate(source)
     codebook = recording_encoder.tokenizer.codebook_size
-    given = read_manifest(path, target.on_bad_row, codebook, False, True, target.desirable_stars)
+    left_out = Refused()
+    given = read_manifest(
+        path, target.on_bad_row, codebook, False, True, target.desirable_stars, target.tables, left_out
+    )
     speaks = recording_encoder.speaker_encoder is not None
     stamps = [_stamp(row, given, speaks) for row in given.rows]
     key = digest("prepare", recording_encoder.identity, limits, speaks, window)
-    made_with = digest(key, stamps, given.dropped)
+    more = (digest(*left_out),) if left_out.count > len(given.dropped) else ()
+    made_with = digest(key, stamps, tuple(given.dropped), *more)
     if target.is_finished(made_with):
         return
     shards = Shards(target.work, key, stamps, rank, world, overwrite=True)
-    windows = _cut(list(zip(stamps, given.rows, strict=True)), window)
+    windows = [range(start, min(start + window, len(stamps))) for start in range(0, len(stamps), window)]
     inside = any(is_place(name) for row in given.rows for name in needed(row, speaks))
     mine = _share(windows, rank, world, _ROWS_OF_A_SHARD // window if inside else 1)
-    missing = set(shards.missing)
-    todo = [some for some in mine if not missing.isdisjoint(stamp for stamp, _ in some)]
-    names = [list(dict.fromkeys(name for _, row in some for name in needed(row, speaks))) for some in todo]
+    todo = [some for some in mine if any(stamps[number] not in shards.rows for number in some)]
+
+    def names_of(number: int) -> list[str]:
+        rows = given.rows[todo[number].start : todo[number].stop]
+        return list(dict.fromkeys(name for row in rows for name in needed(row, speaks)))
+
+    names = Lazy(len(todo), names_of)
     recordings = Recordings(folder(path), recording_encoder.tokenizer.sample_rate, limits, threads)
     if any(names):
         recording_encoder.try_out()
     total = sum(map(len, mine))
     with bar(total, total - sum(map(len, todo)), "prepare", rank) as shown, finishing():
         for some, sounds in zip(todo, recordings.windows(names), strict=True):
-            shards.append(
-                _lines(some, encode_recordings([row for _, row in some], sounds, recording_encoder), given, target)
-            )
+            rows = given.rows[some.start : some.stop]
+            made = encode_recordings(rows, sounds, recording_encoder)
+            shards.append(_lines([stamps[number] for number in some], rows, made, given, target))
             shown.advance(len(some))
             check()
     if shards.merge(barrier, rank) and (rank == 0 or barrier is None):
-        finish(target, [shards.rows[stamp] for stamp in stamps], given, made_with)
-        shutil.rmtree(shards.folder, ignore_errors=True)
+        finish(target, lambda: (shards.rows[stamp] for stamp in stamps), given, left_out, made_with)
+        for leftover in (shards.folder, target.tables):
+            shutil.rmtree(leftover, ignore_errors=True)
+    left_out.close()
 
 
 def _stamp(row: Row, given: Manifest, speaker_vectors: bool) -> str:
@@ -199,10 +213,6 @@ def _stamp(row: Row, given: Manifest, speaker_vectors: bool) -> str:
     return digest(to_dict(row), [state and (state.st_size, state.st_mtime_ns) for state in states])
 
 
-def _cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
 def _share(windows: Sequence[Item], rank: int, world: int, together: int) -> list[Item]:
     """Every so many-th run of neighbouring windows."""
     run = max(1, min(together, math.ceil(len(windows) / world)))
@@ -210,14 +220,14 @@ def _share(windows: Sequence[Item], rank: int, world: int, together: int) -> lis
 
 
 def _lines(
-    window: Sequence[tuple[str, Row]], heard: Sequence[Row | Refused], given: Manifest, target: Target
+    stamps: Sequence[str], rows: Sequence[Row], heard: Sequence[Row | RefusedRow], given: Manifest, target: Target
 ) -> Iterator[dict[str, Any]]:
     """How results are kept until all are there; raises at the first that is refused, if so it shall be."""
-    for (stamp, _), row in zip(window, heard, strict=True):
+    for stamp, old, row in zip(stamps, rows, heard, strict=True):
         if isinstance(row, Row):
             yield {"id": stamp, "row": to_dict(_moved(row, folder(given.path), target.out.parent))}
         elif target.on_bad_row == "stop":
-            raise ManifestError(given.path, [Fault(f"row {row.id!r}", f"{row.where}: {row.what}")])
+            raise ManifestError(given.path, [Fault(f"row {old.id!r}", f"{row.where}: {row.what}")])
         else:
             yield {"id": stamp, "refused": asdict(row)}
 

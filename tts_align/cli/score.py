@@ -19,6 +19,8 @@ from tts_align.evaluation.listening import MAX_FAILED_SHARE
 from tts_align.evaluation.measures.base import UtteranceMeasure
 from tts_align.evaluation.recordings import RecordedTest
 from tts_align.evaluation.table import print_table
+from tts_align.utils.assets import resolve
+from tts_align.utils.files import check_not_source
 from tts_align.utils.messages import quiet, say
 from tts_align.utils.progress import bar
 
@@ -76,6 +78,7 @@ def score(
     if batch_rows < 1:
         raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
     place = Path(out) if out is not None else folder.with_name(f"{folder.name}.scored")
+    check_not_source(place, folder, resolve(prompts))
     test = RecordedTest(folder, prompts, suite, judge, protocol, language, measures, readings, system, max_failed_share)
     for line in test.remarks():
         say(line)

@@ -26,11 +26,12 @@ from tts_align.training.callbacks.keep_last import KeepLast, StopOnSignal
 from tts_align.training.callbacks.logs import TrainingLog, continue_logs
 from tts_align.training.callbacks.movement import Movement
 from tts_align.training.callbacks.progress import StepBar
+from tts_align.training.callbacks.tell_memory import TellMemory
 from tts_align.training.checkpoint import CheckpointFiles, read_checkpoint
 from tts_align.training.finite import FiniteGuard
 from tts_align.training.module import AlignModule
 from tts_align.training.run import Run, RunSettings
-from tts_align.utils import signals
+from tts_align.utils import agreement, signals
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import check_inside, check_not_source, remove_leftovers, write_json
 from tts_align.utils.messages import first_process, say
@@ -60,7 +61,7 @@ class _Work(LightningModule):
         trainer = self.trainer
         if self.datamodule is not None:
             trainer.datamodule, self.datamodule.trainer = self.datamodule, trainer  # type: ignore[attr-defined]
-        barrier = trainer.strategy.barrier if trainer.world_size > 1 else None
+        barrier = agreement.barrier if trainer.world_size > 1 else None
         with signals.at_once():  # what works item by item says so itself
             self.function(self.module, rank=trainer.global_rank, world=trainer.world_size, barrier=barrier)
         return batch
@@ -110,10 +111,12 @@ class AlignTrainer(Trainer):
         self._signal_connector = _Signals(self)
         if self.world_size > 1:
             self.strategy.setup_environment()
-            ckpt_path = self.strategy.broadcast(ckpt_path)
-        if self.state.fn == TrainerFn.FITTING and ckpt_path is not None and Path(ckpt_path).is_file():
-            continue_logs(self.loggers, int(read_checkpoint(ckpt_path)["global_step"]))
-        return super()._run(model, ckpt_path, weights_only)
+        with agreement.ending_together():
+            if self.world_size > 1:
+                ckpt_path = self.strategy.broadcast(ckpt_path)
+            if self.state.fn == TrainerFn.FITTING and ckpt_path is not None and Path(ckpt_path).is_file():
+                continue_logs(self.loggers, int(read_checkpoint(ckpt_path)["global_step"]))
+            return super()._run(model, ckpt_path, weights_only)
 
     def sample(
         self,
@@ -203,6 +206,7 @@ class AlignTrainer(Trainer):
                 raise ValueError("calibrate listens to no candidates: leave out candidates and out")
             from tts_align.cli.calibrate import calibrate as measure
 
+            check_not_source(accuracy, resolve(calibrate), option="accuracy", inside=True)
             measured = partial(measure, source=calibrate, out=accuracy, speakers=speakers, batch_rows=batch_rows)
             self._work_trained(model, ckpt_path, partial(measured, seed=run_seed()))
             return
@@ -310,6 +314,8 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
     loggers = _loggers(recipe.logger, run) if command in ("fit", "test") else False
     if loggers:
         callbacks.append(TrainingLog())
+    if command == "fit":
+        callbacks.append(TellMemory())
     ours: dict[str, Any] = {
         "default_root_dir": run.directory,
         "logger": loggers,

@@ -6,113 +6,20 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from tts_align.batch import Batch, Totals, Utterances
-from tts_align.data.mismatch import partners
+from tts_align.data.examples import Examples
 from tts_align.data.plan import Indices, Plan
-from tts_align.data.select import Item, LabelledUtterance
-from tts_align.data.sound import RecordingFeatures, collate_recordings
+from tts_align.data.select import LabelledUtterance
+from tts_align.data.sound import collate_recordings
 from tts_align.models.base.code_places import code_places
-from tts_align.models.base.generation import Context, Encoded
 from tts_align.models.base.layout import Layout, TokenRow, collate
-from tts_align.models.base.policy import CodecLM
-
-
-@dataclass(frozen=True)
-class Examples:
-    """All rows of a data set, ready to be put into batches.
-
-    Args:
-        rows: one for each scored utterance.
-        sources: where each comes from.
-        desirable: their labels.
-        items: indices of the rows that stay together, (items, 1) or (items, 2) with the chosen one first.
-        mismatched: for each row its text with the speech of another sentence; empty if not wanted.
-        utterances: whether batches bring the rows as speech tokens and words, too.
-        recordings: the rows as sound; empty if not wanted.
-        noise_seed: of the run, which moves what objectives draw for a row.
-    """
-
-    rows: tuple[TokenRow, ...]
-    sources: tuple[LabelledUtterance, ...]
-    desirable: NDArray[np.bool_]
-    items: Indices
-    mismatched: tuple[TokenRow, ...] = ()
-    utterances: bool = False
-    recordings: tuple[RecordingFeatures, ...] = ()
-    noise_seed: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        items: Sequence[Item],
-        policy: CodecLM,
-        mismatched: bool = False,
-        bistream_share: float = 0.0,
-        seed: int = 0,
-        utterances: bool = False,
-    ) -> Examples:
-        """Tokenise the texts, and draw once for all what is random: layout and partners.
-
-        Args:
-            items: what :func:`tts_align.data.select.select` gave; all of them with speech tokens.
-            policy: knows how text becomes tokens.
-            mismatched: also make the mismatched rows.
-            bistream_share: probability that a row long enough for it is arranged bistream.
-            seed: of the draws.
-            utterances: let batches bring the rows as speech tokens and words, too.
-        """
-        sources = tuple(utterance for item in items for utterance in item)
-        known: dict[tuple[str, Context], Encoded] = {}
-        rows = []
-        for source in sources:
-            row = source.row
-            key = (row.text, Context(row.speaker, row.instruct, row.prompt_text, row.prompt_speech))
-            if key not in known:
-                known[key] = policy.encode_text(*key)
-            scored = known[key].row(source.sound.speech)
-            rows.append(_arranged(scored, policy.layout, bistream_share, seed))
-        if bistream_share > 0 and not any(policy.layout.can_bistream(row) for row in rows):
-            raise ValueError("bistream_share has no effect: no row has enough speech for its text; set it to 0")
-        return cls(
-            rows=tuple(rows),
-            sources=sources,
-            desirable=np.asarray([source.desirable for source in sources], bool),
-            items=np.arange(len(sources)).reshape(len(items), -1),  # :: (r) -> (items, 1 or 2)
-            mismatched=_mismatched(rows, policy.layout, bistream_share, seed) if mismatched else (),
-            utterances=utterances,
-        )
-
-    def tokens(self, layout: Layout) -> Indices:
-        """Backbone positions of each item."""
-        count = np.asarray([layout.input_count(row) for row in self.rows])
-        return count[self.items].sum(1)
-
-
-def _arranged(row: TokenRow, layout: Layout, share: float, seed: int) -> TokenRow:
-    """Decide between unistream and bistream by the row's content, so that every model and every run agrees."""
-    if share <= 0 or not layout.can_bistream(row):
-        return row
-    digest = hashlib.blake2b(f"{seed} {layout.key(row)}".encode(), digest_size=8).digest()
-    return replace(row, bistream=int.from_bytes(digest, "big") < share * 2**64)
-
-
-def _mismatched(rows: Sequence[TokenRow], layout: Layout, share: float, seed: int) -> tuple[TokenRow, ...]:
-    # The voice is left out of the comparison: one sentence in two voices is still one sentence.
-    texts = [row.text[row.prefix :] for row in rows]
-    partner = partners(texts, [len(row.speech) for row in rows], seed)
-    return tuple(
-        _arranged(replace(row, speech=rows[other].speech, bistream=False), layout, share, seed)
-        for row, other in zip(rows, partner.tolist(), strict=True)
-    )
 
 
 def _attributes(source: LabelledUtterance) -> dict[str, str | float]:
@@ -224,7 +131,6 @@ class PlanSampler(DistributedSampler[MicroBatch]):
     Args:
         plan: cuts the epochs.
         examples: what is cut.
-        targets: predicted tokens of each row.
         rank: this process.
         world: number of processes.
         accumulate: micro-batches of a step on one rank.
@@ -236,7 +142,6 @@ class PlanSampler(DistributedSampler[MicroBatch]):
         self,
         plan: Plan,
         examples: Examples,
-        targets: Indices,
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
@@ -244,7 +149,7 @@ class PlanSampler(DistributedSampler[MicroBatch]):
         progress: Progress | None = None,
     ) -> None:
         super().__init__(range(len(examples.items)), num_replicas=world, rank=rank)  # type: ignore[arg-type]
-        self.plan, self.examples, self.targets = plan, examples, targets
+        self.plan, self.examples = plan, examples
         self.world, self.accumulate = world, accumulate
         self.steps = plan.steps_per_epoch if steps is None else steps
         self.progress = progress
@@ -272,13 +177,13 @@ class PlanSampler(DistributedSampler[MicroBatch]):
         dealt = self.plan.deal(items, self.world, self.accumulate)
         mine = tuple(tuple(self.examples.items[ranks[self.rank]].T.ravel().tolist()) for ranks in dealt)
         totals = self._totals(items)
-        twins = mine if self.examples.mismatched else ()
+        twins = mine if len(self.examples.mismatched) else ()
         return [MicroBatch(rows, totals, i == 0, twins if i == 0 else (), epoch) for i, rows in enumerate(mine)]
 
     def _totals(self, items: Indices) -> Totals:
         rows = self.examples.items[items].ravel()
-        targets, desirable = self.targets[rows], self.examples.desirable[rows]
-        sources = [self.examples.sources[row] for row in rows] if self.examples.utterances else []
+        targets, desirable = self.examples.targets[rows], self.examples.desirable[rows]
+        sources = [self.examples.sources[row] for row in rows.tolist()] if self.examples.utterances else []
         labels = Counter(name for source in sources for name in _attributes(source))
         transcripts = [source.transcript for source in sources if source.transcript is not None]
         labels["text"] = len(transcripts)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-import math
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from tts_align.data.records import Span
 
+MOST_TOKEN = 2**31 - 1
+"""Largest speech token where no codebook is known: what Parquet files of ours hold."""
 SOUND = "expected a list of speech tokens, a path, or {speech: speech tokens, audio: path}"
 
 
@@ -35,9 +38,9 @@ def read_codes(speech: Any, limit: int | None) -> tuple[tuple[int, ...], str | N
     if not set(map(type, speech)) <= {int}:
         odd = next(code for code in speech if type(code) is not int)
         return (), f"expected whole numbers, got {odd!r:.60}"
-    low, high = min(speech), max(speech)
-    if low < 0 or high >= (math.inf if limit is None else limit):
-        allowed = "must not be negative" if limit is None else f"must lie in 0..{limit - 1}"
+    low, high, most = min(speech), max(speech), MOST_TOKEN if limit is None else limit - 1
+    if low < 0 or high > most:
+        allowed = "must not be negative" if limit is None and low < 0 else f"must lie in 0..{most}"
         return (), f"speech tokens {allowed}, got {low}..{high}: were they made by another tokenizer?"
     return tuple(speech), None
 
@@ -69,9 +72,10 @@ def read_scores(raw: Any, faults: list[str]) -> dict[str, float]:
     if pairs is None or any(type(value) not in (int, float) for value in pairs.values()):
         faults.append(f"scores: expected a number for each name, got {raw!r:.80}")
         return {}
-    odd = [f"{name} is {value}" for name, value in pairs.items() if not math.isfinite(value)]
+    odd = [f"{name} is {value!r:.40}" for name, value in pairs.items() if _is_infinite(value)]
     if odd:
         faults.append(f"scores: expected finite numbers, but {', '.join(odd)}; leave out what was not measured")
+        return {}
     return {name: float(value) for name, value in pairs.items()}
 
 
@@ -93,9 +97,10 @@ def read_attributes(raw: Any, faults: list[str]) -> dict[str, str | float]:
         faults.append(f"attributes: expected words or a number for each name, got {odd[0] if odd else raw!r:.80}")
         return {}
     numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
-    infinite = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    infinite = [f"{name} is {value!r:.40}" for name, value in numbers.items() if _is_infinite(value)]
     if infinite:
         faults.append(f"attributes: expected finite numbers, but {', '.join(infinite)}; leave out what is not known")
+        return {}
     return {**values, **{name: float(value) for name, value in numbers.items()}}
 
 
@@ -112,10 +117,15 @@ def read_vector(raw: Any, faults: list[str]) -> tuple[float, ...]:
     if not isinstance(raw, (list, tuple)) or not set(map(type, raw)) <= {int, float}:
         faults.append(f"speaker_vector: expected a list of numbers, got {raw!r:.60}")
         return ()
-    if not all(map(math.isfinite, raw)):
+    if any(map(_is_infinite, raw)):
         faults.append("speaker_vector: expected finite numbers, got others")
         return ()
     return tuple(map(float, raw))
+
+
+def _is_infinite(value: int | float) -> bool:
+    """Whether a number is none, or larger than a float can be."""
+    return not abs(value) <= sys.float_info.max
 
 
 def _items(raw: Any) -> dict[str, Any] | None:
@@ -124,3 +134,16 @@ def _items(raw: Any) -> dict[str, Any] | None:
         return {name: value for name, value in dict(raw).items() if value is not None}
     except (TypeError, ValueError):
         return None
+
+
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+"""A BCP 47 code: a language of two or three letters, and what kind of it."""
+
+
+def read_language(given: Mapping[str, Any], faults: list[str]) -> str:
+    """The column of the language, a BCP 47 code; empty when it is absent."""
+    value = string(given, "language", faults)
+    if value and not LANGUAGE.fullmatch(value):
+        faults.append(f"language: expected a code such as ja, en-US or zh-Hant, got {value!r:.60}")
+        return ""
+    return value

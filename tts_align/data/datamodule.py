@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,14 +17,16 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from numpy.typing import NDArray
 
 from tts_align.batch import RowsWanted
-from tts_align.data.collate import Examples, PlanSampler
+from tts_align.data.choice import Choice
+from tts_align.data.collate import PlanSampler
 from tts_align.data.encode import encode_audio
+from tts_align.data.keyed import Keyed
 from tts_align.data.manifest import read_manifest
 from tts_align.data.plan import Plan
-from tts_align.data.select import LabelledUtterance, select, usable
-from tts_align.data.sound import AcousticMel, FeatureExtractor, RecordingFeatures
+from tts_align.data.select import LabelledUtterance
+from tts_align.data.sound import AcousticMel, FeatureExtractor
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, cut_by_tokens, limited_steps
-from tts_align.data.unlabelled import Unlabelled, settle_unlabelled
+from tts_align.data.unlabelled import Unlabelled
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
@@ -116,6 +119,7 @@ class AlignData(LightningDataModule):
         self._wants: RowsWanted | None = None
         self._hearer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
+        self.folder: Path | None = None
         self._restored: dict[str, Any] = {}
         if wants is not None:
             self.follow(wants)
@@ -191,24 +195,20 @@ class AlignData(LightningDataModule):
     def _split(self, path: str, policy: CodecLM, training: bool) -> Split:
         codebook = None if self.wants.sound else policy.layout.codebook_size
         manifest = read_manifest(
-            path, self.on_bad_row, codebook, self.wants.sound or "needed", False, self.desirable_stars
+            path, self.on_bad_row, codebook, self.wants.sound or "needed", False, self.desirable_stars, self._folder
         )
+        most = self.max_rows if training else None
+        settled = self.unlabelled, self.paired_only, self.flip_labels, most, self.bistream_share, self.seed
+        choice = Choice(self.wants, *settled)
         rows = manifest.rows if self.wants.sound else encode_audio(manifest, self.tokenizer)
-        if training and self.max_rows is not None:
-            kept = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_rows]
-            rows = tuple(rows[i] for i in np.sort(kept))
         try:
-            rows = settle_unlabelled(rows, self.wants.reads, self.unlabelled, self.paired_only)
-            items = select(rows, self.wants.reads, self.paired_only, self.flip_labels, self.seed)
-            recordings: tuple[RecordingFeatures, ...] = ()
             if self.wants.sound:
-                items, recordings = self._extractor.extract(items, manifest)
-            examples = Examples.of(
-                items, policy, self.wants.mismatched, self.bistream_share, self.seed, self.wants.utterances
-            )
+                examples, counts = choice.heard(rows, policy, self._extractor, manifest)
+            else:
+                examples, counts = choice.examples(rows, policy)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        examples = replace(examples, recordings=recordings, noise_seed=run_seed())
+        examples = replace(examples, noise_seed=run_seed())
         plan = Plan(
             tokens=examples.tokens(policy.layout),
             rows_per_item=examples.items.shape[1],
@@ -218,11 +218,17 @@ class AlignData(LightningDataModule):
             seed=self.seed,
             shuffle=training,
         )
-        targets = np.asarray([policy.layout.target_count(row) for row in examples.rows])
-        counts = usable(rows, self.seed, self.wants.readers)
         _say_once(f"{path}\n{counts}\nused here: {len(examples.rows)} rows as {self.wants.reads}")
-        keys = tuple(map(policy.layout.key, examples.rows))
-        return Split(examples, plan, targets, policy.layout, keys)
+        return Split(examples, plan, policy.layout)
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where large manifests are stored as tables: with the numbers of frozen models, if a run says where."""
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if self.folder is None and isinstance(module, WantsRows):
+            assert self.trainer is not None
+            return Path(getattr(module, "cache_folder", None) or Path(self.trainer.default_root_dir, "cache"))
+        return self.folder
 
     @property
     def _extractor(self) -> FeatureExtractor:
@@ -241,7 +247,6 @@ class AlignData(LightningDataModule):
         sampler = PlanSampler(
             plan=split.plan,
             examples=split.examples,
-            targets=split.targets,
             rank=self.trainer.global_rank,
             world=world,
             accumulate=accumulate,
@@ -259,9 +264,7 @@ class AlignData(LightningDataModule):
             return []
         assert self.trainer is not None
         split.plan.check(self.trainer.world_size, 1)
-        sampler = PlanSampler(
-            split.plan, split.examples, split.targets, self.trainer.global_rank, self.trainer.world_size
-        )
+        sampler = PlanSampler(split.plan, split.examples, rank=self.trainer.global_rank, world=self.trainer.world_size)
         return split.loader(sampler, self.num_workers, self._pin_memory)
 
     def held_out(self, policy: CodecLM, wants: RowsWanted) -> EVAL_DATALOADERS:
@@ -295,21 +298,18 @@ class AlignData(LightningDataModule):
         """Optimiser steps of a whole training epoch."""
         return self._splits["train"].plan.steps_per_epoch
 
-    def rows(self, split: Literal["train", "validation", "all"] = "all") -> dict[str, TokenRow]:
+    def rows(self, split: Literal["train", "validation", "all"] = "all") -> Mapping[str, TokenRow]:
         """Every distinct row that will be scored, mismatched ones included, by its key: what a cache must hold."""
-        found: dict[str, TokenRow] = {}
+        parts: list[tuple[Any, Sequence[TokenRow]]] = []
         for one in self._chosen(split):
-            for row in (*one.examples.rows, *one.examples.mismatched):
-                found.setdefault(one.layout.key(row), row)
-        return found
+            parts.append((one.examples.keys, one.examples.rows))
+            if len(one.examples.mismatched):
+                parts.append((one.examples.mismatched_keys, one.examples.mismatched))
+        return Keyed(parts)
 
-    def sources(self, split: Literal["train", "validation", "all"] = "all") -> dict[str, LabelledUtterance]:
+    def sources(self, split: Literal["train", "validation", "all"] = "all") -> Mapping[str, LabelledUtterance]:
         """By key, the utterance and manifest row (spans, scores) behind each row; mismatched ones have none."""
-        return {
-            key: source
-            for one in self._chosen(split)
-            for key, source in zip(one.keys, one.examples.sources, strict=True)
-        }
+        return Keyed([(one.examples.keys, one.examples.sources) for one in self._chosen(split)], last=True)
 
     def _chosen(self, split: str) -> list[Split]:
         return [one for name, one in self._splits.items() if split in (name, "all")]
@@ -324,7 +324,7 @@ class AlignData(LightningDataModule):
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
             "data.reads": str(self.wants.reads),
-            "rows and their layout": hashlib.blake2b("".join(split.keys).encode(), digest_size=16).hexdigest(),
+            "rows and their layout": split.digest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

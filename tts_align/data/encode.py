@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound
+from tts_align.data.records import Fault, Faults, Manifest, ManifestError, Row, Sound
+from tts_align.data.table.rows import RowTable
 from tts_align.models.base.tokenizer import SpeechTokenizer
 from tts_align.utils.audio import AudioError, load_audio
 from tts_align.utils.progress import Bar
@@ -19,7 +20,7 @@ def missing_codes(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(sound.audio for row in rows for sound in row.sounds if not sound.speech))
 
 
-def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_size: int = 16) -> tuple[Row, ...]:
+def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_size: int = 16) -> Sequence[Row]:
     """The rows of a manifest, all with speech tokens.
 
     Args:
@@ -30,13 +31,15 @@ def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_si
     Raises:
         ManifestError: rows lack speech tokens and there is no tokenizer, or recordings cannot be used or gave none.
     """
+    if isinstance(manifest.rows, RowTable) and manifest.rows.spoken.all():
+        return manifest.rows
     todo = missing_codes(manifest.rows)
     if not todo:
         return manifest.rows
     if tokenizer is None:
         what = "has audio only: name a speech tokenizer (data.tokenizer), or add speech tokens with `tts-align prepare`"
-        lacking = [row for row in manifest.rows if missing_codes([row])]
-        raise ManifestError(manifest.path, [Fault(f"row {row.id!r}", what) for row in lacking])
+        lacking = (row for row in manifest.rows if missing_codes([row]))
+        raise ManifestError(manifest.path, Faults(Fault(f"row {row.id!r}", what) for row in lacking))
     tokenizer.eval()
     speech_tokens: dict[str, tuple[int, ...]] = {}
     faults: list[Fault] = []
@@ -51,7 +54,7 @@ def encode_audio(manifest: Manifest, tokenizer: SpeechTokenizer | None, batch_si
     ]
     if faults:
         raise ManifestError(manifest.path, faults)
-    return tuple(_fill(manifest.rows, speech_tokens))
+    return RowTable.of(_fill(manifest.rows, speech_tokens))
 
 
 def _fill(rows: Sequence[Row], speech_tokens: dict[str, tuple[int, ...]]) -> Iterator[Row]:

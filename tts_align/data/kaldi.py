@@ -19,6 +19,13 @@ def is_folder(path: Path) -> bool:
     return (path / "wav.scp").is_file() or (path / "utt2speech_token.pt").is_file()
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder that say something."""
+    reject = path.resolve().with_name(f"{path.resolve().name}_reject")
+    names = [path / name for name in (*_TABLES, "utt2speech_token.pt", "utt2embedding.pt", "spk2embedding.pt")]
+    return [file for file in (*names, reject / "utt2speech_token.pt") if file.is_file()]
+
+
 @dataclass(frozen=True)
 class _Table:
     """One of the text files.

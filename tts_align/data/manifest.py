@@ -6,18 +6,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tts_align.data.labels import NEEDS_STARS, stars_of
-from tts_align.data.parse import Rules, parse
-from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound, folder
-from tts_align.data.sources import read_rows
-from tts_align.utils.assets import resolve
+from tts_align.data.parse import Rules
+from tts_align.data.places import locate
+from tts_align.data.records import Fault, Manifest, ManifestError, Row, Sound
+from tts_align.data.records import folder as start_of
+from tts_align.data.refused import Refused
+from tts_align.data.table.read import table_of
 from tts_align.utils.files import written_atomically
 
 log = logging.getLogger(__name__)
+_ROWS_OF_A_GROUP = 16384
+"""Rows that are written to Parquet together."""
 
 
 def read_manifest(
@@ -27,58 +31,55 @@ def read_manifest(
     check_audio: bool | Literal["needed"] = True,
     unprepared: bool = False,
     desirable_stars: float | None = None,
+    folder: Path | None = None,
+    refused: Refused | None = None,
 ) -> Manifest:
-    """Read a whole manifest and check every row of it.
+    """Read a manifest once, and check every row of it.
 
     Args:
         path: a ``.jsonl`` or ``.parquet`` file, a directory of Parquet shards, or a ``demo:`` name; CosyVoice's shards,
-            one, a directory or a ``data.list`` of them, and Kaldi-style folders are manifests too.
-        on_bad_row: ``stop`` raises one error that names every fault, ``drop`` leaves the rows out and names them.
+            one, a directory or a ``data.list`` of them, and Kaldi-style folders are manifests too; so are a pattern of
+            file names and a URL that fsspec can open.
+        on_bad_row: ``stop`` raises one error that counts the faults and names the first hundred, ``drop`` leaves the
+            rows out and does the same.
         codebook_size: size of the codebook, if known; speech tokens beyond it are faults.
         check_audio: look at each recording's header; ``needed``: only where there are no speech tokens.
         unprepared: take what only ``tts-align prepare`` can use: recordings inside shards, which
             :func:`~tts_align.data.cosyvoice.read_recordings` reads, and prompts without speech tokens.
         desirable_stars: number of stars from which on a row is desirable, for labels that are stars.
+        folder: where the checked rows of a large manifest are stored, to be looked at from there by all processes and
+            by later calls; in memory by default.
+        refused: notes every row that is left out; the manifest is read anew for it.
 
     Raises:
         ManifestError: there are faults and ``on_bad_row`` is ``stop``, or nothing is left, or labels may be stars and
             nothing says how many are desirable: then 1 may be the best or the worst.
     """
-    path = resolve(path)
-    audio_fault = _AudioCheck(folder(path)) if check_audio else Rules().audio_fault
-    rules = Rules(codebook_size, audio_fault, unprepared, desirable_stars, check_audio == "needed")
-    rows: dict[str, Row] = {}
-    places: dict[str, str] = {}
-    faults: list[Fault] = []
-    ignored: set[str] = set()
-    bad, starred = 0, False
-    for number, (where, raw, broken) in enumerate(read_rows(path, unprepared), start=1):
-        row: Row | None = None
-        wrong = [broken]
-        if not broken:
-            row, wrong, unknown = parse(raw, f"row-{number}", rules)
-            ignored |= unknown
-            starred |= isinstance(raw, dict) and stars_of(raw.get("label")) is not None
-        if row is not None and (holder := places.get(row.id)):
-            wrong, row = [f"id {row.id!r} is taken by {holder}"], None
-        if row is None:
-            bad += 1
-            faults += [Fault(where, what) for what in wrong]
-        else:
-            rows[row.id], places[row.id] = row, where
-    if unsure := [fault for fault in faults if NEEDS_STARS in fault.what]:
-        raise ManifestError(path, unsure, hint="no row is taken until it is known what they mean")
-    if faults and (on_bad_row == "stop" or not rows):
-        raise ManifestError(path, faults)
-    if not rows:
+    path = locate(path)
+    audio = _AudioCheck(start_of(path))
+    rules = Rules(
+        codebook_size,
+        audio if check_audio else Rules().audio_fault,
+        unprepared,
+        desirable_stars,
+        check_audio == "needed",
+    )
+    checks = (codebook_size, check_audio, unprepared, desirable_stars)
+    rows, found = table_of(path, rules, checks, folder, lambda: bool(audio.known), refused)
+    if found.unsure.total:
+        raise ManifestError(path, found.unsure, hint="no row is taken until it is known what they mean")
+    if found.faults.total and (on_bad_row == "stop" or not len(rows)):
+        raise ManifestError(path, found.faults)
+    if not len(rows):
         raise ManifestError(path, [Fault(str(path), "expected at least one row, got none")])
-    if desirable_stars is not None and not starred:
+    if desirable_stars is not None and not found.starred:
         log.warning("%s: desirable_stars has no effect: none of its labels is a number of stars", path)
-    if ignored:
-        log.warning("%s: columns that are not known are ignored: %s", path, ", ".join(sorted(ignored)))
-    if bad:
-        log.warning("%s: %d of %d rows are left out:\n%s", path, bad, bad + len(rows), "\n".join(map(str, faults[:20])))
-    return Manifest(path, tuple(rows.values()), tuple(faults), bad, tuple(sorted(ignored)))
+    if found.ignored:
+        log.warning("%s: columns that are not known are ignored: %s", path, ", ".join(sorted(found.ignored)))
+    if found.bad:
+        shown = "\n".join(line.removeprefix("  ") for line in found.faults.lines())
+        log.warning("%s: %d of %d rows are left out:\n%s", path, found.bad, found.bad + len(rows), shown)
+    return Manifest(path, rows, found.faults, found.bad, tuple(sorted(found.ignored)))
 
 
 class _AudioCheck:
@@ -112,7 +113,6 @@ def write_manifest(rows: Iterable[Row], path: str | Path) -> Path:
         path: ends in ``.jsonl`` or ``.parquet``, which decides the format.
     """
     path = Path(path)
-    rows = tuple(rows)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"expected a name that ends in .jsonl or .parquet, got {path.name!r}")
     with written_atomically(path) as scratch:
@@ -144,19 +144,16 @@ def _side(sound: Sound) -> list[int] | str | dict[str, Any]:
     return list(sound.speech) or sound.audio
 
 
-def _write_lines(rows: Sequence[Row], path: Path) -> None:
+def _write_lines(rows: Iterable[Row], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(to_dict(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+def _write_parquet(rows: Iterable[Row], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    wrong = [row.id for row in rows if not all(map(math.isfinite, _numbers(row)))]
-    if wrong:
-        raise ValueError(f"expected finite scores, attributes and vectors, got others in rows {', '.join(wrong[:10])}")
     string, codebook_size, words = pa.string(), pa.list_(pa.int32()), pa.list_(pa.string())
     sound = pa.struct({"speech": codebook_size, "audio": string})
     schema = pa.schema(
@@ -176,8 +173,13 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
             "attributes": pa.map_(string, pa.struct({"word": string, "number": pa.float64()})),
         }
     )
-    table = pa.Table.from_pylist([_to_arrow(row) for row in rows], schema=schema)
-    parquet.write_table(table, path, compression="zstd")
+    rest = iter(rows)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        while some := list(islice(rest, _ROWS_OF_A_GROUP)):
+            if wrong := [row.id for row in some if not all(map(math.isfinite, _numbers(row)))]:
+                named = ", ".join(wrong[:10])
+                raise ValueError(f"expected finite scores, attributes and vectors, got others in rows {named}")
+            writer.write_table(pa.Table.from_pylist([_to_arrow(row) for row in some], schema=schema))
 
 
 def _to_arrow(row: Row) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tts_align.data.columns import (
     SOUND,
     read_attributes,
     read_codes,
+    read_language,
     read_notes,
     read_scores,
     read_spans,
@@ -74,7 +75,7 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
     row = Row(
         id=str(identity),
         text=text,
-        language=string(given, "language", faults),
+        language=read_language(given, faults),
         speaker=string(given, "speaker", faults),
         speech=sound.speech,
         audio=sound.audio,
@@ -95,16 +96,16 @@ def parse(raw: object, default_id: str, rules: Rules) -> tuple[Row | None, list[
 
 
 def _unknown(given: Mapping[str, Any], faults: list[str]) -> set[str]:
-    unknown = given.keys() - _KNOWN - _SPOKEN
+    unknown = given.keys() - KNOWN - SPOKEN
     for name in sorted(unknown):
-        near = difflib.get_close_matches(name, _KNOWN, 1, cutoff=0.8)
+        near = difflib.get_close_matches(name, KNOWN, 1, cutoff=0.8)
         if near:
             faults.append(f"unknown column {name!r}: did you mean {near[0]!r}?")
     return unknown
 
 
-_KNOWN: Collection[str] = frozenset(COLUMNS + TRL)
-_SPOKEN = frozenset({"transcripts", "right", "sentence", "sample", "seed", "finished", "made_with"})
+KNOWN: Collection[str] = frozenset(COLUMNS + TRL)
+SPOKEN = frozenset({"transcripts", "right", "sentence", "sample", "seed", "finished", "made_with"})
 """Columns of what ``sample`` writes: with a label added to each line, that is a manifest as it is."""
 
 

@@ -130,6 +130,17 @@ class Plan:
                 return count
         return max(most, 1)
 
+    def largest(self, world: int, accumulate: int) -> int:
+        """Backbone positions of the largest micro-batch of one rank, found on the fullest steps of the first epoch.
+
+        Args:
+            world: number of ranks.
+            accumulate: micro-batches of a step on one rank.
+        """
+        fullest = sorted(self.steps(0), key=lambda items: -int(self.tokens[items].sum()))[:20]
+        dealt = (one for items in fullest for ranks in self.deal(items, world, accumulate) for one in ranks)
+        return max(int(self.tokens[one].sum()) for one in dealt)
+
     def check(self, world: int, accumulate: int) -> None:
         """Raise before training if in any epoch a step could have too few items for its micro-batches."""
         fewest = len(self.tokens) // self.steps_per_epoch

@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tts_align.data.manifest import write_manifest
 from tts_align.data.parse import Rules, parse
-from tts_align.data.records import Fault, Manifest, ManifestError, Row
+from tts_align.data.records import Faults, Manifest, ManifestError, Row
+from tts_align.data.refused import Refused
 from tts_align.utils.files import write_json, write_json_lines
 from tts_align.utils.messages import say
 from tts_align.utils.readers import read_json_object
 
 OnBadRow = Literal["drop", "stop"]
 _SHOWN = 10
+_MOST_REASONS, _OTHERS = 1000, "other reasons"
+"""Reasons that are counted each by itself."""
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)/\S+|\d+(\.\d+)?")
 """Parts of a reason that differ from row to row."""
 
@@ -88,6 +91,11 @@ class Target:
         return self.out.with_name(f"{self.out.name}.work")
 
     @property
+    def tables(self) -> Path:
+        """Where the rows of a large source lie as a table until the manifest is written."""
+        return self.out.with_name(f"{self.out.name}.tables")
+
+    @property
     def refused(self) -> Path:
         """Where refused rows are named."""
         return self.out.with_name(f"{self.out.name}.refused.jsonl")
@@ -118,50 +126,74 @@ class Target:
         say("\n".join(summary.lines(self.out, self.refused)))
 
 
-def finish(target: Target, lines: Sequence[Mapping[str, Any]], given: Manifest, made_with: str) -> None:
-    """Write the manifest, the refused rows and the summary.
+def finish(
+    target: Target, lines: Callable[[], Iterable[Mapping[str, Any]]], given: Manifest, left_out: Refused, made_with: str
+) -> None:
+    """Write the manifest, the refused rows and the summary, a row at a time.
 
     Args:
         target: where.
-        lines: every row, prepared or refused, in order.
-        given: the source, whose own faults are refused too.
+        lines: gives every row, prepared or refused, in order; called twice.
+        given: the source.
+        left_out: rows of the source that have faults, which are refused too.
         made_with: digest of settings and inputs.
 
     Raises:
         ManifestError: no row is left, or one was refused and none shall be.
     """
-    rows = [_row(line["row"]) for line in lines if "row" in line]
-    refused = [*_left_out(given.dropped), *(line["refused"] for line in lines if "refused" in line)]
-    if refused:
-        write_json_lines(target.refused, refused)
+    tally = _Tally()
+    if left_out.count or any("refused" in line for line in lines()):
+        write_json_lines(target.refused, tally.refused(_refused(left_out, lines)))
     else:
         target.refused.unlink(missing_ok=True)
-    if not rows or (refused and target.on_bad_row == "stop"):
-        raise ManifestError(given.path, [Fault(line["where"], line["what"]) for line in refused])
-    reasons = Counter(_PARTICULARS.sub("…", line["what"]) for line in refused)
-    summary = Summary(
-        rows=len(rows),
-        pairs=sum(row.pair is not None for row in rows),
-        without_vector=sum(not row.speaker_vector for row in rows),
-        refused=len(refused),
-        reasons=dict(reasons.most_common()),
-    )
+    for line in lines():
+        tally.add(line)
+    if not tally.rows or (tally.faults.total and target.on_bad_row == "stop"):
+        raise ManifestError(given.path, tally.faults)
+    summary = tally.summary()
     target.out.unlink(missing_ok=True)  # so that a summary never stands beside another manifest
     write_json(target.summary, {"made_with": made_with, **asdict(summary)})
-    write_manifest(rows, target.out)
+    write_manifest((_row(line["row"]) for line in lines() if "row" in line), target.out)
     target.work.unlink(missing_ok=True)
     target.tell(summary)
+
+
+def _refused(left_out: Refused, lines: Callable[[], Iterable[Mapping[str, Any]]]) -> Iterator[Mapping[str, str]]:
+    yield from left_out
+    yield from (line["refused"] for line in lines() if "refused" in line)
+
+
+class _Tally:
+    """Counts what became of the rows."""
+
+    def __init__(self) -> None:
+        self.rows = self.pairs = self.without_vector = 0
+        self.faults = Faults()
+        self.reasons: Counter[str] = Counter()
+
+    def refused(self, rows: Iterable[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
+        """Count refused rows on their way."""
+        for line in rows:
+            self.faults.add(self.faults.total, line["where"], line["what"])
+            reason = _PARTICULARS.sub("…", line["what"])
+            known = reason in self.reasons or len(self.reasons) < _MOST_REASONS
+            self.reasons[reason if known else _OTHERS] += 1
+            yield line
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count a prepared row."""
+        if "row" in line:
+            self.rows += 1
+            self.pairs += "pair" in line["row"]
+            self.without_vector += not line["row"].get("speaker_vector")
+
+    def summary(self) -> Summary:
+        """All of it."""
+        common = dict(self.reasons.most_common())
+        return Summary(self.rows, self.pairs, self.without_vector, self.faults.total, common)
 
 
 def _row(columns: Mapping[str, Any]) -> Row:
     row, faults, _ = parse(columns, "", Rules())
     assert row is not None, faults
     return row
-
-
-def _left_out(faults: Sequence[Fault]) -> list[dict[str, str]]:
-    """Rows of the source that have faults, each once."""
-    places: dict[str, list[str]] = {}
-    for fault in faults:
-        places.setdefault(fault.where, []).append(fault.what)
-    return [{"where": where, "what": "; ".join(what)} for where, what in places.items()]

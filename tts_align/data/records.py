@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 
 @dataclass(frozen=True)
@@ -138,22 +140,70 @@ class Fault:
         return f"{self.where}: {self.what}"
 
 
+FAULTS_SHOWN = 100
+"""Faults that are kept and shown; those after them are counted."""
+
+
+class Faults(Sequence[Fault]):
+    """The first faults of a file in the order of its rows, and how many there are; never more than a hundred are kept.
+
+    Args:
+        found: faults that are known already.
+    """
+
+    def __init__(self, found: Iterable[Fault] = ()) -> None:
+        self.total = 0
+        self._kept: list[tuple[int, Fault]] = []
+        for number, fault in enumerate(found):
+            self.add(number, fault.where, fault.what)
+
+    def add(self, row: int, where: str, what: str) -> None:
+        """Count a fault, and keep it if it is among the first.
+
+        Args:
+            row: its number in the file; faults may come in any order.
+            where: file and line.
+            what: is wrong.
+        """
+        self.total += 1
+        if len(self._kept) < FAULTS_SHOWN or row < self._kept[-1][0]:
+            insort(self._kept, (row, Fault(where, what)), key=itemgetter(0))
+            del self._kept[FAULTS_SHOWN:]
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, place: int) -> Fault: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Fault, ...]: ...
+    def __getitem__(self, place: int | slice) -> Fault | tuple[Fault, ...]:
+        """The first ones."""
+        if isinstance(place, slice):
+            return tuple(fault for _, fault in self._kept[place])
+        return self._kept[place][1]
+
+    def lines(self) -> Iterator[str]:
+        """What a person reads."""
+        yield from (f"  {fault}" for fault in self)
+        if self.total > len(self):
+            yield f"  ... and {self.total - len(self)} more"
+
+
 class ManifestError(ValueError):
-    """A manifest cannot be used; ``faults`` holds all reasons, the message the first of them."""
+    """A manifest cannot be used; ``faults`` holds the first hundred reasons, ``total`` says how many there are."""
 
     def __init__(
         self,
         path: Path | str,
         faults: Sequence[Fault],
-        shown: int = 20,
         hint: str = "mend these rows, or leave them out with on_bad_row: drop",
     ) -> None:
-        self.faults = tuple(faults)
-        lines = [f"  {fault}" for fault in self.faults[:shown]]
-        if len(self.faults) > shown:
-            lines.append(f"  ... and {len(self.faults) - shown} more")
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n".join([f"{path}: {count}; {hint}", *lines]))
+        self.faults = faults if isinstance(faults, Faults) else Faults(faults)
+        self.total = self.faults.total
+        count = "1 fault" if self.total == 1 else f"{self.total} faults"
+        super().__init__("\n".join([f"{path}: {count}; {hint}", *self.faults.lines()]))
 
 
 @dataclass(frozen=True)
@@ -161,16 +211,16 @@ class Manifest:
     """Rows that were read, and what was wrong with the others.
 
     Args:
-        path: the file or directory.
-        rows: the rows without fault.
-        dropped: faults of the rows left out; a row may have several.
+        path: the file or directory; a URL or a pattern is a string.
+        rows: the rows without fault, which are made when they are asked for.
+        dropped: the first faults of the rows left out; a row may have several.
         dropped_rows: how many rows were left out.
         ignored: columns that are not known and not looked at.
     """
 
-    path: Path
-    rows: tuple[Row, ...]
-    dropped: tuple[Fault, ...] = ()
+    path: Path | str
+    rows: Sequence[Row]
+    dropped: Sequence[Fault] = ()
     dropped_rows: int = 0
     ignored: tuple[str, ...] = ()
 
@@ -179,8 +229,10 @@ class Manifest:
         return folder(self.path) / audio
 
 
-def folder(path: Path) -> Path:
-    """The directory that the paths in a manifest start from."""
+def folder(path: Path | str) -> Path:
+    """The directory that the paths in a manifest start from; where the command runs, if that has no directory here."""
+    if isinstance(path, str):
+        return Path()
     return path if path.is_dir() else path.parent
 
 

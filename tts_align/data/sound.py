@@ -188,7 +188,9 @@ def _with_placeholders(utterance: LabelledUtterance, token_count: int) -> Labell
     """The same utterance, of so many speech tokens that are not known yet."""
     sound = replace(utterance.sound, speech=(PLACEHOLDER,) * token_count)
     row = utterance.row
-    if row.pair is not None:  # which of the two it is must stay visible
+    if row.pair is None:
+        row = replace(row, speech=sound.speech)
+    else:  # which of the two it is must stay visible
         chosen = utterance.sound is row.pair.chosen
         row = replace(row, pair=Pair(sound, row.pair.rejected) if chosen else Pair(row.pair.chosen, sound))
     return LabelledUtterance(row, sound, utterance.desirable)
@@ -209,6 +211,7 @@ def collate_recordings(recordings: Sequence[RecordingFeatures]) -> Recordings:
         frames=torch.tensor([len(one) for one in features]),
         mel=pad_sequence(mel, batch_first=True),
         mel_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        # :: (b * h) -> (b, h)
         speaker=torch.tensor([one.speaker for one in recordings], dtype=torch.float32).view(len(recordings), -1),
         token_counts=tuple(one.token_count for one in recordings),
     )

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tts_align.data import cosyvoice, kaldi
+from tts_align.data.places import shards
 from tts_align.data.records import Fault, ManifestError, Raw
 from tts_align.utils.readers import ReadError, byte_lines, parse_json
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetFile
 
 KINDS = (
@@ -21,77 +24,125 @@ KINDS = (
 _PARQUET = (".parquet", ".tar")
 
 
-def read_rows(path: Path, unprepared: bool = False) -> Iterator[Raw]:
-    """Every row of a file or directory, not checked yet.
+@dataclass(frozen=True)
+class Block:
+    """Rows of a Parquet file as columns.
 
     Args:
-        path: what holds the rows.
+        name: of the file.
+        first: number of its first row in the file, from 1.
+        batch: the columns.
+    """
+
+    name: str
+    first: int
+    batch: RecordBatch
+
+
+def read_rows(path: Path | str, unprepared: bool = False) -> Iterator[Raw]:
+    """Every row of a file or directory, not checked yet; see :func:`read_blocks`."""
+    for one in read_blocks(path, unprepared):
+        if isinstance(one, Raw):
+            yield one
+            continue
+        for number, columns in enumerate(one.batch.to_pylist(), start=one.first):
+            yield Raw(f"{one.name}:row {number}", columns)
+
+
+def read_blocks(path: Path | str, unprepared: bool = False) -> Iterator[Raw | Block]:
+    """Every row of a manifest, not checked yet, as columns where the file holds columns.
+
+    Args:
+        path: what holds the rows: here, or a URL or a pattern of names.
         unprepared: also give rows whose recordings lie inside the file.
 
     Raises:
         ManifestError: there is nothing of a known kind.
     """
-    if path.is_dir():
+    if isinstance(path, str):
+        for one in shards(path):
+            with one.open() as file:
+                yield from (
+                    _read_lines(one.name, file)
+                    if one.name.endswith(".jsonl")
+                    else _read_parquet(one.name, unprepared, file)
+                )
+    elif path.is_dir():
         yield from _read_directory(path, unprepared)
     elif not path.is_file():
         raise ManifestError(path, [Fault(str(path), "expected a manifest, but there is no such file")])
     elif path.suffix in _PARQUET:
-        yield from _read_parquet(path, unprepared)
+        yield from _read_parquet(str(path), unprepared)
     elif path.suffix == ".list":
         for where, shard, fault in cosyvoice.listed(path):
             if fault:
                 yield Raw(where, None, fault)
             else:
-                yield from _read_parquet(shard, unprepared)
+                yield from _read_parquet(str(shard), unprepared)
     elif path.suffix == ".jsonl":
-        yield from _read_lines(path)
+        yield from _read_lines(str(path))
     else:
         raise ManifestError(path, [Fault(str(path), f"expected {KINDS}, got {path.name!r}")])
 
 
-def _read_directory(path: Path, unprepared: bool) -> Iterator[Raw]:
-    shards = sorted([*path.glob("*.parquet"), *path.glob("parquet_*.tar")])
-    if shards:
-        for shard in shards:
-            yield from _read_parquet(shard, unprepared)
+def files_of(path: Path) -> list[Path]:
+    """The files that a manifest here is made of; as many as can be told without reading them."""
+    if path.suffix == ".list" and path.is_file():
+        return [path, *(shard for _, shard, fault in cosyvoice.listed(path) if not fault)]
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    return _shards_in(path) or (kaldi.files_of(path) if kaldi.is_folder(path) else [])
+
+
+def _shards_in(path: Path) -> list[Path]:
+    return sorted([*path.glob("*.parquet"), *path.glob("parquet_*.tar")])
+
+
+def _read_directory(path: Path, unprepared: bool) -> Iterator[Raw | Block]:
+    if found := _shards_in(path):
+        for shard in found:
+            yield from _read_parquet(str(shard), unprepared)
     elif kaldi.is_folder(path):
         yield from kaldi.read_folder(path)
     else:
         raise ManifestError(path, [Fault(str(path), f"expected {KINDS}, found none of them in it")])
 
 
-def _read_lines(path: Path) -> Iterator[Raw]:
-    for number, line in byte_lines(path):  # bytes: text mode would also break lines at other separators
+def _read_lines(name: str, file: Any = None) -> Iterator[Raw]:
+    for number, line in byte_lines(name, file):  # bytes: text mode would also break lines at other separators
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{name}:{number}"
         try:
             yield Raw(where, parse_json(line, where))
         except ReadError as error:
             yield Raw(where, None, error.what)
 
 
-def _read_parquet(path: Path, unprepared: bool) -> Iterator[Raw]:
+def _read_parquet(name: str, unprepared: bool, opened: Any = None) -> Iterator[Raw | Block]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        file = ParquetFile(path)
+        # Pages are read as they are asked for: a group of a million rows need not fit into memory.
+        file = ParquetFile(opened or name, buffer_size=2**20, pre_buffer=False)
     except (ArrowException, OSError) as error:
-        yield Raw(str(path), None, f"not a Parquet file: {error}")
+        yield Raw(name, None, f"not a Parquet file: {error}")
         return
+    rows: Iterable[Raw | Block]
     try:
         with file:
-            yield from (
-                cosyvoice.read_shard(file, path, unprepared) if cosyvoice.is_shard(file) else _read_ours(file, path)
-            )
+            if cosyvoice.is_shard(file):
+                rows = cosyvoice.read_shard(file, Path(name), unprepared)
+            else:
+                rows = _read_ours(file, name)
+            yield from rows
     except (ArrowException, OSError) as error:
-        yield Raw(str(path), None, f"cannot be read to its end: {error}")
+        yield Raw(name, None, f"cannot be read to its end: {error}")
 
 
-def _read_ours(file: ParquetFile, path: Path) -> Iterator[Raw]:
-    number = 0
-    for batch in file.iter_batches(4096):  # in pieces, so that a shard need not fit into memory twice
-        for columns in batch.to_pylist():
-            number += 1
-            yield Raw(f"{path}:row {number}", columns)
+def _read_ours(file: ParquetFile, name: str) -> Iterator[Block]:
+    first = 1
+    for batch in file.iter_batches(4096):  # in pieces, so that a shard need not fit into memory
+        yield Block(name, first, batch)
+        first += batch.num_rows

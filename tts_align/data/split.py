@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lightning import Trainer
@@ -12,9 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from tts_align.batch import Batch
-from tts_align.data.collate import Examples, MicroBatches, PlanSampler
-from tts_align.data.plan import Indices, Plan
+from tts_align.data.collate import MicroBatches, PlanSampler
+from tts_align.data.examples import Examples
+from tts_align.data.keyed import digest_of, hex_key
+from tts_align.data.plan import Plan
 from tts_align.models.base.layout import Layout
+from tts_align.utils.lazy import Lazy
 
 
 class AlignLoader(DataLoader[Batch]):
@@ -72,16 +76,23 @@ class Split:
     Args:
         examples: the rows.
         plan: which of them meet.
-        targets: predicted tokens of each row.
         layout: of the policy.
-        keys: digest of each row.
     """
 
     examples: Examples
     plan: Plan
-    targets: Indices
     layout: Layout
-    keys: tuple[str, ...]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Digest of each row."""
+        keys = self.examples.keys
+        return Lazy(len(keys), lambda number: hex_key(keys[number]))
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of the rows in their order."""
+        return digest_of(self.examples.keys)
 
     def loader(self, sampler: PlanSampler, workers: int, pin_memory: bool) -> AlignLoader:
         """Batches in the order of ``sampler``."""

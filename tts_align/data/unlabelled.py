@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from tts_align.batch import Reads
 from tts_align.data.records import Row
+from tts_align.data.table.columns import NONE
+from tts_align.data.table.rows import RowTable
 
 Unlabelled = Literal["stop", "desirable", "drop"]
 
 
-def settle_unlabelled(
-    rows: Sequence[Row], reads: Reads, rule: Unlabelled, paired_only: bool = False
-) -> tuple[Row, ...]:
+def settle_unlabelled(rows: Sequence[Row], reads: Reads, rule: Unlabelled, paired_only: bool = False) -> RowTable:
     """The rows that may be used, now that it is settled what those without a label are.
 
     It matters where some rows are labelled and others are not, and where what has no label would count as good speech.
@@ -29,14 +31,16 @@ def settle_unlabelled(
     Raises:
         ValueError: the rule is stop, and it matters.
     """
-    loose = [row for row in rows if row.desirable is None and row.pair is None]
-    labelled = sum(row.desirable is not None for row in rows)
-    matters = loose and labelled and reads in (Reads.SPEECH, Reads.ANY) and not paired_only
+    table = rows if isinstance(rows, RowTable) else RowTable.of(rows)
+    label, loose = table.array("label"), (table.array("label") == NONE) & ~table.array("pair").astype(bool)
+    labelled = int((label != NONE).sum())
+    matters = loose.any() and labelled and reads in (Reads.SPEECH, Reads.ANY) and not paired_only
     if not matters or rule == "desirable":
-        return tuple(rows)
+        return table
     if rule == "drop":
-        return tuple(row for row in rows if row.desirable is not None or row.pair is not None)
+        return table.take(np.flatnonzero(~loose))
     raise ValueError(
-        f"{len(loose)} rows have no label, {loose[0].id!r} first, and {labelled} have one; unlabelled rows would count "
-        "as good speech. Label them, or say what they are: data.unlabelled: desirable, or drop"
+        f"{int(loose.sum())} rows have no label, {table[int(loose.argmax())].id!r} first, and {labelled} have one; "
+        "unlabelled rows would count as good speech. Label them, or say what they are: data.unlabelled: desirable, or "
+        "drop"
     )

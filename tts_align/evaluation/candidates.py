@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,11 @@ class Candidate:
         needed = ("sentence", "speaker", "sample", "seed", "speech", "finished")
         if missing := [name for name in needed if name not in row]:
             raise ValueError(f"column {missing[0]!r} is missing: was this file written by `tts-align sample`?")
+        heard = ("transcript", "cer", "nearest_cer") if row.get("reading") is not None else ()
+        if missing := [name for name in heard if name not in row]:
+            raise ValueError(
+                f"column {missing[0]!r} is missing beside 'reading': was this written by `tts-align judge`?"
+            )
         if faults := list(_wrong_types(row)):
             raise ValueError("; ".join(faults))
         return cls(
@@ -107,12 +113,12 @@ class Candidate:
             seed=row["seed"],
             speech=tuple(row["speech"]),
             finished=row["finished"],
-            verdict=_verdict(row) if "reading" in row else None,
+            verdict=_verdict(row) if row.get("reading") is not None else None,
             error=row.get("error", ""),
             audio=row.get("audio") or "",
             label=read_label(row.get("label"), desirable_stars),
             measures=row.get("measures") or {},
-            pieces=tuple(SpokenPiece(**piece) for piece in row.get("pieces", ())),
+            pieces=tuple(SpokenPiece(**piece) for piece in row.get("pieces") or ()),
         )
 
     @property
@@ -222,6 +228,17 @@ def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
     for name in ("sample", "seed", "cer", "nearest_cer"):
         if type(row.get(name)) in (int, float) and not row[name] >= 0:
             yield f"{name}: expected at least 0, got {row[name]}"
+    for name in ("cer", "nearest_cer", "margin"):
+        if type(row.get(name)) is float and math.isinf(row[name]):
+            yield f"{name}: expected a finite number, got {row[name]}"
+    for name in ("measures", "readings"):
+        if (numbers := row.get(name)) is not None and not _are_numbers(numbers):
+            yield f"{name}: expected a finite number for each name, got {numbers!r:.60}"
+    if (pieces := row.get("pieces")) and not _are_pieces(pieces, row["speech"]):
+        yield (
+            f"pieces: expected a list of {{text, length}} that are the speech's {_size(row['speech'])} tokens, "
+            f"got {pieces!r:.60}"
+        )
     _, fault = read_codes(row["speech"], None) if row["speech"] != [] else ((), None)
     if fault is not None:
         yield f"speech: {fault}"
@@ -232,6 +249,29 @@ def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
         and all(type(one) in (int, float) and 0 <= one <= 1 for one in share)
     ):
         yield f"target_share: expected two numbers from 0 to 1, got {share!r:.60}"
+
+
+def _are_numbers(given: Any) -> bool:
+    """Whether this is a mapping to finite numbers; huge whole numbers are none."""
+    return isinstance(given, dict) and all(
+        type(one) in (int, float) and abs(one) <= sys.float_info.max for one in given.values()
+    )
+
+
+def _are_pieces(given: Any, speech: Any) -> bool:
+    """Whether this is a list of pieces that together are the utterance."""
+    if not isinstance(given, list | tuple) or not all(isinstance(one, dict) for one in given):
+        return False
+    if not all(
+        one.keys() == {"text", "length"} and isinstance(one["text"], str) and type(one["length"]) is int
+        for one in given
+    ):
+        return False
+    return all(one["length"] >= 0 for one in given) and sum(one["length"] for one in given) == _size(speech)
+
+
+def _size(speech: Any) -> int:
+    return len(speech) if isinstance(speech, list | tuple) else -1
 
 
 def candidate_id(sentence: str, speaker: str, sample: int) -> str:

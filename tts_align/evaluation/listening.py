@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from tts_align.evaluation.candidate_file import CandidateFile
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.faults import attempt
 from tts_align.evaluation.judges.base import Judge, Reading, SpeechSample, Verdict
@@ -156,9 +157,14 @@ def listen(
         raise ValueError(f"{type(judge).__name__} hears sound: the recipe must set model.vocoder")
     voice = Sounds(vocoder, recordings) if judge.needs_audio else None
     failures = Failures(len(candidates)) if failures is None else failures
-    order = sorted(candidates, key=lambda candidate: len(candidate.speech))
+    if isinstance(candidates, CandidateFile):
+        lengths = candidates.lengths
+    else:
+        lengths = [len(candidate.speech) for candidate in candidates]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_rows):
-        yield _judge_batch(judge, voice, order[start : start + batch_rows], failures)
+        batch = [candidates[number] for number in order[start : start + batch_rows]]
+        yield _judge_batch(judge, voice, batch, failures)
 
 
 def _judge_batch(judge: Judge, voice: Sounds | None, batch: Sequence[Candidate], failures: Failures) -> list[Candidate]:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tts_align.data import words
+from tts_align.data.columns import LANGUAGE
 from tts_align.data.records import Span
 from tts_align.evaluation.judges.base import Expected
 from tts_align.utils.assets import resolve
@@ -17,8 +17,6 @@ from tts_align.utils.files import read_json_lines, write_json_lines
 from tts_align.utils.readers import read_text
 
 _MAX_FAULTS = 20
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
-"""A BCP 47 code: a language of two or three letters, and what kind of it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(row.get(name) or "", str):
             yield f"{name}: expected text, got {row[name]!r:.60}"
     language = row.get("language")
-    if isinstance(language, str) and language and not _LANGUAGE.fullmatch(language):
+    if isinstance(language, str) and language and not LANGUAGE.fullmatch(language):
         yield f"language: expected a code such as ja, en-US or zh-Hant, got {language!r:.60}"
     transcripts = row.get("transcripts") or {}
     if not isinstance(transcripts, dict) or not all(isinstance(value, str) for value in transcripts.values()):

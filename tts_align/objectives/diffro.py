@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tts_align.batch import Batch, Mean, Reads, Utterances
-from tts_align.gumbel import RowNoise, annealed, relaxed_tokens, row_generators
+from tts_align.gumbel import RowNoise, annealed, relaxed_tokens, row_generators, sampled_vectors
 from tts_align.objectives.base import (
     Objective,
     Outcome,
@@ -47,7 +47,8 @@ class DiffRO(Objective, name="diffro"):
 
     Args:
         beta: weight of the KL to the reference, β.
-        tasks: reward-model tasks to optimise: ``asr`` or ``ctc`` plus any attributes.
+        tasks: reward-model tasks to optimise: ``asr``, ``ctc`` or both, plus any attributes; ``ctc`` counts in rows
+            that have enough speech tokens for their text.
         targets: wanted value of each attribute, for every row; each row's own by default.
         estimator: gradient estimator: straight_through (exactly one token at each position, the gradient of the soft
             sample) or soft.
@@ -136,8 +137,12 @@ class DiffRO(Objective, name="diffro"):
         model, said = step.parts.reward, step.utterances
         rows = RowNoise(row_generators(said.seeds, logits.device), said.targets)
         target, temperature = step.batch.rows.target, self._temperature(step)
-        soft = relaxed_tokens(logits, model.codebook_size, target, rows, temperature, self.hard, self.resample)
-        vectors = model.embed(soft)
+        if self.hard and model.looks_up:
+            table = model.table.weight[: model.codebook_size]
+            vectors = sampled_vectors(logits, table, rows, temperature, None if self.resample else target)
+        else:
+            size = model.codebook_size
+            vectors = model.embed(relaxed_tokens(logits, size, target, rows, temperature, self.hard, self.resample))
         # :: (m, h) -> (c, h) -> (r, s, h)
         embedded = said.placed(vectors.index_select(0, said.code_target))
         labels = said.target_labels

@@ -280,7 +280,7 @@ class E2E(Objective, name="e2e"):
                 f"the tokenizer made {tokenised.tokens.shape[1]} speech tokens of the longest row instead of "
                 f"{said.speech.shape[1]}: its `count` does not agree with what it does"
             )
-        speech_tokens = tokenised.tokens.flatten().index_select(0, said.code_place)
+        speech_tokens = tokenised.tokens.flatten().index_select(0, said.code_place)  # :: (r, s) -> (c)
         # A token is an input right behind the one that predicts it.
         place = rows.hidden_index.index_select(0, said.code_target) + 1
         vectors = None

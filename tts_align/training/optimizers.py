@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,56 @@ class GroupedModule(ShardedModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer from the trainable parameters only."""
         if not self.optimizer_groups:
-            optimizer = fused(self.optimizer([value for value in self.parameters() if value.requires_grad]))
+            optimizer = self._built([value for value in self.parameters() if value.requires_grad])
         else:
-            optimizer = fused(self.optimizer(list(self._groups())))
+            optimizer = self._built(list(self._groups()))
             self._warm_up(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _built(self, weights: list[Any]) -> Optimizer:
+        """The recipe's optimiser of these weights.
+
+        Raises:
+            ValueError: it refuses its settings, or weights of their shape.
+        """
+        try:
+            return fused(self.optimizer(weights))
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"model.optimizer refuses its settings or these weights: {_in_a_line(error)}") from error
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make a step; what the optimiser itself cannot do is the recipe's fault, what fails before it is not.
+
+        Raises:
+            ValueError: the optimiser cannot update these weights with its settings.
+        """
+        computing = False
+
+        def closure() -> Any:
+            nonlocal computing
+            computing = True
+            result = None if optimizer_closure is None else optimizer_closure()
+            computing = False
+            return result
+
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            if computing or "out of memory" in str(error).lower():
+                raise
+            kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
+            raise ValueError(
+                f"model.optimizer {kind} cannot make a step: {_in_a_line(error)}; check its init_args, or take AdamW"
+            ) from error
 
     def on_train_start(self) -> None:
         """A resumed optimiser computes as this process would; see :func:`unfused`."""
@@ -143,6 +185,10 @@ def unfused(checkpoint: Mapping[str, Any]) -> None:
         for group in state["param_groups"]:
             if group.get("fused"):
                 group["fused"] = None
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def part_of(name: str) -> str:

@@ -132,12 +132,13 @@ def prepare_contrast(fitting: Fitting) -> None:
     model.contrast = contrast
     if contrast.weights is not None:
         return
+    folder = Path(model.cache_folder or fitting.run.directory / "cache")
+    fitting.datamodule.folder = folder
     fitting.datamodule.prepare(model.policy, model.rows_wanted)
     if contrast.fits:
         pair = {side: fit_side(fitting, contrast, side) for side in SIDES}
     else:
         pair = {side: Path(getattr(contrast, side)) for side in SIDES}
-    folder = Path(model.cache_folder or fitting.run.directory / "cache")
     weights = {side: trained_weights(path) for side, path in pair.items()}
     made: list[TokenCache] = []
     fitting.work(model, partial(_write, pair=weights, folder=folder, made=made), fitting.datamodule)

@@ -136,6 +136,12 @@ def remove_leftovers(*folders: Path, deep: bool = False) -> list[Path]:
     return removed
 
 
+def file_digest(path: Path) -> str:
+    """Digest of a file's content."""
+    with naming(path), path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def check_inside(path: Path, folder: Path) -> None:
     """Refuse to write to a path that links lead out of a folder.
 
@@ -150,13 +156,14 @@ def check_inside(path: Path, folder: Path) -> None:
         raise ValueError(f"{path} leads out of {folder}, to {path.resolve()}: remove the link; nothing was written")
 
 
-def check_not_source(out: str | Path, *sources: str | Path, option: str = "out") -> None:
+def check_not_source(out: str | Path, *sources: str | Path, option: str = "out", inside: bool = False) -> None:
     """Refuse to write over what is read.
 
     Args:
         out: what is to be written.
         sources: what is read; they need not exist.
         option: name of the option that gives ``out``.
+        inside: ``out`` may lie in a directory that is read.
 
     Raises:
         ValueError: both are one file or directory, whatever it is called.
@@ -166,7 +173,7 @@ def check_not_source(out: str | Path, *sources: str | Path, option: str = "out")
         same = target.resolve() == source.resolve()
         if same or (target.exists() and source.exists() and target.samefile(source)):
             raise ValueError(f"--{option} {out} is what is read: choose another name for what is written")
-        if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        if not inside and source.is_dir() and target.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"--{option} {out} lies in the directory that is read, {source}: choose another place")
 
 

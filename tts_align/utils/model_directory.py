@@ -53,15 +53,24 @@ def read_sizes(directory: Path, kind: type[Sizes], part: bool = False) -> Sizes:
     if part:
         known = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
         values = {key: value for key, value in values.items() if key in known}
-    _check_values(directory, values, kind)
+    check_values(directory, values, kind)
     try:
         return kind(**values)
     except TypeError as error:  # a size that is missing or unknown
         raise ReadError(directory / CONFIG, f"{error}: is it the config of another kind of model?") from None
 
 
-def _check_values(directory: Path, values: Mapping[str, Any], kind: type) -> None:
-    """Refuse values of other types than the record's, and sizes that the stored weights cannot have."""
+def check_values(directory: Path, values: Mapping[str, Any], kind: type) -> None:
+    """Refuse values of other types than the record's, and sizes that the stored weights cannot have.
+
+    Args:
+        directory: of the model.
+        values: of its ``config.json``.
+        kind: the record.
+
+    Raises:
+        ReadError: a value is not what it should be.
+    """
     path, stored = directory / CONFIG, directory / WEIGHTS
     numbers = stored.stat().st_size if stored.is_file() else None  # each weight takes a byte at least
     for name, hint in get_type_hints(kind).items():

@@ -14,7 +14,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,9 +179,14 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def byte_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and content of each line of a file; none may be of a length that no row has."""
-    with reading(path), Path(path).open("rb") as file:
+def byte_lines(path: str | Path, opened: Any = None) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and content of each line of a file; none may be of a length that no row has.
+
+    Args:
+        path: of the file.
+        opened: the file, if it is open already; whatever has ``readline`` will do.
+    """
+    with reading(path), nullcontext(opened) if opened is not None else Path(path).open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1

@@ -4,20 +4,113 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from tts_align.utils.files import json_line, naming, read_json_lines, write_json_lines
+import numpy as np
+
+from tts_align.utils.files import json_line, naming, write_json_lines
+from tts_align.utils.readers import ReadError, byte_lines, parse_json
 
 KEY = "made_with"
 """Column that holds the digest of the settings a row was made with."""
+Row = dict[str, Any]
 
 
 def digest(*settings: object) -> str:
     """A short name for settings: equal if and only if all of them are."""
     return hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
+
+
+def listed_digest(*settings: object, rows: Iterable[object]) -> str:
+    """The same digest of settings and a list of rows, without the list.
+
+    >>> listed_digest("a", rows=iter([1, 2])) == digest("a", [1, 2])
+    True
+    """
+    found = hashlib.blake2b(f"({', '.join(map(repr, settings))}, [".encode(), digest_size=8)
+    for number, row in enumerate(rows):
+        found.update(f"{', ' if number else ''}{row!r}".encode())
+    found.update(b"])")
+    return found.hexdigest()
+
+
+class KeptRows(Mapping[str, Row]):
+    """Finished rows by their ids; they stay in their files, and are read when they are asked for.
+
+    Args:
+        ids: all rows there will be, in their order.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = ids
+        self._numbers = {name: number for number, name in enumerate(ids)}
+        self._file = np.full(len(ids), -1, np.int32)
+        self._offset = np.zeros(len(ids), np.int64)
+        self._files: list[tuple[Path, IO[bytes]]] = []
+
+    def __len__(self) -> int:
+        """How many are there."""
+        return int((self._file >= 0).sum())
+
+    def __iter__(self) -> Iterator[str]:
+        """Ids of those that are there, in order."""
+        return (self._ids[number] for number in np.flatnonzero(self._file >= 0).tolist())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a row is there."""
+        number = self._numbers.get(name)  # type: ignore[call-overload]
+        return number is not None and bool(self._file[number] >= 0)
+
+    def __getitem__(self, name: str) -> Row:
+        """A row, read from its file."""
+        number = self._numbers[name]
+        if self._file[number] < 0:
+            raise KeyError(name)
+        path, file = self._files[self._file[number]]
+        file.seek(int(self._offset[number]))
+        row = parse_json(file.readline(), path)
+        if not isinstance(row, dict) or row.get("id") != name:
+            raise ReadError(path, f"was changed while it was in use: expected the row {name!r}")
+        return row
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of the rows that are not there, in order."""
+        return [self._ids[number] for number in np.flatnonzero(self._file < 0).tolist()]
+
+    def note(self, path: Path, offset: int, row: Row) -> None:
+        """Remember where a row lies; what failed once may have worked since."""
+        number = self._numbers.get(row["id"]) if isinstance(row.get("id"), str) else None
+        if number is None:
+            return
+        if not row.get("error") or self._file[number] < 0:
+            self._file[number], self._offset[number] = self._open(path), offset
+
+    def replace(self, offset: int, row: Row, path: Path) -> None:
+        """Remember a row that this process has made, whatever was there before."""
+        number = self._numbers[row["id"]]
+        self._file[number], self._offset[number] = self._open(path), offset
+
+    def _open(self, path: Path) -> int:
+        """Number of a file; it stays open, and so readable after it is removed or replaced."""
+        for number, (known, file) in enumerate(self._files):
+            if known == path and _same_file(file, path):
+                return number
+        self._files.append((path, path.open("rb")))
+        return len(self._files) - 1
+
+    def __del__(self) -> None:
+        for _, file in getattr(self, "_files", ()):
+            file.close()
+
+
+def _same_file(file: IO[bytes], path: Path) -> bool:
+    one, other = os.fstat(file.fileno()), path.stat()
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
 class Shards:
@@ -39,12 +132,12 @@ class Shards:
         self, out: Path, key: str, ids: Sequence[str], rank: int = 0, world: int = 1, overwrite: bool = False
     ) -> None:
         if len(set(ids)) != len(ids):
-            twice = next(name for number, name in enumerate(ids) if name in ids[:number])
+            twice = _twice(ids)
             raise ValueError(f"utterance {twice!r} would appear twice in {out}")
         self.out, self.key, self.ids, self.world = Path(out), key, list(ids), world
         self.folder = self.out.with_name(f"{self.out.name}.parts")
         self.shard = self.folder / f"{key}-{rank}.jsonl"
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows = KeptRows(self.ids)
         self._whole = False
         if self.out.exists():
             self._read(self.out)
@@ -58,28 +151,36 @@ class Shards:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        wanted = set(self.ids)
-        for _, row in read_json_lines(path, cut_tail=True):
-            if row.get(KEY) != self.key or row.get("id") not in wanted:
+        offset = 0
+        for number, line in byte_lines(path):
+            start, offset = offset, offset + len(line) + (3 if number == 1 and _marked(path) else 0)
+            if not line.strip() or not line.endswith(b"\n"):  # the writer of half a line was killed
                 continue
-            if not row.get("error") or row["id"] not in self.rows:  # what failed once may have worked since
-                self.rows[row["id"]] = row
+            row = parse_json(line, f"{path}:{number}")
+            if not isinstance(row, dict):
+                raise ReadError(f"{path}:{number}", f"expected an object with columns, got {type(row).__name__}")
+            if row.get(KEY) == self.key:
+                self.rows.note(path, start, row)
 
     @property
     def missing(self) -> list[str]:
         """Rows that nobody has made yet, in order."""
-        return [name for name in self.ids if name not in self.rows]
+        return self.rows.missing
 
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+    def append(self, rows: Iterable[Row]) -> None:
         """Add finished rows to this process's shard."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._whole:  # only an earlier process can have left half a line
             _drop_cut_line(self.shard)
             self._whole = True
         keyed = [row | {KEY: self.key} for row in rows]
-        with naming(self.shard), self.shard.open("a", encoding="utf-8") as file:
-            file.write("".join(map(json_line, keyed)))
-        self.rows |= {row["id"]: row for row in keyed}
+        lines = [json_line(row).encode() for row in keyed]
+        with naming(self.shard), self.shard.open("ab") as file:
+            offset = file.seek(0, 2)
+            file.write(b"".join(lines))
+        for row, line in zip(keyed, lines, strict=True):
+            self.rows.replace(offset, row, self.shard)
+            offset += len(line)
 
     def merge(self, barrier: Callable[[], None] | None = None, rank: int = 0) -> bool:
         """Write the final file once every row is there, and remove the shards.
@@ -114,11 +215,30 @@ class Shards:
         return not missing
 
 
+def _twice(ids: Sequence[str]) -> str:
+    """The first id that appears again."""
+    known: set[str] = set()
+    return next(name for name in ids if name in known or known.add(name))  # type: ignore[func-returns-value]
+
+
+def _marked(path: Path) -> bool:
+    """Whether a file begins with a byte order mark, which is no part of its first line."""
+    with path.open("rb") as file:
+        return file.read(3) == b"\xef\xbb\xbf"
+
+
 def _drop_cut_line(path: Path) -> None:
     """Cut off a last line that its writer did not finish."""
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        if not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+        end = file.seek(0, 2)
+        while end > 0:  # from behind, as the file may be large
+            start = max(0, end - 2**16)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                file.truncate(start + at + 1)
+                return
+            end = start
+        file.truncate(0)

@@ -44,6 +44,7 @@ class _State:
     depth = 0
     process = 0
     tell: Callable[[int], None] | None = None
+    share: Callable[[int], int] | None = None
 
 
 @contextmanager
@@ -73,6 +74,15 @@ def install() -> None:
 def forward(tell: Callable[[int], None] | None) -> None:
     """Also tell others, such as processes that this one has started, of the first signal."""
     _State.tell = tell
+
+
+def share(number: Callable[[int], int] | None) -> None:
+    """Ask others, such as processes that share the work, at every :func:`check`.
+
+    Args:
+        number: given the number of the signal that this process got, 0 for none, gives that which any of them got.
+    """
+    _State.share = number
 
 
 def _handle(number: int, _: FrameType | None) -> None:
@@ -114,8 +124,12 @@ def end() -> None:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Within the block, which may lie in one of :func:`finishing`, a signal ends everything where it is."""
-    depth, _State.depth = _State.depth, 0
+    """Within the block, which may lie in one of :func:`finishing`, a signal ends everything where it is.
+
+    Where processes share the work, it still waits for a check: the others would wait for this one.
+    """
+    depth = _State.depth
+    _State.depth = 0 if _State.share is None else depth
     try:
         check()
         yield
@@ -132,8 +146,10 @@ def check() -> None:
     """End the process if it was asked to: the item before is finished and kept.
 
     Raises:
-        Interrupted: it was.
+        Interrupted: it was, or one of those that share its work.
     """
+    if _State.share is not None:
+        ask(_State.share(_State.asked))
     if _State.asked:
         stop()
 

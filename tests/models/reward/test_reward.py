@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -681,3 +682,18 @@ def test_regularisers_that_cannot_work_are_refused(arguments, message):
 def test_characters_are_collected():
     assert collect_characters(["つな", "なみ", ""]) == "つなみ"
     assert collect_characters([]) == ""
+
+
+def test_another_kind_of_model_is_named(tmp_path):
+    from tiny import save_policy
+
+    policy = save_policy(tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"json: cannot be read as sizes of a reward model: there is no list of"):
+        RewardModel(str(policy))
+    config = {"codebook_size": 10**9, "characters": "ab", "attributes": []}
+    (policy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"codebook_size: 1000000000 is more than model\.safetensors holds numbers"):
+        RewardModel(str(policy))
+    (policy / "config.json").write_text(json.dumps(config | {"codebook_size": 9, "attributes": [{"name": 1}]}))
+    with pytest.raises(ValueError, match=r"KeyError: 'classes'; is it the directory of another kind of model\?"):
+        RewardModel(str(policy))

@@ -16,11 +16,9 @@ Stages, each written whole, and skipped when it is there and nothing it depends 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +31,7 @@ from tqdm import tqdm
 
 from tts_align.cli.demo.flow import FROM_NOISE, SHIPPED, reconstruction_error, train_flow
 from tts_align.cli.demo.gates import Gate, measure_base, measure_codec, measure_flow, measure_judge
+from tts_align.cli.demo.stages import Stages
 from tts_align.cli.demo.text import prompts, text_tokenizer
 from tts_align.cli.demo.training import Schedule, train_base, train_codec, train_recogniser
 from tts_align.data.demo.audio import ALPHABET, STRANGERS, Clip, PhraseBank, free_speech, speed_jitter
@@ -144,6 +143,7 @@ class _Build:
         self.work.mkdir(parents=True, exist_ok=True)
         self.splits, self.rates = split_sentences(plan.seed), right_rates(plan.seed)
         self.bank = PhraseBank(plan.codec.token_samples)
+        self.stages = Stages(work, self.bank.digest)
 
     def run(self, directory: Path) -> Path:
         """All stages, then shipping."""
@@ -151,17 +151,19 @@ class _Build:
         common: list[Any] = [plan.seed, plan.codec, plan.codec_schedule, plan.codec_clips]
         hearing = [*common, plan.recogniser_blocks, plan.recogniser_schedule, plan.recogniser_clips]
         speaking = [*common, plan.base, plan.base_schedule, plan.renderings]
-        self._stage("codec", common, self._codec)
-        self._stage("labeller", [*hearing, plan.labeller_channels], lambda out: self._recogniser(out, "labeller", 0))
-        self._stage("judge", [*hearing, plan.judge_channels], lambda out: self._recogniser(out, "judge", 1))
-        self._stage("base", speaking, self._base)
+        self.stages.run("codec", common, self._codec)
+        self.stages.run(
+            "labeller", [*hearing, plan.labeller_channels], lambda out: self._recogniser(out, "labeller", 0)
+        )
+        self.stages.run("judge", [*hearing, plan.judge_channels], lambda out: self._recogniser(out, "judge", 1))
+        self.stages.run("base", speaking, self._base)
         for name, sizes, schedule in (
             ("flow", plan.flow, plan.flow_schedule),
             ("flow_from_noise", plan.flow_from_noise, plan.flow_from_noise_schedule),
         ):
             inputs = [*common, sizes, schedule, plan.flow_clips]
-            self._stage(name, inputs, partial(self._flow, sizes=sizes, schedule=schedule))
-        self._stage("gates", [plan], self._gates)
+            self.stages.run(name, inputs, partial(self._flow, sizes=sizes, schedule=schedule))
+        self.stages.run("gates", [plan], self._gates)
         gates = [Gate(**gate) for gate in json.loads((self.work / "gates" / "gates.json").read_text())]
         for gate in gates:
             print(gate)
@@ -169,24 +171,6 @@ class _Build:
             raise GateError(f"nothing is shipped, because of: {', '.join(failed)}. The parts lie in {self.work}")
         self._ship(directory, gates)
         return directory
-
-    def _stage(self, name: str, inputs: Sequence[Any], make: Callable[[Path], None]) -> None:
-        """Run `make` on an empty directory unless its result is there and was made from the same inputs."""
-        target, stamp = self.work / name, self.work / f"{name}.json"
-        digest = _digest([*inputs, self.bank.digest])
-        if target.exists() and stamp.exists() and json.loads(stamp.read_text())["digest"] == digest:
-            print(f"{name}: already there")
-            return
-        scratch = self.work / f".{name}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        start = time.monotonic()
-        make(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-        seconds = round(time.monotonic() - start, 1)
-        write_json(stamp, {"digest": digest, "seconds": seconds})
-        print(f"{name}: done in {seconds:.0f} s")
 
     @property
     def training_sentences(self) -> list[Sentence]:
@@ -290,7 +274,6 @@ class _Build:
         scratch.mkdir(parents=True)
         parts = ("codec", "labeller", "judge", "base", "flow")
         stages = (*parts, "flow_from_noise", "gates")
-        stamps = {name: json.loads((self.work / f"{name}.json").read_text()) for name in stages}
         for name in parts:
             shutil.copytree(self.work / name, scratch / name)
         for split in ("preference", "dev", "test"):
@@ -299,16 +282,11 @@ class _Build:
             "plan": dataclasses.asdict(self.plan),
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
             "measured": json.loads((self.work / "gates" / "measured.json").read_text()),
-            "seconds": {name: stamp["seconds"] for name, stamp in stamps.items()},
+            "seconds": self.stages.seconds(stages),
         }
         write_json(scratch / REPORT, report)
         shutil.rmtree(directory, ignore_errors=True)
         scratch.rename(directory)
-
-
-def _digest(inputs: Sequence[Any]) -> str:
-    """Digest of anything whose `repr` tells all about it."""
-    return hashlib.blake2b(repr(inputs).encode(), digest_size=16).hexdigest()
 
 
 def copy_synthesise(codec: Path, clips: Sequence[Clip]) -> list[Clip]:

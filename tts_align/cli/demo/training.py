@@ -7,11 +7,14 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from tts_align.data.demo.audio import Clip
@@ -20,6 +23,10 @@ from tts_align.models.base.layout import TokenRow, collate
 from tts_align.models.codec.log_mel import LogMel, log_mel_batch
 from tts_align.models.codec.mel import CodecSizes, MelCodec
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
+from tts_align.utils.files import written_atomically
+
+KEPT_STEPS = 50
+"""A training that can be resumed is kept every so many steps."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,14 @@ class Schedule:
     weight_decay: float = 0.01
 
 
-def optimise(model: nn.Module, loss: Callable[[], Tensor], schedule: Schedule, name: str) -> None:
+def optimise(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    schedule: Schedule,
+    name: str,
+    kept: Path | None = None,
+    skip: Callable[[int], None] = lambda _: None,
+) -> None:
     """AdamW with warm-up, cosine and gradient clipping, in bfloat16 where PyTorch's autocast thinks it safe.
 
     Args:
@@ -47,6 +61,8 @@ def optimise(model: nn.Module, loss: Callable[[], Tensor], schedule: Schedule, n
         loss: Draws the next batch and gives its loss.
         schedule: Length and rates.
         name: Shown at the progress bar.
+        kept: File of an interrupted training, resumed if it is there and removed at the end; none by default.
+        skip: Passes over the batches of so many steps, when a training is resumed.
     """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
@@ -56,8 +72,10 @@ def optimise(model: nn.Module, loss: Callable[[], Tensor], schedule: Schedule, n
     ]
     optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, schedule.steps))
+    begin = _resumed(model, optimizer, scheduler, kept)
+    skip(begin)
     model.train()
-    with tqdm(range(schedule.steps), desc=name, unit="step") as bar:
+    with tqdm(range(begin, schedule.steps), desc=name, unit="step", initial=begin, total=schedule.steps) as bar:
         for step in bar:
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss()
@@ -68,7 +86,24 @@ def optimise(model: nn.Module, loss: Callable[[], Tensor], schedule: Schedule, n
             scheduler.step()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{value.item():.3f}")
+            if kept is not None and (step + 1) % KEPT_STEPS == 0:
+                states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                with written_atomically(kept) as scratch:
+                    torch.save(states | {"scheduler": scheduler.state_dict(), "steps": step + 1}, scratch)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     model.eval()
+
+
+def _resumed(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, kept: Path | None) -> int:
+    """Steps that an interrupted training has done; its states are put in place."""
+    if kept is None or not kept.exists():
+        return 0
+    states = torch.load(kept, weights_only=True)
+    model.load_state_dict(states["model"])
+    optimizer.load_state_dict(states["optimizer"])
+    scheduler.load_state_dict(states["scheduler"])
+    return int(states["steps"])
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -141,13 +176,16 @@ def train_recogniser(
     return recogniser.requires_grad_(False)
 
 
-def train_base(model: Qwen2CodecLM, draw: Callable[[], Iterator[TokenRow]], schedule: Schedule) -> None:
+def train_base(
+    model: Qwen2CodecLM, draw: Callable[[], Iterator[TokenRow]], schedule: Schedule, kept: Path | None = None
+) -> None:
     """Train a language model to speak.
 
     Args:
         model: Trained in place.
         draw: Gives the rows of one epoch; the reading of each sentence is drawn anew.
         schedule: Length and rates.
+        kept: File of an interrupted training, see :func:`optimise`.
     """
 
     def endless() -> Iterator[TokenRow]:
@@ -160,4 +198,8 @@ def train_base(model: Qwen2CodecLM, draw: Callable[[], Iterator[TokenRow]], sche
         batch = collate([next(rows) for _ in range(schedule.batch_size)], model.layout)
         return -model(batch).logp.sum() / batch.target.numel()
 
-    optimise(model, loss, schedule, "base")
+    def skip(steps: int) -> None:
+        for _ in range(steps * schedule.batch_size):
+            next(rows)
+
+    optimise(model, loss, schedule, "base", kept, skip)

@@ -94,6 +94,7 @@ class KanaRecogniser(OwnsItsDevice):
     ) -> tuple[Float[Tensor, "b q v"], Int[Tensor, " b"]]:
         """Log-probabilities at each of q positions (two frames each), and the number of real positions of each row."""
         rows, length, channels = log_mel.shape
+        # :: (b, q * 2, m) -> (b, q, 2 * m)
         pairs = functional.pad(log_mel, (0, 0, 0, length % 2)).reshape(rows, -1, 2 * channels)
         positions = frames // 2
         mask = torch.arange(pairs.shape[1], device=pairs.device) < positions[:, None]
@@ -116,6 +117,7 @@ class KanaRecogniser(OwnsItsDevice):
         indices = [index for text in texts for index in self.indices(text)]
         targets = torch.tensor(indices, dtype=torch.long, device=log_probs.device)
         lengths = torch.tensor([len(text) for text in texts], device=log_probs.device)
+        # :: (b, q, v) -> (q, b, v) -> (b,)
         losses = functional.ctc_loss(log_probs.transpose(0, 1), targets, positions, lengths, reduction="none")
         return -losses.clamp_max(1e4)
 

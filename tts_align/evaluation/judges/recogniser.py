@@ -290,6 +290,7 @@ def quiet_cuts(sound: Float[Tensor, " time"], longest: int) -> list[Float[Tensor
     pieces = []
     while len(sound) > longest:
         tail = sound[longest - longest // 6 : longest]
+        # :: (time,) -> (moments, _QUIET) -> (moments,)
         moments = tail[: len(tail) // _QUIET * _QUIET].reshape(-1, _QUIET).square().mean(-1)
         cut = longest - longest // 6 + int(moments.argmin()) * _QUIET + _QUIET // 2 if len(moments) else longest
         pieces.append(sound[:cut])

@@ -103,6 +103,7 @@ class EcapaHead(nn.Module):
 
     def forward(self, states: Float[Tensor, "l b f c"]) -> Float[Tensor, "b d"]:
         """Vectors, not normalised."""
+        # :: (l,), (l, b, f, c) -> (b, c, f)
         x = torch.einsum("l,lbfc->bcf", self.mix.softmax(0), states)
         x = self.enter(F.instance_norm(x + 1e-6))
         found = []

@@ -72,6 +72,7 @@ class NISQA(UtteranceMeasure):
         if len(waveform) <= self.settings["ms_n_fft"] // 2:
             return None
         levels = log_mel(waveform, self.settings)
+        # :: (m, f) -> (m, pieces, length) -> (pieces, m, length)
         pieces = levels.unfold(1, length, hop).transpose(0, 1) if levels.shape[1] >= length else None
         return None if pieces is None or len(pieces) > self.settings["ms_max_segments"] else pieces.contiguous()
 

@@ -165,10 +165,14 @@ class Layout:
 
     def key(self, row: TokenRow) -> str:
         """Digest of everything in the row and its layout that changes a model's numbers."""
+        return hashlib.blake2b(f"{self.words}{row!r})".encode(), digest_size=16).hexdigest()
+
+    @property
+    def words(self) -> str:
+        """What stands before the row in what is digested."""
         blocks = f"text_block={self.text_block}, speech_block={self.speech_block}"
         # Caches and seeds of earlier runs hang on these very words: a renamed field must not change them.
-        content = f"(Layout(family={self.family!r}, codes={self.codebook_size}, {blocks}), {row!r})"
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return f"(Layout(family={self.family!r}, codes={self.codebook_size}, {blocks}), "
 
 
 def collate(token_rows: Sequence[TokenRow], layout: Layout) -> Rows:

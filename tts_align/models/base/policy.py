@@ -58,6 +58,11 @@ class CodecLM(Float32Buffers, ABC):
         """
 
     @property
+    def text_identity(self) -> str | None:
+        """Digest of all that :meth:`encode_text` depends on, so that its results may be stored; ``None`` if not."""
+        return None
+
+    @property
     def speakers(self) -> tuple[str, ...] | None:
         """Voices it can be asked for; ``None`` when a name is just a name."""
         return None

@@ -28,6 +28,9 @@ class RewardHead(Float32Buffers, ABC):
     attribute_tasks: tuple[AttributeTask, ...] = ()
     """The attributes among :attr:`tasks`, for its test; a model without any leaves it empty."""
 
+    looks_up: bool = False
+    """Whether :meth:`embed` gives rows of :attr:`table` and nothing else; then one-hots need never be formed."""
+
     @property
     def table(self) -> nn.Embedding:
         """Vectors of all speech tokens: a row for each, special tokens behind them."""

@@ -118,6 +118,7 @@ class MaskedBlock(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "b s c"], mask: Bool[Tensor, "b s"]) -> Float[Tensor, "b s c"]:
         """Residual update; masked positions count as zero, exactly like the ends of an unpadded utterance."""
+        # :: (b, s, c) -> (b, c, s) -> (b, s, c)
         seen = (hidden * mask[..., None]).transpose(1, 2)
         update = self.norm(self.depthwise(seen).transpose(1, 2))
         return hidden + self.narrow(functional.gelu(self.widen(update)))
@@ -196,6 +197,7 @@ class FSQTokenizer(nn.Module):
         positions = torch.arange(log_mel.shape[1], device=log_mel.device)
         clean = log_mel * (positions < frames[:, None])[..., None]
         clean = functional.pad(clean, (0, 0, 0, -log_mel.shape[1] % self.frames_per_token))
+        # :: (b, s * frames_per_token, m) -> (b, s, frames_per_token * m)
         groups = clean.reshape(clean.shape[0], -1, self.frames_per_token * clean.shape[2])
         counts = -(-frames // self.frames_per_token)
         return groups, torch.arange(groups.shape[1], device=log_mel.device) < counts[:, None]

@@ -47,6 +47,7 @@ class LogMel(nn.Module):
 
     def forward(self, audio: Float[Tensor, "b time"]) -> Float[Tensor, "b f m"]:
         """Normalised log-mel; one frame more than time // hop_samples: the first window is centred on sample 0."""
+        # :: (*b, time) -> (*b, m, f) -> (*b, f, m)
         log_mel: Tensor = self.mel(audio).clamp_min(_FLOOR).log().transpose(-1, -2)
         return (log_mel - _CENTRE) / _SCALE
 

@@ -126,6 +126,7 @@ def sound_of(
     tail = -(-2 * features.window_samples // features.hop_samples)
     real = torch.arange(log_mel.shape[1] + tail, device=frames.device) < frames[:, None]
     magnitude = torch.nn.functional.pad(features.magnitude(log_mel), (0, 0, 0, tail)) * real[..., None]
+    # :: (b, f, k) -> (b, k, f) -> (b, time)
     waveforms = griffin_lim(magnitude.transpose(1, 2)).clamp(-1, 1)
     samples = (frames * features.hop_samples).tolist()
     return [waveform[:count] for waveform, count in zip(waveforms, samples, strict=True)]

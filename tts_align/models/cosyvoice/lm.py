@@ -23,7 +23,9 @@ from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
 from tts_align.models.cosyvoice.pieces import FrontEnd, spoken_pieces
 from tts_align.models.cosyvoice.text import TextTokenizer
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
+from tts_align.models.policy.backbone import compile_blocks
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
+from tts_align.utils.files import file_digest
 
 END_OF_PROMPT = "<|endofprompt|>"
 ASSISTANT = "You are a helpful assistant."
@@ -49,6 +51,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         dtype: number format of the weights; adapters stay float32.
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
         recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
+        compile: whether layers are compiled (torch.compile): the first steps take longer, the others less time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
         front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
@@ -64,6 +67,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
         recompute: bool = False,
+        compile: bool = False,
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
         front_end: FrontEnd = "split",
@@ -83,6 +87,8 @@ class CosyVoiceLM(Qwen2CodecLM):
         with torch.device("meta"):
             self._build(sizes, bistream)
         self.backbone.recompute = recompute
+        if compile:
+            compile_blocks(self.backbone)
         fill(self, state, path, getattr(torch, dtype))
         self.text = TextTokenizer(self.source.backbone, sizes.family)
         self._check_codebook(path)
@@ -118,6 +124,15 @@ class CosyVoiceLM(Qwen2CodecLM):
     def use_voices(self, path: Path) -> None:
         """Speak in the voices of a file of recordings, beside those of the directory."""
         self.voices_path = str(path)
+
+    @property
+    def text_identity(self) -> str | None:
+        """Digest of tokenizer and voices; voices of a file are recordings, so what they give is not stored."""
+        if type(self).encode_text is not CosyVoiceLM.encode_text or self.voices_path is not None:
+            return None
+        files = [self.source.backbone / name for name in ("vocab.json", "merges.txt", "tokenizer_config.json")]
+        files.append(self.source.path / "spk2info.pt")
+        return " ".join([self.sizes.family, *(file_digest(file) for file in files if file.is_file())])
 
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the text behind what the published inference puts before it.

@@ -19,7 +19,8 @@ from tts_align.models.flow.dit_layers import DiTBlock, InputEmbedding, Modulatio
 from tts_align.models.flow.prior import MelPrior, PriorSizes
 from tts_align.models.flow.token_flow import Given, Lookahead, TokenFlow, chunk_mask
 from tts_align.utils.files import read_config
-from tts_align.utils.model_directory import CONFIG, find_model, read_weights_of, write_model
+from tts_align.utils.model_directory import CONFIG, check_values, find_model, read_weights_of, write_model
+from tts_align.utils.readers import reading
 
 _ESTIMATOR = "decoder.estimator"
 _NEAR_END = 1e-3
@@ -106,7 +107,9 @@ class DiTFlowSizes:
         """Sizes that the ``config.json`` of a directory holds."""
         values = read_config(directory / CONFIG)
         prior = values.pop("prior", None)
-        return cls(**values, prior=None if prior is None else PriorSizes(**prior))
+        with reading(directory / CONFIG, "sizes of a DiTFlow", "is it the directory of another kind of model?"):
+            check_values(directory, values, cls)
+            return cls(**values, prior=None if prior is None else PriorSizes(**prior))
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], chunk_frames: int = 50, frames_per_token: int = 2) -> DiTFlowSizes:

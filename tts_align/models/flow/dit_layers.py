@@ -47,6 +47,7 @@ class ConvolvedPositions(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "b f c"]) -> Float[Tensor, "b f c"]:
         """Before the first frame there is zero."""
+        # :: (b, f, c) -> (b, c, f), and back at the end
         hidden = vectors.transpose(1, 2)
         for layer in (self.conv1, self.conv2):
             hidden = layer(functional.pad(hidden, (self.past, 0)))
@@ -97,6 +98,7 @@ def rotate(vectors: Float[Tensor, "*b f c"], angle: Float[Tensor, "f k"]) -> Flo
     """Turn each pair of channels (2 k, 2 k + 1) by its angle."""
     cosine, sine = angle.cos().to(vectors.dtype), angle.sin().to(vectors.dtype)
     even, odd = vectors[..., 0::2], vectors[..., 1::2]
+    # :: (*b, f, k, 2) -> (*b, f, 2 * k)
     return torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), -1).flatten(-2)
 
 

@@ -82,6 +82,7 @@ class Lookahead(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "b s e"]) -> Float[Tensor, "b s e"]:
         """Behind the last token there is zero."""
+        # :: (b, s, c) -> (b, c, s), and back at the end
         ahead = functional.leaky_relu(self.conv1(functional.pad(vectors.transpose(1, 2), (0, self.tokens))))
         return self.conv2(functional.pad(ahead, (2, 0))).transpose(1, 2) + vectors
 

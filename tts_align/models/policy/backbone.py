@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +44,12 @@ class Turn:
 
 
 class Block(Qwen2DecoderLayer):
-    """One layer: attention inside each row, then the feed-forward layer, each on normalised inputs."""
+    """One layer: attention inside each row, then the feed-forward layer, each on normalised inputs.
+
+    What lies before and behind attention can be compiled; attention itself depends on the rows.
+    """
+
+    compiled = False
 
     def forward(  # type: ignore[override]  # flat rows instead of padded ones
         self, hidden: Float[Tensor, "l h"], turn: Turn, attend: Attend, kept: Int[Tensor, " m"] | None = None
@@ -55,11 +62,12 @@ class Block(Qwen2DecoderLayer):
             attend: mixes values by queries and keys.
             kept: the states that are still wanted behind attention; all by default.
         """
-        query, key, value = self.project(hidden, turn)
+        project, combine = (_project(), _combine()) if self.compiled else (Block.project, Block.combine)
+        query, key, value = project(self, hidden, turn)
         mixed = attend(query, key, value)
         if kept is not None:
             hidden, mixed = hidden.index_select(0, kept), mixed.index_select(0, kept)
-        return self.combine(hidden, mixed)
+        return combine(self, hidden, mixed)
 
     def project(self, hidden: Float[Tensor, "l h"], turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (l, n, d) and keys (l, k, d), and values (l, k, d)."""
@@ -76,6 +84,24 @@ class Block(Qwen2DecoderLayer):
         hidden = hidden + self.self_attn.o_proj(mixed.flatten(1))  # :: (l, n, d) -> (l, n * d)
         normed = _normed(hidden, self.post_attention_layernorm)
         return hidden + self.mlp.down_proj(functional.silu(self.mlp.gate_proj(normed)) * self.mlp.up_proj(normed))
+
+
+@cache
+def _project() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """:meth:`Block.project`, compiled once for all layers and lengths."""
+    return torch.compile(Block.project, dynamic=True)
+
+
+@cache
+def _combine() -> Callable[..., Tensor]:
+    """:meth:`Block.combine`, likewise."""
+    return torch.compile(Block.combine, dynamic=True)
+
+
+def compile_blocks(backbone: Backbone) -> None:
+    """Let the layers of a backbone run compiled (``torch.compile``); the first step of a process then takes longer."""
+    for block in backbone.blocks:
+        block.compiled = True
 
 
 def _normed(hidden: Tensor, norm: Qwen2RMSNorm) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling,
 from tts_align.models.base.layout import SPEECH, TEXT, Family, Layout
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.policy.attention import RowAttention
-from tts_align.models.policy.backbone import Backbone
+from tts_align.models.policy.backbone import Backbone, compile_blocks
 from tts_align.models.policy.decoding import Decoding
 from tts_align.models.policy.kernels import score_targets
 from tts_align.utils.model_directory import CONFIG, TOKENIZER, find_model, load_weights_of, read_sizes, write_model
@@ -109,6 +110,7 @@ class Qwen2CodecLM(CodecLM):
         tokenizer: text tokenizer file of a new model (``tokenizers`` JSON).
         lora: low-rank adapters to train instead of all weights; the frozen base is then the reference.
         recompute: whether layers are computed again in the backward pass instead of being kept: less memory, more time.
+        compile: whether layers are compiled (torch.compile): the first steps take longer, the others less time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
     """
 
@@ -119,6 +121,7 @@ class Qwen2CodecLM(CodecLM):
         tokenizer: str | None = None,
         lora: LoRA | None = None,
         recompute: bool = False,
+        compile: bool = False,
         bistream: tuple[int, int] = (5, 15),
     ) -> None:
         super().__init__()
@@ -134,6 +137,8 @@ class Qwen2CodecLM(CodecLM):
         with nullcontext() if path is None else reading(path / CONFIG, "sizes of a Qwen2CodecLM"):
             self._build(sizes, bistream)
         self.backbone.recompute = recompute
+        if compile:
+            compile_blocks(self.backbone)
         for table in self.children():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
@@ -216,6 +221,14 @@ class Qwen2CodecLM(CodecLM):
         found = [name for name in self.tokenizer.get_vocab() if name.startswith(before) and name.endswith(after)]
         names = {name[len(before) : len(name) - len(after)] for name in found if len(name) > len(before + after)}
         return tuple(sorted(names - _NOBODY)) or None
+
+    @property
+    def text_identity(self) -> str | None:
+        """Digest of tokenizer and prefix; a class of its own may read texts otherwise."""
+        if type(self).encode_text is not Qwen2CodecLM.encode_text or self.tokenizer is None:
+            return None
+        words = f"{self.sizes.prefix_format}\0{self.tokenizer.to_str()}"
+        return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
     def encode_text(self, text: str, context: Context = _PLAIN) -> Encoded:
         """Token ids of the voice's prefix and the text; other contexts than a voice are refused."""

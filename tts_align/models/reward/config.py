@@ -15,6 +15,8 @@ from torch import Tensor
 
 from tts_align.models.base.reward_records import AttributeLabels
 from tts_align.utils.files import read_config
+from tts_align.utils.model_directory import check_values
+from tts_align.utils.readers import reading
 
 ASR, CTC = "asr", "ctc"
 END, UNKNOWN, CHARACTERS = 0, 1, 2
@@ -245,10 +247,19 @@ class RewardSizes:
 
     @classmethod
     def read(cls, path: Path) -> RewardSizes:
-        """From a ``config.json``."""
+        """From a ``config.json``.
+
+        Raises:
+            ReadError: it is another model's, or damaged.
+        """
         values = read_config(path)
-        rows = [{**row, "classes": tuple(row["classes"])} for row in values.pop("attributes")]
-        return cls(**values, attributes=tuple(Attribute(**row) for row in rows))
+        rows = values.pop("attributes", None)
+        with reading(path, "sizes of a reward model", "is it the directory of another kind of model?"):
+            check_values(path.parent, values, cls)
+            if not isinstance(rows, list):
+                raise ValueError("there is no list of `attributes`")
+            attributes = [Attribute(**{**row, "classes": tuple(row["classes"])}) for row in rows]
+            return cls(**values, attributes=tuple(attributes))
 
 
 def collect_characters(texts: Iterable[str]) -> str:

@@ -81,9 +81,11 @@ class Attention(nn.Module):
         key, value = (self._split(part) for part in self.key_value(memory).chunk(2, -1))
         share = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(query, key, value, mask, dropout_p=share)
+        # :: (r, n, q, d) -> (r, q, n * d)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, vectors: Tensor) -> Tensor:
+        # :: (r, s, n * d) -> (r, n, s, d)
         return vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

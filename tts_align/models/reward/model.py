@@ -35,6 +35,8 @@ class RewardModel(RewardHead):
         sizes: sizes and tasks of a new model; not together with ``directory``.
     """
 
+    looks_up = True
+
     def __init__(self, directory: str | None = None, sizes: RewardSizes | None = None) -> None:
         super().__init__()
         if (directory is None) == (sizes is None):
@@ -168,6 +170,7 @@ class RewardModel(RewardHead):
                 return None
             attribute = next(one for one in self.sizes.attributes if one.name == task)
             counted, target = known.mask, known.target
+            # :: (r) -> (r, 1, ...), as many axes as the target
             target = target.where(counted.view(-1, *[1] * (target.ndim - 1)), target.new_ones(()))
             total = heads.attribute_logp(attribute, self._logits(task, hidden, mask), target, smoothing)
             count = torch.full_like(total, attribute.outputs if attribute.kind == "events" else 1.0)

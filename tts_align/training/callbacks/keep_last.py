@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from tts_align.training.callbacks.watched import Watched
 from tts_align.training.finite import FiniteGuard
-from tts_align.utils import signals
+from tts_align.utils import agreement, signals
 from tts_align.utils.distributed import gathered
 
 
@@ -151,6 +151,19 @@ class StopOnSignal(Callback):
     def on_predict_batch_end(self, *_: Any) -> None:
         """A batch was scored."""
         signals.check()
+
+    def on_test_epoch_end(self, *_: Any) -> None:
+        """All processes have tested their batches, or one was asked to end: then nothing is gathered."""
+        agreement.barrier()
+
+    def on_predict_epoch_end(self, *_: Any) -> None:
+        """Likewise for scores."""
+        agreement.barrier()
+
+    def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Likewise for a validation outside of a training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            agreement.barrier()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """A batch was validated; amid a training the validation is finished first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -46,8 +47,8 @@ class Movement(Callback):
         say(_budget(trainer))
         if not self.before:
             rows = trainer.datamodule.rows("train")  # type: ignore[attr-defined]
-            keys = list(rows)
-            chosen = keys[:: max(len(keys) // self.rows, 1)][: self.rows]
+            step = max(len(rows) // self.rows, 1)
+            chosen = list(islice(rows, 0, self.rows * step, step))
             self.before = self._scores(trainer, module, {key: rows[key] for key in chosen})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

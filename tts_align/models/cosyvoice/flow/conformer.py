@@ -47,7 +47,9 @@ def align_distances(scores: Float[Tensor, "*b s q"]) -> Float[Tensor, "*b s s"]:
     """
     length = scores.shape[-2]
     # With one column more, strides of 2 s - 1 from entry (0, s - 1) on move the window one to the left per row.
+    # :: (*b, s, q + 1) -> (*b, s * (q + 1)) -> (*b, s * q)
     flat = functional.pad(scores, (0, 1)).flatten(-2)[..., length - 1 : -1]
+    # :: (*b, s * q) -> (*b, s, q) -> (*b, s, s)
     return flat.unflatten(-1, (length, 2 * length - 1))[..., :length]
 
 
@@ -83,13 +85,16 @@ class RelativeAttention(nn.Module):
             positions: of :func:`relative_positions`.
             visible: which positions each position sees, at least one.
         """
+        # :: (b, s, n * d) -> (b, s, n, d)
         query, key, value = (
             layer(vectors).unflatten(-1, (self.heads, -1)) for layer in (self.linear_q, self.linear_k, self.linear_v)
         )
+        # :: (q, n * d) -> (q, n, d)
         distance = self.linear_pos(positions).unflatten(-1, (self.heads, -1))
         by_distance = torch.einsum("bshd,qhd->bhsq", query + self.pos_bias_v, distance)
         scale = query.shape[-1] ** -0.5
         bias = (align_distances(by_distance) * scale).masked_fill(~visible[:, None], float("-inf"))
+        # :: (b, s, n, d) -> (b, n, s, d)
         mixed = functional.scaled_dot_product_attention(
             (query + self.pos_bias_u).transpose(1, 2),
             key.transpose(1, 2),
@@ -98,11 +103,12 @@ class RelativeAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             scale=scale,
         )
+        # :: (b, n, s, d) -> (b, s, n * d)
         return self.linear_out(mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with SiLU between them.
+    """Two linear layers with SiLU between them; the published files name them ``w_1`` and ``w_2``, hence a class apart.
 
     Args:
         width: channels outside.
@@ -184,7 +190,9 @@ class Upsample(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "b s w"]) -> Float[Tensor, "b f w"]:
         """Frames, f = s * stride."""
+        # :: (b, s, w) -> (b, w, s * stride)
         frames = vectors.repeat_interleave(self.stride, 1).transpose(1, 2)
+        # :: (b, w, f) -> (b, f, w)
         return self.conv(functional.pad(frames, (2 * self.stride, 0))).transpose(1, 2)
 
 

@@ -29,6 +29,7 @@ class CausalConv(nn.Conv1d):
 
     def forward(self, vectors: Float[Tensor, "b f c"]) -> Float[Tensor, "b f d"]:
         """Before the first frame there is zero."""
+        # :: (b, f, c) -> (b, c, f), and back at the end
         past = functional.pad(vectors.transpose(1, 2), (self.kernel_size[0] - 1, 0))
         return super().forward(past).transpose(1, 2)
 

@@ -44,6 +44,7 @@ class F0Predictor(nn.Module):
         hidden = mel
         for layer in self.condnet:
             hidden = layer(hidden, finalize) if isinstance(layer, PaddedConv1d) else layer(hidden)
+        # :: (b, c, f) -> (b, f, 1)
         frequency: Tensor = self.classifier(hidden.transpose(1, 2))
         return frequency.squeeze(-1).abs()
 

@@ -79,6 +79,7 @@ class Source(nn.Module):
             turns = (turns % 1).to(f0.dtype).repeat_interleave(self.frame_samples, dim=-1)
         else:
             turns = (F.interpolate(turns, scale_factor=self.frame_samples, mode="linear") % 1).to(f0.dtype)
+        # :: (b, k, time) -> (b, time, k)
         return turns.transpose(1, 2) * (2 * math.pi)
 
     def noise(

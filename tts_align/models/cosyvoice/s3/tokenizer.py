@@ -56,16 +56,20 @@ class MemoryAttention(nn.Module):
             rotation: Cosine and sine of the positions, see `rotation_of`.
         """
         value = self.value(hidden)
+        # :: (b, s, n * d) -> (b, s, n, d)
         query, key, by_head = (
             some.unflatten(-1, (self.heads, -1)) for some in (self.query(hidden), self.key(hidden), value)
         )
+        # :: (b, s, n, d) -> (b, n, s, d)
         query, key = (rotate(some, rotation).transpose(1, 2) for some in (query, key))
         attended = functional.scaled_dot_product_attention(
             query, key, by_head.transpose(1, 2), attn_mask=mask[:, None, None]
         )
         real = mask[..., None]
         seen = value * real
+        # :: (b, s, c) -> (b, c, s) -> (b, s, c)
         remembered = (self.memory(seen.transpose(1, 2)).transpose(1, 2) + seen) * real
+        # :: (b, n, s, d) -> (b, s, n * d)
         return self.out(attended.transpose(1, 2).flatten(2)) + remembered
 
 
@@ -199,11 +203,13 @@ class S3Tokenizer(TokenizerHead):
         """
         if log_mel.shape[-1] != self.sizes.mel_channels:
             raise ValueError(f"expected log-mel of {self.sizes.mel_channels} channels, got {log_mel.shape[-1]}")
+        # :: (b, f, m) -> (b, m, f)
         hidden, lengths = log_mel.transpose(1, 2), frames
         for convolution in (self.conv1, self.conv2):
             real = length_mask(lengths, hidden.shape[-1])[:, None]
             hidden = functional.gelu(convolution(torch.where(real, hidden, 0)))
             lengths = (lengths + 1) // 2
+        # :: (b, c, s) -> (b, s, c)
         hidden = hidden.transpose(1, 2)
         mask = length_mask(lengths, hidden.shape[1])
         rotation = rotation_of(hidden.shape[1], self.sizes.width // self.sizes.heads, hidden.device)

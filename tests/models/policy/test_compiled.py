@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled layers give the numbers and gradients of plain ones."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+
+def compared(backend: str) -> subprocess.CompletedProcess[str]:
+    """``compiled.py`` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    program = Path(__file__).with_name("compiled.py")
+    return subprocess.run([sys.executable, str(program), backend], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_layers_are_the_same(backend: str):
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
+    if backend == "inductor" and "RUN_COMPILER" not in os.environ:
+        pytest.skip("a compiler takes a minute here: set RUN_COMPILER=1; benchmarks/compiled.py compares it, too")
+    done = compared(backend)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [backend]

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages of a build: each written whole, and skipped when it is there and nothing it depends on has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tts_align.utils.files import write_json
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The finished stages of one build.
+
+    Args:
+        work: Where they lie.
+        sound: Digest of the sound that all of them are made from.
+    """
+
+    work: Path
+    sound: str
+
+    def run(self, name: str, inputs: Sequence[Any], make: Callable[[Path], None]) -> None:
+        """Run `make` on an empty directory unless its result is there and was made from the same inputs."""
+        target, stamp = self.work / name, self.work / f"{name}.json"
+        digest = _digest([*inputs, self.sound])
+        if target.exists() and stamp.exists() and json.loads(stamp.read_text())["digest"] == digest:
+            print(f"{name}: already there")
+            return
+        scratch = self.work / f".{name}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        start = time.monotonic()
+        make(scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        seconds = round(time.monotonic() - start, 1)
+        write_json(stamp, {"digest": digest, "seconds": seconds})
+        print(f"{name}: done in {seconds:.0f} s")
+
+    def unfinished(self, name: str, inputs: Sequence[Any]) -> Path:
+        """File for a stage that keeps a training to resume: another one for other inputs."""
+        return self.work / f"{name}-{_digest([*inputs, self.sound])[:12]}.unfinished.pt"
+
+    def seconds(self, names: Sequence[str]) -> dict[str, float]:
+        """How long each stage took."""
+        return {name: json.loads((self.work / f"{name}.json").read_text())["seconds"] for name in names}
+
+
+def _digest(inputs: Sequence[Any]) -> str:
+    """Digest of anything whose `repr` tells all about it."""
+    return hashlib.blake2b(repr(inputs).encode(), digest_size=16).hexdigest()
