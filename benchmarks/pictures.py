@@ -3,9 +3,10 @@
 
 tts-align fit --config recipes/tkto.yaml && python benchmarks/pictures.py runs/tkto
 
-The tests take the pictures of its report and of a listening test:
+The tests take the pictures of a run's report and of a listening test; Chromium needs a Japanese font. The saved picture
+of the report is that of a run of ``recipes/diffro.yaml``:
 
-TTS_ALIGN_PICTURES=runs/tkto pytest -k picture tests/evaluation
+TTS_ALIGN_PICTURES=runs/diffro pytest -k picture tests/evaluation
 """
 
 from __future__ import annotations
