@@ -83,3 +83,17 @@ def test_a_run_keeps_its_alphabet_when_the_manifest_grows(tmp_path: Path, tiny_p
         file.write('{"id": "new", "text": "ン", "speech": [1, 2], "label": true}\n')
     again = run(["validate", "--config", str(tmp_path / "run/config.yaml")])
     assert again.model.parts[Part.REWARD].sizes.characters == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_rows_of_the_reward_model_alone_may_know_fewer_characters(tmp_path: Path, tiny_policy: Path):
+    """The model that is trained on its own manifest is the one that the run builds: of all characters of both."""
+    manifest, own = save_rows(tmp_path, spoken_rows()), save_rows(tmp_path, spoken_rows(), "own.jsonl")
+    with Path(manifest).open("a", encoding="utf-8") as file:
+        file.write('{"id": "new", "text": "ン", "speech": [1, 2], "label": true}\n')
+    knobs = {"model__reward": AUTO, "model__reward_fit": {"epochs": 1, "manifest": own}, "trainer__max_steps": 1}
+    path = save_recipe(tmp_path, "diffro", tiny_policy, manifest, data__validation=manifest, **knobs)
+    done = run(["fit", "--config", path, "--run.directory", str(tmp_path / "run")])
+    assert "ン" in done.model.parts[Part.REWARD].sizes.characters
+    stored = RewardSizes.read(tmp_path / "run/reward/model/config.json").characters
+    assert stored == done.model.parts[Part.REWARD].sizes.characters

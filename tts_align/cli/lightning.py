@@ -237,13 +237,13 @@ class AlignCLI(LightningCLI):
         Returns:
             Its last checkpoint.
         """
-        config = self.config.clone()
+        config = self._with_alphabet(self.config, Path(str(self.chosen.run.directory)))  # this run's, whatever it reads
         for key, value in changes.items():
             config[f"{self.subcommand}.{key}"] = value
         seed = config[f"{self.subcommand}.seed_everything"]
         if seed is not False:
             seed_everything(seed, workers=True, verbose=False)
-        built = self.parser.instantiate(self._with_alphabet(config, directory))[self.subcommand]
+        built = self.parser.instantiate(config)[self.subcommand]
         run = Run(directory)
         trainer = make_trainer(built.trainer, run, self.settings, "fit")
         checkpoint = agreed(run.newest())
