@@ -70,6 +70,18 @@ def test_rows_stay_in_their_files_and_can_be_read_when_these_are_gone(tmp_path):
     assert "other" not in whole.rows
 
 
+def test_a_row_that_takes_the_place_of_half_a_line_is_read_anew(tmp_path):
+    """What was read before the half line was dropped must not be taken for the new row."""
+    out, ids = tmp_path / "out.jsonl", ["a", "b", "c"]
+    killed = Shards(out, "k", ids)
+    killed.append(rows("a", "b"))
+    killed.shard.write_bytes(b"\xef\xbb\xbf" + killed.shard.read_bytes()[:-8])
+    resumed = Shards(out, "k", ids)
+    assert resumed.rows["a"]["value"] == "aa"
+    resumed.append(rows("c", "b"))
+    assert {name: row["value"] for name, row in resumed.rows.items()} == {"a": "aa", "b": "bb", "c": "cc"}
+
+
 def test_a_list_of_settings_has_the_same_digest_one_by_one():
     settings = [("a", (1, 2)), ("b", ())]
     assert listed_digest("judge", {"x": 1}, rows=iter(settings)) == digest("judge", {"x": 1}, settings)

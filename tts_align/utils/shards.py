@@ -50,6 +50,7 @@ class KeptRows(Mapping[str, Row]):
         self._numbers = {name: number for number, name in enumerate(ids)}
         self._file = np.full(len(ids), -1, np.int32)
         self._offset = np.zeros(len(ids), np.int64)
+        self._length = np.zeros(len(ids), np.int64)
         self._files: list[tuple[Path, IO[bytes]]] = []
 
     def __len__(self) -> int:
@@ -71,8 +72,9 @@ class KeptRows(Mapping[str, Row]):
         if self._file[number] < 0:
             raise KeyError(name)
         path, file = self._files[self._file[number]]
+        # Unbuffered: another line may have taken the place of a half one that was read before.
         file.seek(int(self._offset[number]))
-        row = parse_json(file.readline(), path)
+        row = parse_json(_read_all(file, int(self._length[number])), path)
         if not isinstance(row, dict) or row.get("id") != name:
             raise ReadError(path, f"was changed while it was in use: expected the row {name!r}")
         return row
@@ -82,30 +84,40 @@ class KeptRows(Mapping[str, Row]):
         """Ids of the rows that are not there, in order."""
         return [self._ids[number] for number in np.flatnonzero(self._file < 0).tolist()]
 
-    def note(self, path: Path, offset: int, row: Row) -> None:
+    def note(self, path: Path, offset: int, length: int, row: Row) -> None:
         """Remember where a row lies; what failed once may have worked since."""
         number = self._numbers.get(row["id"]) if isinstance(row.get("id"), str) else None
         if number is None:
             return
         if not row.get("error") or self._file[number] < 0:
-            self._file[number], self._offset[number] = self._open(path), offset
+            self._place(number, path, offset, length)
 
-    def replace(self, offset: int, row: Row, path: Path) -> None:
+    def replace(self, path: Path, offset: int, length: int, row: Row) -> None:
         """Remember a row that this process has made, whatever was there before."""
-        number = self._numbers[row["id"]]
-        self._file[number], self._offset[number] = self._open(path), offset
+        self._place(self._numbers[row["id"]], path, offset, length)
+
+    def _place(self, number: int, path: Path, offset: int, length: int) -> None:
+        self._file[number], self._offset[number], self._length[number] = self._open(path), offset, length
 
     def _open(self, path: Path) -> int:
         """Number of a file; it stays open, and so readable after it is removed or replaced."""
         for number, (known, file) in enumerate(self._files):
             if known == path and _same_file(file, path):
                 return number
-        self._files.append((path, path.open("rb")))
+        self._files.append((path, path.open("rb", buffering=0)))
         return len(self._files) - 1
 
     def __del__(self) -> None:
         for _, file in getattr(self, "_files", ()):
             file.close()
+
+
+def _read_all(file: IO[bytes], length: int) -> bytes:
+    """So many bytes, or as many as there are."""
+    found = b""
+    while len(found) < length and (more := file.read(length - len(found))):
+        found += more
+    return found
 
 
 def _same_file(file: IO[bytes], path: Path) -> bool:
@@ -153,14 +165,15 @@ class Shards:
     def _read(self, path: Path) -> None:
         offset = 0
         for number, line in byte_lines(path):
-            start, offset = offset, offset + len(line) + (3 if number == 1 and _marked(path) else 0)
+            start = offset + (3 if number == 1 and _marked(path) else 0)
+            offset = start + len(line)
             if not line.strip() or not line.endswith(b"\n"):  # the writer of half a line was killed
                 continue
             row = parse_json(line, f"{path}:{number}")
             if not isinstance(row, dict):
                 raise ReadError(f"{path}:{number}", f"expected an object with columns, got {type(row).__name__}")
             if row.get(KEY) == self.key:
-                self.rows.note(path, start, row)
+                self.rows.note(path, start, len(line), row)
 
     @property
     def missing(self) -> list[str]:
@@ -179,7 +192,7 @@ class Shards:
             offset = file.seek(0, 2)
             file.write(b"".join(lines))
         for row, line in zip(keyed, lines, strict=True):
-            self.rows.replace(offset, row, self.shard)
+            self.rows.replace(self.shard, offset, len(line), row)
             offset += len(line)
 
     def merge(self, barrier: Callable[[], None] | None = None, rank: int = 0) -> bool:
