@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from offline import no_network
 from tiny import save_policy, save_rows
+
+__all__ = ["no_network"]
 
 LONG = (
     *("test_devices", "test_recipes", "test_cosyvoice_round_trip", "test_benchmarks", "test_sharding"),

@@ -46,7 +46,7 @@ def test_a_recipe_runs_on_an_accelerator(name: str, tmp_path: Path):
     rows = ["--data.max_rows", str(ROWS.get(name, 64))]
     options = [*SHORT, *rows, *TESTED, *OF_ITS_OWN.get(name, []), *ON_SIMULATED_DEVICE, "--run.directory", str(place)]
     with simulated_device():
-        recipe = with_short_hearings(name, tmp_path) if name == "e2e" else RECIPES / f"{name}.yaml"
+        recipe = with_short_hearings(name, tmp_path) if name in ("diffro", "e2e") else RECIPES / f"{name}.yaml"
         cli = run(["fit", "--config", str(recipe), *options])
     assert cli.trainer.global_step == 1
     summary = json.loads((place / "test/summary.json").read_text())

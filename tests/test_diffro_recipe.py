@@ -46,7 +46,8 @@ def by_row(step: Step, flat: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("knobs", [{}, {"resample": False, "sft_weight": 3.0}, {"tasks": ("asr", "ctc")}])
 def test_a_variant_without_a_restriction_is_diffro(knobs: dict[str, Any], variants: ModuleType):
     mine, theirs = (gradient(kind(**knobs), spoken_step(LENGTHS)) for kind in (variants.Variant, DiffRO))
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    # Speech tokens are looked up there and multiplied here: the same sums in another order.
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
 
 
 def test_only_rows_that_count_feel_the_reward(variants: ModuleType):
@@ -106,9 +107,9 @@ def test_the_most_accurate_setting_that_stays_clear_comes_first(load: Any):
     looked = {
         recipe.Setting(anchor=anchor): [{"accuracy": accuracy, "nearest_cer_added": added} for added in both]
         for anchor, accuracy, both in (
-            (1.0, 0.99, (0.001, 0.006)),  # clear on one seed, not in the mean
-            (2.0, 0.95, (0.002, 0.003)),
-            (3.0, 0.96, (0.001, 0.0045)),
+            (1.0, 0.99, (0.001, 0.005)),  # clear on one seed, not in the mean
+            (2.0, 0.95, (0.001, 0.002)),
+            (3.0, 0.96, (0.0005, 0.0025)),
             (4.0, 0.99, (0.009, 0.009)),
         )
     }

@@ -37,7 +37,8 @@ TESTED = [
 def test_a_recipe_trains_tests_and_says_where_things_are(name: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     place = tmp_path / name
     short = [*SHORT, *OF_ITS_OWN.get(name, [])]
-    cli = run(["fit", "--config", str(RECIPES / f"{name}.yaml"), *short, *TESTED, "--run.directory", str(place)])
+    recipe = with_short_hearings(name, tmp_path) if name == "diffro" else RECIPES / f"{name}.yaml"
+    cli = run(["fit", "--config", str(recipe), *short, *TESTED, "--run.directory", str(place)])
     assert cli.trainer.global_step == 2
     said = capsys.readouterr().out
     assert str(place / "test") in said
