@@ -256,7 +256,8 @@ def recipe(found: dict[str, Any]) -> str:
         mine = list({row["seed"]: row for row in rows}.values())
         cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS[:3])
         updates = f"{np.mean([row['updates'] for row in mine]):.0f}" if "updates" in mine[0] else ""
-        seconds = f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}" if "cpu_seconds" in mine[0] else ""
+        timed = [row["cpu_seconds"] for row in mine if "cpu_seconds" in row]
+        seconds = f"{np.mean(timed):.0f}" if timed else ""
         lines.append(f"| `{method}` | {budget} | {len(mine)} | {updates} | {seconds} | {cells} |")
     return "\n".join(lines)
 
