@@ -15,6 +15,11 @@ import pytest
 from killed_tests import KILLS, SCORE_KILLS
 from places import BENCHMARKS, ROOT
 
+pytestmark = pytest.mark.skipif(
+    "RUN_KILLED" not in os.environ,
+    reason="takes a minute of a core: set RUN_KILLED=1; test_stages kills the stages themselves",
+)
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:

@@ -18,12 +18,12 @@ def compared(backend: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(program), backend], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiled_layers_are_the_same(backend: str):
     if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
-    if backend == "inductor" and "RUN_COMPILER" not in os.environ:
-        pytest.skip("a compiler takes a minute here: set RUN_COMPILER=1; benchmarks/compiled.py compares it, too")
+    if backend != "eager" and "RUN_COMPILER" not in os.environ:
+        pytest.skip("takes up to minutes of a core: set RUN_COMPILER=1; benchmarks/compiled.py compares it, too")
     done = compared(backend)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == [backend]
