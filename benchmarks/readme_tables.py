@@ -340,6 +340,22 @@ def whole(one: dict[str, float], digits: int) -> str:
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def scaling(found: dict[str, Any]) -> str:
+    """Seconds and memory until the first step, by size, and the growth of the seconds."""
+    lines = ["| rows | objective | call | CPU s | resident MB | its own | in files | most |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for one in found["sizes"]:
+        for name in ("first", "again"):
+            memory = " | ".join(f"{one[name]['memory_mb'][key]:.0f}" for key in ("resident", "own", "files", "most"))
+            seconds = f"{one[name]['cpu_seconds']:.1f}"
+            lines.append(f"| {one['rows']:,} | `{one['objective']}` | {name} | {seconds} | {memory} |")
+    lines += ["", "| call | CPU s of no rows | CPU s per million rows | R² of the line |", "|---|---|---|---|"]
+    for name, one in found["growth"].items():
+        cells = f"{one['seconds_of_no_rows']:.1f} | {one['seconds_per_million_rows']:.1f} | {one['r_squared']:.3f}"
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", recipe)},
     Path("benchmarks/README.md"): {
@@ -355,6 +371,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
         "e2e": ("e2e.json", e2e),
         "e2e_rates": ("e2e_rates.json", e2e_rates),
+        "scaling": ("scaling.json", scaling),
     },
     Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
 }

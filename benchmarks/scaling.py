@@ -45,14 +45,14 @@ def memory() -> dict[str, float]:
 class Watch(Callback):
     """Notes when the first step begins, and the rows of every step; kills the process where it is told to.
 
-    Args:
-        path: file of what was noted, JSON lines.
-        kill_at: optimiser step before which the process is killed; 0 for none.
+    The environment says where notes go (``SCALING_NOTES``, JSON lines) and before which optimiser step the process is
+    killed (``SCALING_KILL_AT``, 0 for none): a run that resumes must have the recipe of the one that was killed.
     """
 
-    def __init__(self, path: str, kill_at: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.path, self.kill_at, self.ready = Path(path), kill_at, False
+        self.path, self.kill_at = Path(os.environ["SCALING_NOTES"]), int(os.environ["SCALING_KILL_AT"])
+        self.ready = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write down what is known before the step is made."""
@@ -122,9 +122,8 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def recipe(work: Path, manifest: Path | str, objective: str, note: Path, steps: int, kill_at: int = 0) -> Path:
+def recipe(work: Path, manifest: Path | str, objective: str, note: Path, steps: int) -> Path:
     """Write the recipe of a fit."""
-    watch = {"class_path": "scaling.Watch", "init_args": {"path": str(note), "kill_at": kill_at}}
     made = {
         "objective": objective,
         "model": {
@@ -136,7 +135,7 @@ def recipe(work: Path, manifest: Path | str, objective: str, note: Path, steps: 
             "accelerator": "cpu",
             "max_steps": steps,
             "enable_progress_bar": False,
-            "callbacks": [watch],
+            "callbacks": [{"class_path": "scaling.Watch"}],
         },
         "run": {"checkpoint_every": SAVED_EVERY, "threads": 1, "test_after_fit": False},
     }
@@ -154,10 +153,11 @@ def fit(
     if done.exists():
         return [json.loads(line) for line in note.read_text().splitlines()], int(done.read_text())
     note.unlink(missing_ok=True)
-    given = recipe(work, manifest, objective, note, steps, kill_at)
+    given = recipe(work, manifest, objective, note, steps)
     command = [sys.executable, "-m", "tts_align", "fit", "--config", str(given), "--run.directory", str(work / run)]
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    told = {"PYTHONPATH": path, "SCALING_NOTES": str(note), "SCALING_KILL_AT": str(kill_at)}
+    ended = subprocess.run(command, env=os.environ | told, capture_output=True, text=True)
     if ended.returncode not in (0, -signal.SIGKILL) or not note.exists():
         raise RuntimeError(f"fit ended with {ended.returncode}:\n{ended.stderr[-3000:]}")
     done.write_text(f"{ended.returncode}\n")
