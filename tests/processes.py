@@ -55,7 +55,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tts_align.cli.lightning", "tts_align.cli.entry", "tts_align.training.module"])
 
 
-def ranks(count: int, **more: str) -> list[dict[str, str]]:
+def ranks(count: int) -> list[dict[str, str]]:
     """What torchrun tells each of so many processes of one machine."""
     together = {
         "MASTER_ADDR": "127.0.0.1",
@@ -64,7 +64,6 @@ def ranks(count: int, **more: str) -> list[dict[str, str]]:
         "LOCAL_WORLD_SIZE": str(count),
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
-        **more,
     }
     return [{**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 

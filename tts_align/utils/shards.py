@@ -84,22 +84,22 @@ class KeptRows(Mapping[str, Row]):
         """Ids of the rows that are not there, in order."""
         return [self._ids[number] for number in np.flatnonzero(self._file < 0).tolist()]
 
-    def note(self, path: Path, offset: int, length: int, row: Row) -> None:
+    def note(self, file: int, offset: int, length: int, row: Row) -> None:
         """Remember where a row lies; what failed once may have worked since."""
         number = self._numbers.get(row["id"]) if isinstance(row.get("id"), str) else None
         if number is None:
             return
         if not row.get("error") or self._file[number] < 0:
-            self._place(number, path, offset, length)
+            self._place(number, file, offset, length)
 
-    def replace(self, path: Path, offset: int, length: int, row: Row) -> None:
+    def replace(self, file: int, offset: int, length: int, row: Row) -> None:
         """Remember a row that this process has made, whatever was there before."""
-        self._place(self._numbers[row["id"]], path, offset, length)
+        self._place(self._numbers[row["id"]], file, offset, length)
 
-    def _place(self, number: int, path: Path, offset: int, length: int) -> None:
-        self._file[number], self._offset[number], self._length[number] = self._open(path), offset, length
+    def _place(self, number: int, file: int, offset: int, length: int) -> None:
+        self._file[number], self._offset[number], self._length[number] = file, offset, length
 
-    def _open(self, path: Path) -> int:
+    def open(self, path: Path) -> int:
         """Number of a file; it stays open, and so readable after it is removed or replaced."""
         for number, (known, file) in enumerate(self._files):
             if known == path and _same_file(file, path):
@@ -163,7 +163,7 @@ class Shards:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        offset = 0
+        file, offset = self.rows.open(path), 0
         for number, line in byte_lines(path):
             start = offset + (3 if number == 1 and _marked(path) else 0)
             offset = start + len(line)
@@ -173,7 +173,7 @@ class Shards:
             if not isinstance(row, dict):
                 raise ReadError(f"{path}:{number}", f"expected an object with columns, got {type(row).__name__}")
             if row.get(KEY) == self.key:
-                self.rows.note(path, start, len(line), row)
+                self.rows.note(file, start, len(line), row)
 
     @property
     def missing(self) -> list[str]:
@@ -191,8 +191,9 @@ class Shards:
         with naming(self.shard), self.shard.open("ab") as file:
             offset = file.seek(0, 2)
             file.write(b"".join(lines))
+        place = self.rows.open(self.shard)
         for row, line in zip(keyed, lines, strict=True):
-            self.rows.replace(self.shard, offset, len(line), row)
+            self.rows.replace(place, offset, len(line), row)
             offset += len(line)
 
     def merge(self, barrier: Callable[[], None] | None = None, rank: int = 0) -> bool:
