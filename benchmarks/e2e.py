@@ -262,7 +262,7 @@ def main(
         rate: learning rate of those; the recipe's by default.
         sentences: of the test, each in both voices.
         rows: held-out utterances that are reconstructed.
-        max_rows: training rows, for trials; all by default.
+        max_rows: training rows, for trials, which are validated on one batch; all by default.
         out: name of the results.
     """
     settings = {"epochs": {"first": first, "long": long, "last": last}, "rate": rate}
@@ -274,7 +274,7 @@ def main(
             if name == "base":
                 found = base(sentences, rows, seed)
             else:
-                few = {} if max_rows is None else {"data__max_rows": max_rows}
+                few = {} if max_rows is None else {"data__max_rows": max_rows, "trainer__limit_val_batches": 1}
                 found = measured(*fitted(work, name, seed, *overlays, **few, **flags), sentences, rows, seed)
             path.write_text(json.dumps(found, ensure_ascii=False))
             summarise(work, seeds, out, settings)

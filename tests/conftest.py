@@ -2,10 +2,12 @@
 """Fixtures of all tests, and how they share the machine."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import config
 from offline import no_network
 from tiny import save_policy, save_rows
 
@@ -26,6 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; otherwise the order stays."""
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shapes_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everywhere but in files of whole runs, unless asked for: there the checks take a third of the time."""
+    whole = request.node.get_closest_marker("whole_runs") is not None and "CHECK_WHOLE_RUNS" not in os.environ
+    config.update("jaxtyping_disable", whole)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from places import ROOT
@@ -119,6 +119,19 @@ def forked(
         done.append(subprocess.CompletedProcess(commands[number], one.exitcode or 0, out, err))
     shutil.rmtree(said)
     return done
+
+
+def side_by_side(function: Callable[..., None], *arguments: str, count: int = 2) -> None:
+    """``function(rank, *arguments)`` of a test's own module in so many processes; one that fails fails the test."""
+    started = [_SERVER.Process(target=function, args=(rank, *arguments)) for rank in range(count)]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join(120)
+    codes = [one.exitcode for one in started]
+    for one in started:
+        one.kill()
+    assert codes == [0] * count
 
 
 def in_two_processes(folder: Path, *words: str) -> str:

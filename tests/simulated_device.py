@@ -8,6 +8,7 @@ and is computed on the CPU otherwise. Generators have a device as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda:0")
 _SHELL = torch.device("meta")
@@ -73,7 +73,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation of the dispatcher."""
     if _real_meta:
         return func(*args, **kwargs)
-    leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+    leaves = list(_tensors((*args, *kwargs.values())))
     here = [one for one in leaves if isinstance(one, OnDevice)]
     target = kwargs.get("device")
     check_waiting(func, args, kwargs, here)
@@ -86,17 +86,17 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         on_device = False
     if func is _aten.copy_.default:
         on_device = isinstance(args[0], OnDevice)
-    plain_args, plain = tree_map(_values, (args, kwargs))
+    plain_args, plain = _values(args), {name: _values(one) for name, one in kwargs.items()}
     if target is not None:
         plain["device"] = _CPU
     out = func(*plain_args, **plain)
     if not on_device:
         # A copy, where none was needed for lack of a second device.
         return out.clone() if func is _aten._to_copy.default and out is plain_args[0] else out
-    wrapped = tree_map(lambda one: OnDevice(one) if isinstance(one, Tensor) else one, out)
+    wrapped = _on_device(out)
     if not here or func in (_aten._to_copy.default, _aten.copy_.default):
         return args[0] if func is _aten.copy_.default else wrapped
-    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped) if _aliases(func) else wrapped
 
 
 _forbidden: list[bool] = []
@@ -174,8 +174,31 @@ _generators: dict[int, DeviceGenerator] = {}
 _REAL_GENERATOR = torch.Generator
 
 
+def _tensors(arguments: Any) -> Iterator[Tensor]:
+    """Those among the arguments of an operation, and in its lists."""
+    for one in arguments:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, (list, tuple)):
+            yield from _tensors(one)
+
+
 def _values(one: Any) -> Any:
-    return one.values if isinstance(one, OnDevice) else one
+    if isinstance(one, OnDevice):
+        return one.values
+    return type(one)(map(_values, one)) if type(one) in (list, tuple) else one
+
+
+def _on_device(out: Any) -> Any:
+    if isinstance(out, Tensor):
+        return OnDevice(out)
+    return type(out)(map(_on_device, out)) if type(out) in (list, tuple) else out
+
+
+@functools.cache
+def _aliases(func: Any) -> bool:
+    """Whether an operation returns one of its arguments, or a view of it."""
+    return any(one.alias_info is not None for one in func._schema.returns)
 
 
 def _shell(one: Any) -> Any:
@@ -198,6 +221,10 @@ def _without_numbers() -> Iterator[None]:
 
 
 class _Computing(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs as much as an operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.is_inference_mode_enabled():  # there operations arrive whole that are otherwise made of others
             with self:

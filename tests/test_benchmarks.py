@@ -16,6 +16,8 @@ from tts_align.evaluation.protocols import PROTOCOLS
 from tts_align.models.base.generation import Sampling
 from tts_align.models.policy.qwen2 import Sizes
 
+pytestmark = pytest.mark.whole_runs
+
 SIZES = Sizes(20, 12, hidden_size=16, layers=1, heads=2, key_value_heads=1, intermediate_size=24)
 
 

@@ -43,7 +43,7 @@ TINY = {
     "trainer.enable_progress_bar": "false",
     "run.threads": "1",
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,11 +33,14 @@ OF_ITS_OWN = {
 }
 
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:'pin_memory' argument is set as true:UserWarning",  # there is nothing to pin it for
-    "ignore:.*does not have many workers.*",
-    "ignore:The number of training batches .*",
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:'pin_memory' argument is set as true:UserWarning",  # there is nothing to pin it for
+        "ignore:.*does not have many workers.*",
+        "ignore:The number of training batches .*",
+    ),
+]
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto", "tkto", "diffro", "e2e"])

@@ -18,6 +18,8 @@ from tts_align.evaluation.report import JudgedUtterance
 from tts_align.objectives import DiffRO, Parts
 from tts_align.objectives.base import Objective, Step
 
+pytestmark = pytest.mark.whole_runs
+
 LENGTHS = (4, 3, 6)
 
 

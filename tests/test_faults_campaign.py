@@ -14,6 +14,8 @@ import pytest
 from places import BENCHMARKS, ROOT
 from tiny import save_policy
 
+pytestmark = pytest.mark.whole_runs
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -32,7 +34,7 @@ place = campaign.made_place(folder, folder / "work/here", steps=6)
 temporary = folder / "temporary"
 temporary.mkdir()
 result = {{
-    "kills": [kills.killed(place, command, 1, 1, temporary) for command in ("fit", "label")],
+    "kills": [kills.killed(place, command, 1, 1, temporary) for command in ("fit",)],
     "signals": [kills.stopped(place, command, signal.SIGTERM, 0.6) for command in ("judge",)],
     "several": [several.stopped(place, "sample", signal.SIGTERM, 0.45, (1,))],
     "full": [disks.full(place, command, 20_000) for command in ("fit",)],

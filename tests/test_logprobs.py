@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
+from processes import side_by_side
 
 from tts_align import logprobs
 from tts_align.batch import Mean, across_ranks
@@ -103,7 +103,7 @@ def _rank(rank: int, store: str, found: str) -> None:
 
 
 def test_a_rank_without_values_takes_part(tmp_path):
-    mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+    side_by_side(_rank, str(tmp_path / "store"), str(tmp_path / "found"))
     for rank in range(2):
         total, count = torch.load(tmp_path / f"found{rank}")
         assert (total.item(), count.item()) == (9.0, 3.0)

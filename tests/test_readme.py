@@ -48,7 +48,7 @@ SHORT = {
 }
 """What a command of a README needs to end in a blink."""
 TINY = "--trainer.accumulate_grad_batches 1 --data.rows_per_step 4"
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ from tts_align.cli.entry import run
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Objective
 
+pytestmark = pytest.mark.whole_runs
+
 SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--data.max_rows", "64"]
 OF_ITS_OWN = {"diffro": ["--model.reward_fit.epochs", "1"], "dpo": ["--data.max_rows", "800"]}
 """What makes a stage before the policy's short, and rows enough for pairs."""

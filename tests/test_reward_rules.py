@@ -23,10 +23,13 @@ from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import MTR, DiffRO, Objective, Part
 from tts_align.training.module import AlignModule
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*' does not have many workers",
-    "ignore:The number of training batches .* is smaller than the logging interval",
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:The '.*' does not have many workers",
+        "ignore:The number of training batches .* is smaller than the logging interval",
+    ),
+]
 MOOD = Attribute("mood", "classes", ("happy", "sad"))
 FREE: dict[str, Any] = {"rollout": "free", "resample": False}
 

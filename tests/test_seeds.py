@@ -28,6 +28,8 @@ from tts_align.objectives import MTR
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.utils.seeds import drawn_for_step, part_seed, run_seed
 
+pytestmark = pytest.mark.whole_runs
+
 SEEDS = (0, 0, 1, 2)
 
 

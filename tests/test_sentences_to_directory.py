@@ -21,7 +21,7 @@ from tts_align.data.manifest import read_manifest
 from tts_align.models.cosyvoice.lm import CosyVoiceLM
 from tts_align.utils.files import read_json_lines
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 SMALL = {
     "model.sampling.max_ratio": 3,
     "model.optimizer.init_args.lr": 0.01,

@@ -12,6 +12,8 @@ from tts_align.cli.entry import run
 from tts_align.training.cache import TokenCache
 from tts_align.training.contrast import WEIGHTS, separation
 
+pytestmark = pytest.mark.whole_runs
+
 RECIPES = [str(ROOT / "recipes" / name) for name in ("tkto.yaml", "models/symbolic.yaml")]
 
 

@@ -21,7 +21,7 @@ from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.keep_best import DevHearing, KeepBest
 from tts_align.training.run import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")]
 FEW = [
     "--trainer.max_steps",
     "3",

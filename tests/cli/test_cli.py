@@ -30,9 +30,12 @@ from tts_align.data.records import Row
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.objectives import Objective
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*",  # one process is what a test wants
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers.*",  # one process is what a test wants
+    ),
+]
 CODES, LETTERS = 20, "abcdefgh "
 
 

@@ -20,7 +20,7 @@ from tts_align.models.cosyvoice.directory import load_state
 from tts_align.models.cosyvoice.lm import CosyVoiceLM
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 ROWS = [TokenRow((1, 2, 3), (4, 5, 6, 7)), TokenRow((8,), (9, 10))]
 
 

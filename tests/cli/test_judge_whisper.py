@@ -20,7 +20,7 @@ from tts_align.evaluation.candidates import read_candidates
 from tts_align.evaluation.prompts import read_prompts, write_prompts
 from tts_align.utils.files import read_json_lines
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 QUIET = ("--trainer.accelerator", "cpu", "--run.threads", "1")
 
 

@@ -27,7 +27,7 @@ from tts_align.data.records import Manifest, ManifestError, Row
 from tts_align.models.cosyvoice.features import kaldi_fbank, whisper_mel
 from tts_align.models.cosyvoice.frontend import CosyVoiceTokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 Directory = Callable[..., str]
 
 

@@ -16,9 +16,10 @@ from tiny import LETTERS, save_policy, save_recipe
 from tts_align.cli.entry import run
 from tts_align.utils.files import read_json_lines
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*", "ignore:The number of training batches .*"
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:The number of training batches .*"),
+]
 
 JUDGE = '''
 from tts_align.evaluation.judges.base import Judge, Reading, Verdict

@@ -10,6 +10,8 @@ from tts_align.evaluation.prompts import write_prompts
 from tts_align.evaluation.speaking import utterance_requests
 from tts_align.models.base.generation import Sampling
 
+pytestmark = pytest.mark.whole_runs
+
 
 @pytest.fixture
 def prompts(tmp_path):

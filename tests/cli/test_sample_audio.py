@@ -26,6 +26,8 @@ from tts_align.models.cosyvoice.lm import CosyVoiceLM
 from tts_align.models.cosyvoice.vocoder import CosyVoiceVocoder
 from tts_align.utils.files import read_json_lines
 
+pytestmark = pytest.mark.whole_runs
+
 SAMPLING = Sampling(min_ratio=0.5, max_ratio=3.0)
 VOICES = ("known", "cloned", "clear", "hushed", "foreign")
 SAMPLES_PER_CODE = 960

@@ -19,7 +19,7 @@ from tts_align.evaluation.judges.base import Judge, Reading, Verdict
 from tts_align.evaluation.measures.base import UtteranceMeasure
 from tts_align.evaluation.report import read_utterances
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 
 
 class Counter(Judge):

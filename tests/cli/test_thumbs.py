@@ -18,7 +18,7 @@ from tiny_directory import make_directory
 from tts_align.cli.entry import prepare, run
 from tts_align.data.manifest import read_manifest
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 
 
 @pytest.fixture(autouse=True)

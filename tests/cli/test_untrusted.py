@@ -19,6 +19,8 @@ from tts_align.cli.errors import RecipeError
 from tts_align.cli.recipe import import_modules
 from tts_align.cli.shelf import find_recipes, names
 
+pytestmark = pytest.mark.whole_runs
+
 TOUCH = "touched"
 HOSTILE: dict[str, dict[str, Any]] = {
     "a function for an optimiser": {"model": {"optimizer": {"class_path": "os.system"}}},

@@ -18,7 +18,7 @@ from tts_align import DPO, E2E, KTO, SFT, TKTO, AlignData, AlignModule, Objectiv
 from tts_align.batch import Batch, Reads
 from tts_align.training.contrast import Contrast
 
-pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")]
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 
 

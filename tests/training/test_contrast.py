@@ -37,7 +37,7 @@ from tts_align.training.contrast import (
 )
 from tts_align.training.module import AlignModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 WORD = Span(0, 1, ("からい",), ("つらい",))
 SIDES = ("desirable", "undesirable")
 

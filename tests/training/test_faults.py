@@ -19,9 +19,10 @@ from tts_align.training.finite import FiniteGuard, NotFiniteError
 from tts_align.training.run import Run
 from tts_align.utils.locks import LOCK
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*", "ignore:The number of training batches.*"
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:The number of training batches.*"),
+]
 
 
 class Dying(Callback):

@@ -17,6 +17,8 @@ from tts_align.cli.entry import run
 from tts_align.cli.sample import sample
 from tts_align.evaluation.prompts import SentencePrompt, write_prompts
 
+pytestmark = pytest.mark.whole_runs
+
 FIT = ["fit", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
 TWO_MACHINES = ["--trainer.num_nodes", "2", "--trainer.devices", "1"]
 

@@ -16,6 +16,8 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.objectives import SFT
 from tts_align.training.memory import MemoryEstimate, available, estimate, free_memory
 
+pytestmark = pytest.mark.whole_runs
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 

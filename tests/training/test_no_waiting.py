@@ -19,6 +19,8 @@ from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import E2E, MTR, DiffRO, Objective
 from tts_align.training.module import AlignModule
 
+pytestmark = pytest.mark.whole_runs
+
 
 def moved(module: AlignModule, data: AlignData) -> tuple[AlignModule, Batch]:
     """A module on the pretended device and a batch as the trainer hands it over."""

@@ -21,10 +21,13 @@ from tts_align.objectives.e2e import E2E
 from tts_align.training.module import AlignModule
 from tts_align.training.optimizers import PartOptimizer, part_of
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*' does not have many workers",
-    "ignore:The number of training batches .* is smaller than the logging interval",
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:The '.*' does not have many workers",
+        "ignore:The number of training batches .* is smaller than the logging interval",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import Part
 from tts_align.training.module import AlignModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 SIZES = {
     "codebook_size": CODES,
     "characters": "abcdefgh ",

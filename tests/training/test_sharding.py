@@ -24,7 +24,7 @@ from tts_align.training.sharding import ShardedStrategy, check_precision, check_
 from tts_align.utils.files import read_json_lines
 from tts_align.utils.sharded import is_sharded, plain, share_of, whole
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:.*does not have many workers.*")]
 OVERLAY = ["--config", str(RECIPES / "strategy/fsdp.yaml"), "--trainer.devices", "2"]
 SPEAKS = {
     "model__judge": {"class_path": "sharded.Silent"},

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import side_by_side
 
 from tts_align.evaluation.metrics.tokens import TokenCounts, entropy_bits, mutual_information_bits, used_share
 
@@ -157,7 +157,7 @@ def _rank(rank: int, store: str, found: str) -> None:
 def test_ranks_add_up(tmp_path):
     alone = counted([[1, 2]])
     assert alone.across_ranks() is alone
-    mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+    side_by_side(_rank, str(tmp_path / "store"), str(tmp_path / "found"))
     for rank in range(2):
         for name, rows in (("", [[0, 1, 2], [3]]), ("both", [[0, 1, 2], [1, 1, 2]])):
             whole = counted(rows)

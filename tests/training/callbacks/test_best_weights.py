@@ -11,16 +11,19 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from places import ROOT
-from processes import free_port, launched
+from processes import forked, free_port
 from tiny import gap, save_policy, save_rows, weights
 from told import Notes, Told, fit, save_prompts
 
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.hearings import Hearing, harm
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*' does not have many workers", "ignore:Checkpoint directory .* exists and is not empty"
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:The '.*' does not have many workers", "ignore:Checkpoint directory .* exists and is not empty"
+    ),
+]
 
 
 @pytest.fixture
@@ -190,7 +193,7 @@ def test_machines_without_a_shared_disk(tmp_path: Path):
     together |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{here}"}
     folders = [tmp_path / f"machine{rank}" for rank in (0, 1)]
     commands = [[sys.executable, "../apart.py", str(folder), str(tmp_path)] for folder in folders]
-    done = launched(commands, folders, [together | {"NODE_RANK": str(rank)} for rank in (0, 1)], 120)
+    done = forked(commands, folders, [together | {"NODE_RANK": str(rank)} for rank in (0, 1)], 120)
     assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:] + done[1].stderr[-2000:]
     files = ["averaged-3.ckpt", "best-2.ckpt", "chosen-1.ckpt", "chosen.json", "last.ckpt"]
     files += ["snapshot-2.ckpt", "snapshot-3.ckpt"]

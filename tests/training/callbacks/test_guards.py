@@ -27,7 +27,7 @@ from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.means import StageMeans
 from tts_align.training.module import AlignModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")]
 
 
 class Scripted(Judge):

@@ -23,10 +23,13 @@ from tts_align.objectives.e2e import E2E
 from tts_align.training.callbacks.keep_base import KeepBase
 from tts_align.training.module import AlignModule
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*' does not have many workers",
-    "ignore:The number of training batches .* is smaller than the logging interval",
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:The '.*' does not have many workers",
+        "ignore:The number of training batches .* is smaller than the logging interval",
+    ),
+]
 
 
 class ByVocoder(Judge):

@@ -23,7 +23,7 @@ from tts_align.training.callbacks.keep_best import DevHearing, KeepBest, best_of
 from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.run import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tts_align.models.base.layout import collate
 from tts_align.objectives import KTO, MTR, SFT
 from tts_align.training.callbacks.movement import Movement
 
-pytestmark = pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
+pytestmark = [pytest.mark.whole_runs, pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")]
 
 
 def fit(tmp_path: Path, policy: Path, rows: str, *callbacks: Any, objective: Any = None, lr: float = 1e-6, **more: Any):

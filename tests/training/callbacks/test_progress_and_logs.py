@@ -18,9 +18,10 @@ from tts_align.training.callbacks.logs import TrainingLog, test_numbers
 from tts_align.training.callbacks.progress import StepBar
 from tts_align.training.run import Run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*", "ignore:The number of training batches .*"
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:The number of training batches .*"),
+]
 
 
 @pytest.fixture

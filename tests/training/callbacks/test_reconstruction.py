@@ -18,10 +18,13 @@ from tts_align.models.base.vocoder import Vocoder
 from tts_align.objectives.e2e import E2E
 from tts_align.training.callbacks.reconstruction import ReconstructionWatch
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*' does not have many workers",
-    "ignore:The number of training batches .* is smaller than the logging interval",
-)
+pytestmark = [
+    pytest.mark.whole_runs,
+    pytest.mark.filterwarnings(
+        "ignore:The '.*' does not have many workers",
+        "ignore:The number of training batches .* is smaller than the logging interval",
+    ),
+]
 
 
 class Counting(Judge):
