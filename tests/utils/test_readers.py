@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tts_align.utils import readers
 from tts_align.utils.readers import (
+    MAX_NESTING,
     ReadError,
     byte_lines,
     check_archive,
@@ -141,3 +142,13 @@ def test_the_operating_system_speaks_with_advice(number: int) -> None:
     assert said.startswith("a.ckpt: ")
     assert "what it says" not in said
     assert described(OSError(99999, "odd"), "b") == "b: odd"
+
+
+def test_depth_is_checked_before_anything_recurses(tmp_path: Path) -> None:
+    """Composing nodes is recursion in C: what is too deep must not get there, however it is written."""
+    for text in ("[" * 100_000, "- " * 100_000, "{a: " * 500, "".join(" " * n + "a:\n" for n in range(900))):
+        with pytest.raises(ReadError, match="nested too deeply"):
+            load_yaml(text)
+    assert load_yaml("[" * MAX_NESTING + "]" * MAX_NESTING) is not None
+    with pytest.raises(ReadError, match="nested too deeply"):
+        load_yaml("[" * (MAX_NESTING + 2) + "]" * (MAX_NESTING + 2))

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,14 +210,18 @@ def load_yaml(text: str, where: str | Path = "recipe", loader: Any = None) -> An
     import yaml
 
     made = None
+    loader = loader or fast_loader()
     try:
-        made = (loader or yaml.SafeLoader)(text)
+        _check_levels(yaml.parse(text, loader))  # before libyaml composes nodes, which it does by recursion in C
+        made = loader(text)
         node = made.get_single_node()
         if node is None:
             return None
         _count(node, {}, set(), 0)
         return made.construct_document(node)
     except yaml.YAMLError as error:
+        if "maximum nesting depth" in str(error):  # of libyaml, which looks ahead
+            raise ReadError(where, f"is nested too deeply, expected at most {MAX_NESTING} levels") from None
         raise ReadError(where, f"not YAML: {' '.join(str(error).split())[:300]}") from None
     except RecursionError:
         raise ReadError(where, f"is nested too deeply, expected at most {MAX_NESTING} levels") from None
@@ -228,6 +232,22 @@ def load_yaml(text: str, where: str | Path = "recipe", loader: Any = None) -> An
     finally:
         if made is not None:
             made.dispose()
+
+
+def fast_loader() -> Any:
+    """PyYAML's safe loader in C, ten times as fast; or in Python, where PyYAML was built without libyaml."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _check_levels(events: Iterable[Any]) -> None:
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+        if depth > MAX_NESTING + 2:  # stream and document are levels, too
+            raise RecursionError
 
 
 def _count(node: Any, known: dict[int, int], above: set[int], depth: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tts_align.utils.readers import ReadError, read_yaml
+from tts_align.utils.readers import ReadError, fast_loader, read_yaml
 
 _REFERENCE = re.compile(r"<([^<>]+)>")
 _STEPS = re.compile(r"\s*([^\[\]]+?)\s*((?:\[[^\[\]]+\])*)\s*")
@@ -38,11 +38,11 @@ class _Reference:
     text: str
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(fast_loader()):  # type: ignore[misc]
     """Every tag that YAML itself does not know becomes the value it stands before."""
 
 
-def _plain(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+def _plain(loader: Any, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
@@ -52,7 +52,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
         return _Reference(node.value)
     if node.tag.startswith(("!new:", "!name:", "!apply:")) and not node.value:
         return {}  # called without arguments
-    tag = loader.resolve(yaml.ScalarNode, node.value, (node.style is None, True))
+    tag = loader.resolve(yaml.ScalarNode, node.value, (not node.style, True))
     return loader.construct_object(yaml.ScalarNode(tag, node.value, node.start_mark, node.end_mark), deep=True)
 
 
