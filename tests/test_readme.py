@@ -43,7 +43,8 @@ README = READMES["README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = {path: FENCED.findall(text) for path, text in READMES.items()}
 SHORT = {
-    "fit": "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.enable_progress_bar false --run.threads 1",
+    "fit": "--trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
+    "--trainer.enable_progress_bar false --run.threads 1",
     "sample": "--model.sampling.max_ratio 3",
 }
 """What a command of a README needs to end in a blink."""
@@ -116,7 +117,7 @@ def test_it_opens_with_one_sentence_and_two_commands() -> None:
 
 def test_the_first_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = block("README.md", "pip install -e .").partition("&&")[2].strip().partition("&&")[0]
-    small = f"{SHORT['fit']} --data.max_rows 600 --model.test.sentences 2"
+    small = f"{SHORT['fit']} --data.max_rows 120 --model.test.sentences 2"
     follow(first, {}, {"fit": small}, monkeypatch)
     assert {path.name for path in (tmp_path / "runs/tkto").iterdir()} >= {
         *("config.yaml", "checkpoints", "tensorboard", "contrast", "test")
