@@ -60,6 +60,7 @@ from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.vocoder import FlowVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import Part
+from tts_align.utils.readers import read_yaml
 
 SAMPLING = Sampling(top_p=0.9, top_k=0, repetition_window=0, min_ratio=1.0, max_ratio=15.0)
 ONLY_IN_STAGE_3 = tuple(f"objective__{name}" for name in ("second_flow_weight", "text_task", "resample"))
@@ -89,7 +90,7 @@ def fitted(work: Path, name: str, seed: int, *overlays: str, **flags: Any) -> tu
         "run__threads": 1,
         "run__test_after_fit": "false",
         "model__test": "null",
-        "trainer__callbacks": "null",
+        "trainer__callbacks": json.dumps(averaging()),
     }
     for key, value in (own | flags).items():
         arguments += [f"--{key.replace('__', '.')}", str(value)]
@@ -97,6 +98,12 @@ def fitted(work: Path, name: str, seed: int, *overlays: str, **flags: Any) -> tu
     cli = run(["fit", *arguments])
     words = [word.replace(f"{HERE.parent}/", "") for word in arguments]
     return cli, time.process_time() - start, f"tts-align fit {shlex.join(words)}"
+
+
+def averaging() -> list[Any]:
+    """Those of the recipe's callbacks that change what is learnt; the others listen."""
+    callbacks = read_yaml(HERE.parent / "recipes/e2e.yaml")["trainer"]["callbacks"]
+    return [one for one in callbacks if one["class_path"].endswith(".MovingAverage")]
 
 
 def reconstructed(tokenizer: TokenizerHead, vocoder: Vocoder, rows: int) -> dict[str, Any]:
