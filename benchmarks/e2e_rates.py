@@ -4,6 +4,7 @@
     python benchmarks/e2e_rates.py --run runs/e2e/stage1 --rates '[1e-3, 5e-3]'
     python benchmarks/e2e_rates.py --run runs/e2e/stage1 --start base       # a cascaded policy on the same tokens
     python benchmarks/e2e_rates.py --tokens manifest                        # on what the base was taught
+    python benchmarks/e2e_rates.py --run runs/e2e/stage1 --rates '[5e-3]' --epochs 6 --average 0.99 --draws 3
 
 In stage 2 the parts share nothing, so the policy's share can be looked at by itself, in half a minute. Its good rows
 are tokenised once; cross-entropy, AdamW, clip 1, 20 steps of warm-up, a rate that falls linearly to a twentieth. Dev
@@ -39,6 +40,7 @@ from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.dit import DiTFlow
 from tts_align.models.flow.vocoder import FlowVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
+from tts_align.training.callbacks.moving_average import kept_share, moved
 
 ROWS_PER_STEP, WARM_UP, END = 16, 20, 0.05
 Tokens = Literal["run", "codec", "manifest"]
@@ -92,15 +94,16 @@ def nats(policy: Qwen2CodecLM, rows: Sequence[TokenRow]) -> float:
     return total / count
 
 
-def train(policy: Qwen2CodecLM, rows: Sequence[TokenRow], rate: float, steps: int, seed: int) -> None:
-    """Cross-entropy on shuffled rows."""
+def train(policy: Qwen2CodecLM, rows: Sequence[TokenRow], rate: float, steps: int, seed: int, decay: float) -> None:
+    """Cross-entropy on shuffled rows; at the end the policy has the moving average of its weights."""
+    average = {name: one.detach().clone() for name, one in policy.named_parameters()}
     generator, order = random.Random(seed), list[int]()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + (END - 1) * step / steps)
     )
     policy.train()
-    for _ in range(steps):
+    for step in range(steps):
         if len(order) < ROWS_PER_STEP:
             order += generator.sample(range(len(rows)), len(rows))
         batch = collate([rows[row] for row in order[:ROWS_PER_STEP]], policy.layout)
@@ -111,10 +114,22 @@ def train(policy: Qwen2CodecLM, rows: Sequence[TokenRow], rate: float, steps: in
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
+        moved(average, dict(policy.named_parameters()), kept_share(decay, step + 1))
+    with torch.no_grad():
+        for name, one in policy.named_parameters():
+            one.copy_(average[name])
 
 
 def tried(
-    tokens: Tokens, run: Path | None, start: str, rate: float, epochs: int, sentences: int, max_rows: int | None
+    tokens: Tokens,
+    run: Path | None,
+    start: str,
+    rate: float,
+    epochs: int,
+    average: float,
+    sentences: int,
+    draws: int,
+    max_rows: int | None,
 ) -> dict[str, Any]:
     """One policy trained, and what it says of dev sentences."""
     policy = Qwen2CodecLM("demo:audio/base" if start == "base" or run is None else str(run / "parts/policy")).float()
@@ -125,15 +140,20 @@ def tried(
     )
     good, steps = good[:max_rows], round(epochs * len(good[:max_rows]) / ROWS_PER_STEP)
     before, begin = nats(policy, held_out), time.process_time()
-    train(policy, good, rate, steps, 0)
+    train(policy, good, rate, steps, 0, average)
     seconds = time.process_time() - begin
-    told = list(spoken(policy, vocoder_of(run), sentences, 11, "dev", "labeller").values())
+    told = [
+        one
+        for seed in range(11, 11 + draws)
+        for one in spoken(policy, vocoder_of(run), sentences, seed, "dev", "labeller").values()
+    ]
     means = {name: round(sum(one[name] for one in told) / len(told), 4) for name in ("accuracy", "cer", "nearest_cer")}
     return {
         "tokens": tokens,
         "start": start,
         "rate": rate,
         "epochs": epochs,
+        "average": average,
         "steps": steps,
         "nats_before": round(before, 3),
         "nats": round(nats(policy, held_out), 3),
@@ -150,7 +170,9 @@ def main(
     start: Literal["run", "base"] = "run",
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 5e-3),
     epochs: int = 5,
+    average: float = 0.0,
     sentences: int = 160,
+    draws: int = 1,
     max_rows: int | None = None,
     out: str = "e2e_rates",
 ) -> None:
@@ -162,7 +184,9 @@ def main(
         start: policy that is trained on: the run's, or the base.
         rates: peak learning rates.
         epochs: passes over the good rows.
+        average: decay of the moving average of the weights that the training ends with; 0 for none.
         sentences: dev sentences, each in both voices.
+        draws: times that each is spoken.
         max_rows: training rows, for trials; all by default.
         out: name of the results.
     """
@@ -171,7 +195,9 @@ def main(
     path = HERE / "results" / f"{out}.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for rate in rates:
-        rows.append(tried(tokens, run, "base" if run is None else start, rate, epochs, sentences, max_rows))
+        rows.append(
+            tried(tokens, run, "base" if run is None else start, rate, epochs, average, sentences, draws, max_rows)
+        )
         print(rows[-1], save(out, {"machine": machine(), "rows": rows}))
 
 
