@@ -321,16 +321,15 @@ E2E_TOKENS = {"manifest": "as the base was taught", "codec": "of the rows' mel, 
 
 def e2e_rates(found: dict[str, Any]) -> str:
     """What a policy makes of frozen speech tokens at each learning rate; dev sentences."""
-    lines = ["| speech tokens | starts from | peak rate | epochs | LM nats, held out | training rows "]
-    lines[0] += "| accuracy % | CER % | nearest CER % |"
-    lines += ["|---" * 9 + "|"]
+    lines = ["| speech tokens | starts from | peak rate | epochs | moving average | LM nats, held out | training rows "]
+    lines[0] += "| utterances | accuracy % | CER % | nearest CER % |"
+    lines += ["|---" * 11 + "|"]
     for row in found["rows"]:
         start = "base" if row["start"] == "base" else "stage 1"
         nats = f"{row['nats_before']:.2f} → {row['nats']:.2f} | {row['nats_of_training_rows']:.2f}"
         heard = f"{100 * row['accuracy']:.1f} | {100 * row['cer']:.2f} | {100 * row['nearest_cer']:.2f}"
-        lines.append(
-            f"| {E2E_TOKENS[row['tokens']]} | {start} | {row['rate']:g} | {row['epochs']} | {nats} | {heard} |"
-        )
+        trained = f"{start} | {row['rate']:g} | {row['epochs']} | {row.get('average') or ''}"
+        lines.append(f"| {E2E_TOKENS[row['tokens']]} | {trained} | {nats} | {row['n']} | {heard} |")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import runpy
 import shutil
 import socket
@@ -18,16 +19,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from places import ROOT
 
 
 def free_port() -> str:
-    """A port of this machine that nobody uses now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
+    """A port of this machine that nobody uses now, below those that the system gives to others in the meantime."""
+    draw = random.SystemRandom()  # two workers must not draw the same
+    while True:
+        port = draw.randrange(12_000, 32_000)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return str(port)
 
 
 def launched(
@@ -106,7 +114,7 @@ def forked(
     try:
         while any(one.is_alive() for one in started):
             assert time.monotonic() < end, f"{list(commands[0])} did not end in {timeout} seconds"
-            started[0].join(0.05)
+            wait([one.sentinel for one in started if one.is_alive()], timeout=1)
     finally:
         for one in started:
             one.kill()

@@ -3,15 +3,14 @@
 
 import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import BENCHMARKS, ROOT
+from processes import forked
 from tiny import save_policy
 
 pytestmark = pytest.mark.whole_runs
@@ -43,8 +42,8 @@ result = {{
 }}
 (folder / "result.json").write_text(json.dumps(result))
 """
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=folder, capture_output=True, text=True)
+    (folder / "program.py").write_text(program)
+    (done,) = forked([[sys.executable, str(folder / "program.py")]], [folder], [{"PYTHONPATH": str(ROOT)}])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "result.json").read_text())
 

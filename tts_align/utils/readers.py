@@ -243,8 +243,7 @@ def fast_loader() -> Any:
 
 def _check_levels(events: Iterable[Any]) -> None:
     depth = 0
-    for event in events:
-        kind = type(event).__name__
+    for kind in (type(event).__name__ for event in events):
         depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
         if depth > MAX_NESTING + 2:  # stream and document are levels, too
             raise RecursionError
