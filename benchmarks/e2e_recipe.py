@@ -68,7 +68,7 @@ def main(run: Path = Path("runs/e2e_recipe"), threads: int = 1, options: str = "
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     results = {
         "machine": machine() | {"load": round(os.getloadavg()[0], 1)},
-        "command": f"tts-align {shlex.join(words)}",
+        "command": f"tts-align {shlex.join(words)}".replace(str(run.absolute()), str(run)),
         "wall_seconds": round(seconds),
         "cpu_seconds": round(used.ru_utime + used.ru_stime),
         "test": tested(run),

@@ -275,11 +275,11 @@ def against(found: dict[str, Any]) -> str:
 E2E_SYSTEMS = {
     "base": "as it ships",
     "rm": "RM, then stage 2",
-    "rm_fm": "RM + FM, likewise",
+    "cascaded": "RM, stage 2, then as much of it again as `stage2`",
+    "rm_fm": "RM + FM, then stage 2",
     "rm_fm_lm": "RM + FM + LM, then stage 2",
-    "cascaded": "RM, likewise, and as much stage 2 again as `stage2`",
-    "stage2": "likewise, and one epoch more of it",
-    "stage2_as_long": "likewise, for as many seconds as stage 3",
+    "stage2": "RM + FM + LM, stage 2, then one epoch more of it",
+    "stage2_as_long": "RM + FM + LM, stage 2, then as many seconds of it as stage 3 takes",
     "stage3": "RM + FM + LM, stage 2, then one epoch of stage 3",
     "recipe": "likewise, at the recipe's own rate",
 }
