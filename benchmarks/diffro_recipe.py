@@ -142,6 +142,23 @@ TRIED: dict[Setting, tuple[int, ...]] = {
     replace(CENTRE, anchor=10): (0,),
     replace(CENTRE, anchor=3, epochs=3): DEV_SEEDS,
     ASR: DEV_SEEDS,
+    **{
+        replace(CENTRE, **other): (0,)
+        for other in (
+            {"positive": "labelled"},
+            {"positive": "above_mean"},
+            {"restricted": "desirable"},
+            {"restricted": "quiet"},
+            {"regularised": True},
+            {"ensemble": 2},
+            {"ensemble": 2, "pessimistic": True},
+            {"keep_best": True},
+            {"resample": True},
+            {"rate": 5e-4},
+            {"rate": 2e-3},
+            {"free": True},
+        )
+    },
 }
 """What was tried, on which seeds."""
 
