@@ -19,6 +19,8 @@ def resolve(name: str | Path) -> Path:
         return Path(text)
     path = ASSETS / text.removeprefix("demo:")
     if not path.exists():
+        if text.startswith("demo:manner"):
+            raise FileNotFoundError(f"{text} is not built yet: run `tts-align demo build --corpus manner` first")
         known = sorted(f"demo:{p.relative_to(ASSETS)}" for p in ASSETS.glob("*/*"))
         raise FileNotFoundError(
             f"no embedded file {text!r}: expected one of {', '.join(known) or 'none, none is built yet'}"

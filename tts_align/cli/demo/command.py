@@ -11,6 +11,7 @@ import torch
 
 from tts_align.cli.demo.build import build
 from tts_align.cli.demo.gates import SAMPLING
+from tts_align.cli.demo.manner_build import build_manner
 from tts_align.cli.demo.symbolic_build import build_symbolic
 from tts_align.cli.judge import judge
 from tts_align.cli.label import label
@@ -29,7 +30,7 @@ DRAWN_TOP_P = 0.97
 def build_demo(
     directory: Path = ASSETS,
     seed: int = 0,
-    corpus: Literal["audio", "symbolic", "both"] = "both",
+    corpus: Literal["audio", "symbolic", "both", "manner"] = "both",
     work: Path = Path("demo/build"),
     threads: int = 1,
 ) -> None:
@@ -41,11 +42,15 @@ def build_demo(
     Args:
         directory: folder for the finished artefacts; the package's own by default.
         seed: seed of everything random.
-        corpus: experiment to build: audio, symbolic or both.
+        corpus: experiment to build: audio, symbolic, both of these, or manner, which does not ship: sentences in two
+            manners and three qualities, for recipes/diffro/manner.yaml; up to an hour.
         work: folder for work in progress.
         threads: threads of PyTorch; these models are small: two threads are slower than one when anything else runs.
     """
     torch.set_num_threads(threads)
+    if corpus == "manner":
+        build_manner(directory / "manner", seed, work=work.with_name(f"{work.name}-manner"), threads=threads)
+        return
     if corpus != "symbolic":
         build(directory / "audio", seed, work=work, threads=threads)
         label_audio(directory / "audio", seed, work)
