@@ -130,16 +130,27 @@ def diffro_cost(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def diffro_attribute(found: dict[str, Any]) -> str:
-    """Pitch and errors of one voice asked to be the other."""
-    lines = ["| policy | pitch, Hz | change, Hz | CER % |", "|---|---|---|---|"]
-    for voice, one in found["base"].items():
-        lines.append(f"| base, `{voice}` | {one['pitch_hz']:.1f} | | {100 * one['cer']:.1f} |")
-    for name, one in found.items():
-        if isinstance(one, dict) and "difference_from_base" in one:
-            change = one["difference_from_base"]["pitch_hz"]
-            moved = f"{change['value']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
-            lines.append(f"| `{name}` | {one['pitch_hz']:.1f} | {moved} | {100 * one['cer']:.1f} |")
+def diffro_manner(found: dict[str, Any]) -> str:
+    """Share of what is wanted by both measures, and errors, before and after; what was tried on dev sentences."""
+    names = ("wanted_by_rule", "wanted_by_listener", "accuracy", "cer", "nearest_cer")
+    head = "wanted, by rule % | wanted, by listener % | accuracy % | CER % | nearest CER %"
+    lines = [f"| wanted | policy | seeds | {head} |", "|---" * 8 + "|"]
+    for attribute, wanted in found["wanted"].items():
+        rows = [row for row in found["rows"] if row["attribute"] == attribute]
+        for system in dict.fromkeys(row["system"] for row in rows):
+            mine = [row for row in rows if row["system"] == system]
+            cells = " | ".join(f"{100 * np.mean([row[name] for row in mine]):.2f}" for name in names)
+            lines.append(f"| {attribute}: {wanted} | `{system}` | {len(mine)} | {cells} |")
+        for one in (one for one in found["pooled"] if one["attribute"] == attribute):
+            cells = " | ".join(points(one["difference"][name], 2) for name in names)
+            lines.append(f"| {attribute}: {wanted} | change from base, points | {len(one['seeds'])} | {cells} |")
+    lines += ["", "What was tried on dev sentences, seed 0; the settings chosen are marked:", ""]
+    lines += [f"| wanted | setting | {head} |", "|---" * 7 + "|"]
+    for row in found["dev"]:
+        chosen = found["chosen"][row["attribute"]]
+        mark = ", **chosen**" * all(row[name] == value for name, value in chosen.items())
+        cells = " | ".join(f"{100 * row[name]:.2f}" for name in names)
+        lines.append(f"| {row['attribute']} | {row['words']}{mark} | {cells} |")
     return "\n".join(lines)
 
 
@@ -367,7 +378,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "batched": ("sampling.json", batched),
         "diffro": ("diffro_recipe.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),
-        "diffro_attribute": ("diffro_attribute.json", diffro_attribute),
+        "diffro_manner": ("diffro_manner.json", diffro_manner),
         "e2e": ("e2e.json", e2e),
         "e2e_rates": ("e2e_rates.json", e2e_rates),
         "scaling": ("scaling.json", scaling),
