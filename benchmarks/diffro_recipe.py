@@ -156,7 +156,6 @@ TRIED: dict[Setting, tuple[int, ...]] = {
             {"resample": True},
             {"rate": 5e-4},
             {"rate": 2e-3},
-            {"free": True},
         )
     },
 }
