@@ -14,6 +14,7 @@ from tiny import save_recipe, save_rows
 
 from tts_align.cli.alphabet import with_alphabet
 from tts_align.cli.entry import run
+from tts_align.data.table.rows import RowTable
 from tts_align.models.reward.config import RewardSizes
 from tts_align.objectives import Part
 
@@ -47,6 +48,28 @@ def test_it_is_every_character_of_what_was_heard_or_of_good_texts(tmp_path: Path
     both = characters(recipe(**{"data.manifest": str(manifest), "model.reward_fit.manifest": more}), tmp_path)
     assert set("anいから") < set(both)
     assert set("hg") < set(both)
+
+
+def test_a_large_manifest_is_looked_at_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not in memory, and nothing is left of it."""
+    files: list[Path | None] = []
+
+    def spy(rows: RowTable, *names: str) -> Any:
+        files.append(rows.file)
+        assert rows.file is not None
+        assert rows.file.is_file()
+        return columns(rows, *names)
+
+    columns = RowTable.columns
+    monkeypatch.setattr(RowTable, "columns", spy)
+    monkeypatch.setattr("tts_align.data.table.read.STORED_FROM_BYTES", 1)
+    manifest = save_rows(tmp_path, spoken_rows())
+    before = sorted(tmp_path.iterdir())
+    found = characters(recipe(**{"data.manifest": manifest}), tmp_path)
+    rows = spoken_rows()
+    assert set(found) == {letter for row in rows for letter in row.notes.get("transcript", row.target_text)}
+    assert [file is not None and file.exists() for file in files] == [False]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_characters_that_are_given_stay(tmp_path: Path):

@@ -141,7 +141,7 @@ def test_nothing_is_left_of_an_interrupted_write(tmp_path: Path, monkeypatch: py
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tts_align.training.cache.save_file", dies)
+    monkeypatch.setattr("tts_align.training.cache.write_numbers", dies)
     with pytest.raises(KeyboardInterrupt):
         ensure(tmp_path, Model())
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

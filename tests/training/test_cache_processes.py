@@ -16,6 +16,7 @@ from two_caches import LAYOUT, ROWS
 from tts_align.batch import Rows
 from tts_align.training import cache
 from tts_align.training.cache import CHECKED_ROWS, TokenCache
+from tts_align.training.numbers import write_numbers
 
 WORKER = Path(__file__).with_name("two_caches.py")
 
@@ -80,8 +81,7 @@ class Tired:
 
 
 def test_an_interrupted_fill_resumes_with_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    batches = cache._batches
-    monkeypatch.setattr(cache, "_batches", lambda rows, layout, tokens=40: batches(rows, layout, tokens))
+    monkeypatch.setattr(cache, "BATCH_TOKENS", 40)
 
     def ensure(folder: Path, model: Tired) -> TokenCache:
         made = TokenCache(folder, "reference", {"weights": "a"})
@@ -103,7 +103,7 @@ def test_parts_that_hold_everything_become_the_file(tmp_path: Path, monkeypatch:
     made = TokenCache(tmp_path, "reference", {"weights": "a"})
     numbers = TokenCache(tmp_path / "x", "reference", {"weights": "a"})
     numbers.ensure(ROWS, Tired(), LAYOUT, "reference")
-    cache._write(made._parts / "0-1.safetensors", numbers.numbers, made.identity)
+    write_numbers(made._parts / "0-1.safetensors", numbers.numbers, made.identity)
     model = Tired()
     made.ensure(ROWS, model, LAYOUT, "reference", tolerance=99.0)
     assert model.asked == CHECKED_ROWS
@@ -113,7 +113,7 @@ def test_parts_that_hold_everything_become_the_file(tmp_path: Path, monkeypatch:
 
 def test_parts_of_other_weights_are_not_taken(tmp_path: Path):
     made = TokenCache(tmp_path, "reference", {"weights": "a"})
-    cache._write(made._parts / "0-1.safetensors", {"00": np.ones(1, np.float32)}, {"weights": "b"})
+    write_numbers(made._parts / "0-1.safetensors", {"00": np.ones(1, np.float32)}, {"weights": "b"})
     model = Tired()
     made.ensure(ROWS, model, LAYOUT, "reference")
     assert model.asked == 24

@@ -33,8 +33,7 @@ def main(folder: str, dies_after: int) -> None:
         return rows.scatter(-rows.target.float())
 
     cache.KEPT_EVERY_SECONDS = 0.0
-    batches = cache._batches
-    cache._batches = lambda rows, layout, tokens=40: batches(rows, layout, tokens)
+    cache.BATCH_TOKENS = 40
     found = TokenCache(Path(folder), "reference", {"weights": "a"})
     found.ensure(ROWS, score, LAYOUT, "reference", rank=rank, world=world)
     again = TokenCache.read(Path(folder) / found.path.name, ROWS, everywhere=True)

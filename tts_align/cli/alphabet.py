@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -13,6 +14,9 @@ from tts_align.cli.places import FILL_IN
 from tts_align.models.reward.config import AUTO, collect_characters
 from tts_align.utils.files import read_config
 from tts_align.utils.model_directory import CONFIG
+
+if TYPE_CHECKING:
+    from tts_align.data.records import Row
 
 _CHARACTERS = "model.reward.init_args.sizes.characters"
 _STORED = ("reward/model", "model")
@@ -59,8 +63,12 @@ def _of_manifests(recipe: Namespace, command: str) -> str:
         return "?"
     found: set[str] = set()
     for path in manifests:
-        manifest = read_manifest(path, recipe.get("data.on_bad_row") or "stop", check_audio=False)
-        found.update(*_transcripts(manifest.rows))
+        # The run's own folder is not claimed yet, so what a large manifest becomes lies elsewhere, and only meanwhile.
+        with TemporaryDirectory(prefix="tts-align-") as folder:
+            on_bad_row: Any = recipe.get("data.on_bad_row") or "stop"
+            manifest = read_manifest(path, on_bad_row, check_audio=False, folder=Path(folder))
+            for text in _transcripts(manifest.rows):
+                found.update(text)
     if not found:
         raise ValueError(
             f"{_CHARACTERS} is {AUTO}, but no row of {' and '.join(map(str, manifests)) or 'data.manifest'} has a "
@@ -69,11 +77,15 @@ def _of_manifests(recipe: Namespace, command: str) -> str:
     return collect_characters(found)
 
 
-def _transcripts(rows: Any) -> Iterator[str]:
+def _transcripts(rows: Sequence[Row]) -> Iterator[str]:
     """What the rows say; see :class:`tts_align.data.select.LabelledUtterance`."""
-    for row in rows:
-        heard = row.notes.get("transcript")
+    from tts_align.data.table.columns import BAD, from_rest
+    from tts_align.data.table.rows import RowTable
+
+    table = rows if isinstance(rows, RowTable) else RowTable.of(rows)
+    for text, transcript, label, rest in table.columns("text", "transcript", "label", "rest"):
+        heard = from_rest(rest).get("notes", {}).get("transcript")
         if heard is not None:
             yield heard
-        elif row.desirable is not False:
-            yield row.target_text
+        elif label != BAD:
+            yield transcript or text

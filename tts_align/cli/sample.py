@@ -10,18 +10,18 @@ from typing import Any
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import (
+    ReadTexts,
+    UtteranceRequests,
     check_speakers,
     chosen_speakers,
-    encode,
     speak,
-    utterance_requests,
     write_sound,
 )
 from tts_align.utils.files import write_json
 from tts_align.utils.progress import bar
 from tts_align.utils.readers import read_json
 from tts_align.utils.seeds import part_seed
-from tts_align.utils.shards import Shards, digest
+from tts_align.utils.shards import Shards, streamed_digest
 from tts_align.utils.signals import check, finishing
 
 
@@ -70,18 +70,17 @@ def sample(
     seed = part_seed(seed)
     sentences = read_prompts(prompts)
     voices = chosen_speakers(module.policy, module.vocoder, sentences, speakers, "--speakers")
-    items = utterance_requests(sentences, voices, samples, seed)
+    items = UtteranceRequests(sentences, voices, samples, seed)
     check_speakers(module.policy, items, module.vocoder)
     if vocoder is not None:
         vocoder.check_speakers(dict.fromkeys(item.speaker for item in items))
     sound = () if vocoder is None else ("audio", vocoder.digest())
     # What is read, not only what is written in the file: a voice of the same name may be another one now.
-    read = encode(module.policy, items)
-    key = digest("sample", module.policy.digest(), module.sampling, sentences, read, samples, seed, *sound)
+    read = ReadTexts(module.policy, items)
+    key = streamed_digest("sample", module.policy.digest(), module.sampling, sentences, read, samples, seed, *sound)
     shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)
     recordings = recordings_of(out)
-    missing = set(shards.missing)
-    mine = [item for item in items[rank::world] if item.id in missing]
+    mine = items[rank::world].without(shards.rows)
     share = len(items[rank::world])
     with bar(share, share - len(mine), "sample", rank) as shown, finishing():
         for batch in speak(module.policy, module.sampling, mine, batch_rows, shown.advance, read):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,12 @@ class Keyed(Mapping[str, Value], Generic[Value]):
         starts = np.flatnonzero(new)
         ends = np.append(starts[1:], len(order)) - 1 if len(order) else starts
         return halves[order[starts]], order[starts], order[ends]
+
+    @property
+    def names(self) -> NDArray[Any]:
+        """Keys as bytes, in the order in which they first appear, (k,)."""
+        keys = np.concatenate([np.zeros((0, 16), np.uint8), *self._keys])
+        return keys[np.sort(self._sorted[1])].view("S16").ravel()  # :: (k, 16) -> (k)
 
     def __len__(self) -> int:
         """How many keys differ."""

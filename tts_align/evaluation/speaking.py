@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_align.evaluation.candidates import Candidate, SpokenPiece, candidate_id, candidate_seed
@@ -59,16 +62,67 @@ def evenly_spread(prompts: Sequence[SentencePrompt], count: int | None) -> list[
     return [prompts[place] for place in np.linspace(0, len(prompts) - 1, count).astype(int)]
 
 
+class UtteranceRequests(Sequence[UtteranceRequest]):
+    """All utterances to be spoken; each is made when it is asked for.
+
+    A sentence that names its voice is spoken in that one only.
+
+    Args:
+        prompts: the sentences.
+        speakers: voices of the others.
+        samples: utterances per sentence and voice.
+        seed: of all utterances.
+        kept: numbers of those that are meant; all by default.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[SentencePrompt],
+        speakers: Sequence[str],
+        samples: int,
+        seed: int,
+        kept: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.prompts, self.speakers, self.samples, self.seed = prompts, list(speakers) or [""], samples, seed
+        voices = np.array([1 if prompt.speaker else len(self.speakers) for prompt in prompts], np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(voices * samples)])
+        self._kept = np.arange(self._starts[-1]) if kept is None else kept
+
+    def __len__(self) -> int:
+        """How many utterances."""
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, place: int) -> UtteranceRequest: ...
+    @overload
+    def __getitem__(self, place: slice) -> UtteranceRequests: ...
+    def __getitem__(self, place: int | slice) -> UtteranceRequest | UtteranceRequests:
+        """One utterance, or some of them."""
+        if isinstance(place, slice):
+            return self.take(self._kept[place])
+        number = int(self._kept[place])
+        sentence = int(self._starts.searchsorted(number, "right")) - 1
+        prompt = self.prompts[sentence]
+        voice, sample = divmod(number - int(self._starts[sentence]), self.samples)
+        speaker = prompt.speaker or self.speakers[voice]
+        seed = candidate_seed(self.seed, prompt.id, speaker, sample)
+        return UtteranceRequest(prompt, speaker, sample, seed)
+
+    def take(self, kept: NDArray[np.int64]) -> UtteranceRequests:
+        """Those of these numbers, in this order."""
+        return UtteranceRequests(self.prompts, self.speakers, self.samples, self.seed, kept)
+
+    def without(self, finished: Container[str]) -> UtteranceRequests:
+        """Those whose names are not among these."""
+        left = [item.id not in finished for item in self]
+        return self.take(self._kept[np.array(left, bool)])
+
+
 def utterance_requests(
     prompts: Sequence[SentencePrompt], speakers: Sequence[str], samples: int, seed: int
 ) -> list[UtteranceRequest]:
     """All utterances to be spoken: a sentence that names its voice is spoken in that one only."""
-    return [
-        UtteranceRequest(prompt, speaker, number, candidate_seed(seed, prompt.id, speaker, number))
-        for prompt in prompts
-        for speaker in ([prompt.speaker] if prompt.speaker else speakers or [""])
-        for number in range(samples)
-    ]
+    return list(UtteranceRequests(prompts, speakers, samples, seed))
 
 
 def chosen_speakers(
@@ -117,9 +171,10 @@ def speak(
         The utterances of one batch.
     """
     encoded = encode(policy, items) if encoded is None else encoded
-    order = sorted(items, key=lambda item: sum(len(part.text) for _, part in encoded[item.prompt.id, item.speaker]))
+    lengths = (sum(len(part.text) for _, part in encoded[item.prompt.id, item.speaker]) for item in items)
+    order = np.argsort(np.fromiter(lengths, np.int64, len(items)), kind="stable").tolist()
     for start in range(0, len(order), batch_rows):
-        batch = order[start : start + batch_rows]
+        batch = [items[place] for place in order[start : start + batch_rows]]
         parts = [(item, *part) for item in batch for part in _numbered(encoded[item.prompt.id, item.speaker])]
         prompts = [part.prompt(_piece_seed(item, number)) for item, number, _, part in parts]
         whole = len(parts) == len(batch)
@@ -152,14 +207,51 @@ def _joined(item: UtteranceRequest, said: Sequence[tuple[str, Spoken]]) -> Candi
 
 def encode(policy: CodecLM, items: Sequence[UtteranceRequest]) -> EncodedTexts:
     """What the policy reads for each sentence and voice: the pieces of its text, in their order."""
-    texts = {
-        (item.prompt.id, item.speaker): (item.prompt.text, Context(item.speaker, item.prompt.instruct))
-        for item in items
-    }
-    return {
-        name: tuple((piece, policy.encode_text(piece, context)) for piece in policy.pieces(text))
-        for name, (text, context) in texts.items()
-    }
+    return {name: _read(policy, name[1], prompt) for name, prompt in _once(items)}
+
+
+def _once(items: Sequence[UtteranceRequest]) -> Iterator[tuple[tuple[str, str], SentencePrompt]]:
+    """Each sentence and voice, once: samples of one lie side by side, and no two sentences have one name."""
+    last: tuple[str, str] | None = None
+    for item in items:
+        name = item.prompt.id, item.speaker
+        if name != last:
+            yield name, item.prompt
+        last = name
+
+
+def _read(policy: CodecLM, speaker: str, prompt: SentencePrompt) -> tuple[tuple[str, Encoded], ...]:
+    context = Context(speaker, prompt.instruct)
+    return tuple((piece, policy.encode_text(piece, context)) for piece in policy.pieces(prompt.text))
+
+
+class ReadTexts(EncodedTexts):
+    """What :func:`encode` gives, read when it is asked for: hundreds of thousands of texts as numbers take gigabytes.
+
+    Args:
+        policy: what speaks.
+        items: the utterances.
+    """
+
+    def __init__(self, policy: CodecLM, items: UtteranceRequests) -> None:
+        self.policy, self._requests = policy, items
+        self._prompts = {prompt.id: prompt for prompt in items.prompts}
+        self._at_hand = lru_cache(256)(self._look)
+
+    def _look(self, sentence: str, speaker: str) -> tuple[tuple[str, Encoded], ...]:
+        return _read(self.policy, speaker, self._prompts[sentence])
+
+    def __getitem__(self, name: tuple[str, str]) -> tuple[tuple[str, Encoded], ...]:
+        """The pieces of a sentence in a voice."""
+        return self._at_hand(*name)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Sentence and voice, in the order of the utterances."""
+        return (name for name, _ in _once(self._requests))
+
+    def __len__(self) -> int:
+        """How many."""
+        return sum(1 for _ in self)
 
 
 def check_speakers(policy: CodecLM, items: Sequence[UtteranceRequest], vocoder: Vocoder | None = None) -> None:

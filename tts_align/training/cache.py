@@ -5,9 +5,10 @@ A file of numbers is named by everything that changes them: the weights of the m
 what is a target. Each row in it is named by its tokens and layout. So a change of learning rate, shuffle or batch size
 keeps the file, new data add rows to it, and other weights get another file.
 
-Where several processes work, the first one decides what is stored and tells the others: on a network disk, or with a
-working directory of their own, they may not see the same files. What a process has computed goes to a part of the file
-of its own every half minute, so a kill loses little.
+The numbers stay in their files (see :mod:`~tts_align.training.numbers`), however many rows there are. Where several
+processes work, the first one decides what is stored and tells the others: on a network disk, or with a working
+directory of their own, they may not see the same files. What a process has computed goes to a part of the file of its
+own every half minute, so a kill loses little.
 """
 
 from __future__ import annotations
@@ -18,21 +19,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from tts_align.batch import Rows
 from tts_align.models.base.layout import Layout, TokenRow, collate
-from tts_align.utils.distributed import gathered
-from tts_align.utils.files import written_atomically
+from tts_align.training.numbers import Columns, Names, Numbers, StoredNumbers, key_of, names_of, write_numbers
+from tts_align.utils.distributed import agreed, gathered
 from tts_align.utils.progress import bar
 
 TARGET_RULE = "speech, fill and end-of-speech tokens"
@@ -40,13 +38,17 @@ TARGET_RULE = "speech, fill and end-of-speech tokens"
 CHECKED_ROWS = 4
 KEPT_EVERY_SECONDS = 30.0
 """How often a process writes down what it has computed."""
+KEPT_EVERY_BYTES = 2**26
+"""So many of them, too."""
+BATCH_TOKENS = 16384
+"""Positions of a batch that is scored, about."""
 TOLERANCE = 1e-3
 """Largest difference between a stored and a recomputed number."""
 TOLERANCE_HALF = 0.25
 """The same under 16-bit autocast, where a number depends more on what else is in the batch."""
 
 ScoreRows = Callable[[Rows], Float[Tensor, "r t"]]
-Numbers = NDArray[np.float32]
+Places = NDArray[np.int64]
 
 
 class StaleCacheError(ValueError):
@@ -54,7 +56,7 @@ class StaleCacheError(ValueError):
 
 
 class TokenCache:
-    """Numbers per row and token, in memory and in one safetensors file.
+    """Numbers per row and token, in one safetensors file that is looked at where it lies.
 
     Args:
         folder: where the file lies.
@@ -66,7 +68,7 @@ class TokenCache:
         self.identity = dict(sorted({**identity, "targets": TARGET_RULE}.items()))
         name = hashlib.blake2b(json.dumps(self.identity).encode(), digest_size=8).hexdigest()
         self.path = Path(folder) / f"{kind}-{name}.safetensors"
-        self.numbers: dict[str, Numbers] = {}
+        self.numbers = StoredNumbers()
 
     @classmethod
     def read(cls, path: Path, needed: Iterable[str], everywhere: bool = False) -> TokenCache:
@@ -89,17 +91,16 @@ class TokenCache:
                 raise
             fault = str(error)
         if everywhere:
-            cache._agree(fault, set())
+            cache._agree(fault, names_of(()))
         return cache
 
     def _read_whole(self, needed: Iterable[str]) -> None:
         if not self.path.exists():
             raise StaleCacheError(f"no numbers at {self.path}: check model.contrast.weights")
         self.numbers, self.identity = _read(self.path)
-        if missing := [key for key in needed if key not in self.numbers]:
+        if missing := int((~self.numbers.holds(names_of(needed))).sum()):
             raise StaleCacheError(
-                f"{self.path} lacks {len(missing)} of the rows: it was made for other data; leave "
-                "model.contrast.weights out"
+                f"{self.path} lacks {missing} of the rows: it was made for other data; leave model.contrast.weights out"
             )
 
     def load(self) -> None:
@@ -116,7 +117,8 @@ class TokenCache:
 
     def save(self) -> None:
         """Write the file, all of it or nothing, and remove its parts."""
-        _write(self.path, self.numbers, self.identity)
+        write_numbers(self.path, self.numbers, self.identity)
+        self.numbers = _read(self.path)[0]
         shutil.rmtree(self._parts, ignore_errors=True)
 
     @property
@@ -158,52 +160,55 @@ class TokenCache:
         Raises:
             StaleCacheError: a recomputed number differs.
         """
-        done = self._load_everywhere()
-        stored = [key for key in rows if key in self.numbers]
+        done, names = self._load_everywhere(), names_of(rows)
+        held = self.numbers.holds(names)
+        stored = np.flatnonzero(held)
         few = stored[:: max(len(stored) // CHECKED_ROWS, 1)][:CHECKED_ROWS]
-        self.check({key: rows[key] for key in few}, score, layout, device, tolerance)
+        self.check(_chosen(rows, names[few]), score, layout, device, tolerance)
         # Batches are cut as if no part of them were done, so that a resumed fill computes the same numbers.
-        missing = {key: row for key, row in rows.items() if key not in self.numbers or key in done}
-        if all(key in self.numbers for key in missing):
-            if missing and rank == 0:
+        missing = np.flatnonzero(~held | np.isin(names, done))
+        if held[missing].all():
+            if len(missing) and rank == 0:
                 self.save()
             return
-        order = sorted(missing, key=lambda key: (layout.input_count(missing[key]), key))
-        batches = _batches({key: missing[key] for key in order[rank::world]}, layout)
-        todo = [batch for batch in batches if any(key not in self.numbers for key in batch)]
-        for part in gathered(self._compute(todo, score, layout, device, what, rank)):
-            self.numbers.update(part)
+        counts = np.fromiter((layout.input_count(rows[key_of(names[one])]) for one in missing), np.int64, len(missing))
+        order = np.lexsort((names[missing], counts))[rank::world]
+        cut = (missing[order[batch]] for batch in _batches(counts[order]))
+        todo = [names[batch] for batch in cut if not held[batch].all()]
+        computed = self._compute(todo, rows, score, layout, device, what, rank)
+        self._exchange(computed, rank)
+        self.numbers.replace(computed)
         if rank == 0:
             self.save()
         gathered(None)  # nobody looks for the file before it is there
+        if rank != 0:
+            self._look_again()
 
     def _compute(
         self,
-        batches: Sequence[Mapping[str, TokenRow]],
+        batches: Sequence[Names],
+        rows: Mapping[str, TokenRow],
         score: ScoreRows,
         layout: Layout,
         device: torch.device | str,
         what: str,
         rank: int,
-    ) -> dict[str, Numbers]:
+    ) -> StoredNumbers:
         """This process's numbers; what is done is kept when it ends before its time, or has to wait for others."""
-        computed: dict[str, Numbers] = {}
-        kept = [0, time.monotonic()]
-        total = sum(map(len, batches))
+        computed, kept = StoredNumbers(), time.monotonic()
 
         def keep() -> None:
-            part = dict(list(computed.items())[int(kept[0]) :])
-            if part:
-                _write(self._parts / f"{rank}-{time.time_ns()}.safetensors", part, self.identity)
-            kept[:] = len(computed), time.monotonic()
+            computed.spill(self._parts / f"{rank}-{time.time_ns()}.safetensors", self.identity)
 
         try:
-            with bar(total, 0, what, rank, unit="row", leave=False) as shown:
-                for batch in batches:
+            with bar(sum(map(len, batches)), 0, what, rank, unit="row", leave=False) as shown:
+                for names in batches:
+                    batch = _chosen(rows, names)
                     computed.update(zip(batch, _score_batch(batch, score, layout, device), strict=True))
                     shown.advance(len(batch))
-                    if time.monotonic() - kept[1] >= KEPT_EVERY_SECONDS:
+                    if time.monotonic() - kept >= KEPT_EVERY_SECONDS or computed.fresh_bytes >= KEPT_EVERY_BYTES:
                         keep()
+                        kept = time.monotonic()
         except BaseException:
             keep()
             raise
@@ -211,13 +216,37 @@ class TokenCache:
             keep()
         return computed
 
-    def _load_everywhere(self) -> set[str]:
+    def _exchange(self, computed: StoredNumbers, rank: int) -> None:
+        """Tell the others what this process has computed, and hear what they have, some megabytes at a time."""
+        mine = computed.chunks()
+        while any(parts := gathered(next(mine, None))):
+            for number, part in enumerate(parts):
+                if part is not None and number != rank:
+                    self._receive(part)
+
+    def _receive(self, part: Columns) -> None:
+        """Take over numbers of another process, in a file as soon as they are many."""
+        for place, name in enumerate(part.names):
+            self.numbers[key_of(name)] = part[place]
+        if self.numbers.fresh_bytes >= KEPT_EVERY_BYTES:
+            self.numbers.spill_nameless(self.path.parent)
+
+    def _look_again(self) -> None:
+        """Look at the file that the first process has written, if this one sees it, and let go of anything else."""
+        try:
+            found, identity = _read(self.path)
+        except StaleCacheError:
+            return
+        if identity == self.identity and np.array_equal(found.names, self.numbers.names):
+            self.numbers = found
+
+    def _load_everywhere(self) -> Names:
         """Load what the first process finds, in every process; returns what is in parts only, so far.
 
         Raises:
             StaleCacheError: the first process finds a file that is broken or not ours.
         """
-        fault, done = "", set[str]()
+        fault, done = "", names_of(())
         try:
             self.load()
             done = self._load_parts()
@@ -225,26 +254,30 @@ class TokenCache:
             fault = str(error)
         return self._agree(fault, done)
 
-    def _agree(self, fault: str, done: set[str]) -> set[str]:
+    def _agree(self, fault: str, done: Names) -> Names:
         """Take over what the first process has read, or its fault, where it is not what this one has read."""
-        views = gathered((fault, _names(self.numbers), _names(done)))
+        views = gathered((fault, _digest(self.numbers.names), _digest(done)))
         if views[0][0]:
             raise StaleCacheError(views[0][0])
         if any(view != views[0] for view in views):
-            found: list[Any] = [(self.identity, self.numbers, done)]
-            dist.broadcast_object_list(found, src=0)
-            self.identity, self.numbers, done = found[0]
+            first, told = dist.get_rank() == 0, self.numbers.chunks()
+            self.identity, done = agreed((self.identity, done))
+            if not first:
+                self.numbers = StoredNumbers()
+            while (part := agreed(next(told, None) if first else None)) is not None:
+                if not first:
+                    self._receive(part)
         return done
 
-    def _load_parts(self) -> set[str]:
+    def _load_parts(self) -> Names:
         """Read what an earlier fill has left."""
-        done: set[str] = set()
+        before = self.numbers.names
         for path in sorted(self._parts.glob("[0-9]*.safetensors")):
             numbers, identity = _read(path)
             if identity == self.identity:
-                done |= numbers.keys() - self.numbers.keys()
-                self.numbers = numbers | self.numbers
-        return done
+                for part in numbers.settled():
+                    self.numbers.append(part)
+        return np.setdiff1d(self.numbers.names, before)
 
     def check(
         self,
@@ -266,42 +299,31 @@ class TokenCache:
                     )
 
 
-def _write(path: Path, numbers: Mapping[str, Numbers], identity: Mapping[str, str]) -> None:
-    keys = sorted(numbers)
-    lengths = [len(numbers[key]) for key in keys]
-    arrays: dict[str, NDArray[Any]] = {
-        "keys": np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), -1),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "values": np.concatenate([numbers[key] for key in keys]),
-    }
-    with written_atomically(path) as scratch:
-        save_file(arrays, scratch, metadata={"identity": json.dumps(identity)})
-
-
-def _read(path: Path) -> tuple[dict[str, Numbers], dict[str, str]]:
+def _read(path: Path) -> tuple[StoredNumbers, dict[str, str]]:
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            keys, offsets, values = (file.get_tensor(name) for name in ("keys", "offsets", "values"))
-    except (SafetensorError, OSError) as error:
+        columns, identity = Columns.open(path)
+    except (ValueError, OSError) as error:
         raise StaleCacheError(f"{path} is broken ({error}): delete it, it will be computed again") from None
-    numbers = {key.tobytes().hex(): values[offsets[row] : offsets[row + 1]] for row, key in enumerate(keys)}
-    return numbers, json.loads(metadata.get("identity", "{}"))
+    return StoredNumbers([columns]), identity
 
 
-def _names(keys: Iterable[str]) -> str:
+def _digest(names: Names) -> str:
     """Short name of a set of rows."""
-    return hashlib.blake2b("".join(sorted(keys)).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(names.tobytes(), digest_size=16).hexdigest()
 
 
-def _batches(rows: Mapping[str, TokenRow], layout: Layout, tokens: int = 16384) -> Iterator[dict[str, TokenRow]]:
-    """Cut rows, in their order, into batches of about so many tokens."""
-    batch: dict[str, TokenRow] = {}
-    for position, (key, row) in enumerate(rows.items(), start=1):
-        batch[key] = row
-        if len(batch) * layout.input_count(row) >= tokens or position == len(rows):
-            yield batch
-            batch = {}
+def _chosen(rows: Mapping[str, TokenRow], names: Names) -> dict[str, TokenRow]:
+    """Some of the rows."""
+    return {key: rows[key] for key in map(key_of, names)}
+
+
+def _batches(counts: Places, tokens: int | None = None) -> Iterator[slice]:
+    """Cut rows of so many positions, in their order, into batches of about so many tokens."""
+    start = 0
+    for place, count in enumerate(counts.tolist(), start=1):
+        if (place - start) * count >= (tokens or BATCH_TOKENS) or place == len(counts):
+            yield slice(start, place)
+            start = place
 
 
 def _score_batch(
@@ -317,8 +339,10 @@ def scored(
     score: ScoreRows,
     layout: Layout,
     device: torch.device | str,
-    tokens: int = 16384,
+    tokens: int | None = None,
 ) -> Iterator[tuple[list[str], list[Numbers]]]:
     """Score rows in batches of about so many tokens; yields keys and their numbers."""
-    for batch in _batches(rows, layout, tokens):
-        yield list(batch), _score_batch(batch, score, layout, device)
+    keys, counts = list(rows), np.array([layout.input_count(row) for row in rows.values()], np.int64)
+    for batch in _batches(counts, tokens):
+        some = {key: rows[key] for key in keys[batch]}
+        yield list(some), _score_batch(some, score, layout, device)

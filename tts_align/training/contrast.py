@@ -7,10 +7,11 @@ What is kept is log π⁺ − log π⁻ before any clamp, so μ, L and U can cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from torch import Tensor
 from tts_align.data.select import LabelledUtterance
 from tts_align.training.cache import TokenCache
 from tts_align.training.checkpoint import read_checkpoint
+from tts_align.training.numbers import CHUNK_TOKENS, Numbers
 
 SIDES = ("desirable", "undesirable")
 WEIGHTS = Path("contrast", "weights.json")
@@ -91,17 +93,49 @@ def trained_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Separation:
     """How well the pair tells good tokens from bad ones, on one side of the labels.
 
     Args:
         target: log-ratios at the tokens that decide a reading.
-        elsewhere: at all other tokens.
+        numbers: log-ratios of all tokens, by row; they stay where they are.
+        keys: of the rows, as ASCII.
+        deciding: index of each row's deciding token; -1 if there is none.
     """
 
     target: NDArray[np.float32]
-    elsewhere: NDArray[np.float32]
+    numbers: Mapping[str, Numbers]
+    keys: NDArray[Any]
+    deciding: NDArray[np.int32]
+
+    @property
+    def marked(self) -> list[str]:
+        """Rows with a deciding token; ``target`` has the same order."""
+        return [key.decode() for key in self.keys[self.deciding >= 0]]
+
+    @property
+    def elsewhere(self) -> NDArray[np.float32]:
+        """Log-ratios at all other tokens, in memory."""
+        return np.concatenate([np.zeros(0, np.float32), *self.pieces()])
+
+    def pieces(self) -> Iterator[NDArray[np.float32]]:
+        """The same, so many at a time as are merged in memory (:data:`~tts_align.training.numbers.CHUNK_TOKENS`)."""
+        found, count = list[Numbers](), 0
+        for key, where in zip(self.keys, self.deciding, strict=True):
+            values = self.numbers[key.decode()]
+            found += [values] if where < 0 else [values[:where], values[where + 1 :]]
+            count += len(values)
+            if count >= CHUNK_TOKENS:
+                yield np.concatenate(found)
+                found, count = [], 0
+        if found:
+            yield np.concatenate(found)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Log-ratios of all tokens, piece by piece."""
+        yield self.target
+        yield from self.pieces()
 
 
 def deciding_token(source: LabelledUtterance, count: int) -> int | None:
@@ -126,33 +160,81 @@ def deciding_token(source: LabelledUtterance, count: int) -> int | None:
     return min(int(place * (count - 1) + 1e-6), count - 2)
 
 
-def separation(cache: TokenCache, sources: Mapping[str, LabelledUtterance]) -> dict[str, Separation]:
-    """Log-ratios at the deciding tokens and elsewhere, for each side of the labels."""
-    found: dict[str, tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = {side: ([], []) for side in SIDES}
+def separation(
+    cache: TokenCache, sources: Mapping[str, LabelledUtterance], partly: bool = False
+) -> dict[str, Separation]:
+    """Log-ratios at the deciding tokens and elsewhere, for each side of the labels.
+
+    Args:
+        cache: log-ratios of the pair.
+        sources: the utterance behind each row.
+        partly: whether rows without log-ratios are left out; by default they are a fault.
+    """
+    found: dict[str, tuple[list[bytes], list[int], list[float]]] = {side: ([], [], []) for side in SIDES}
     for key, source in sources.items():
-        values = cache.numbers[key]
-        target, elsewhere = found[SIDES[0] if source.desirable else SIDES[1]]
-        where = deciding_token(source, len(values))
-        if where is None:
-            elsewhere.append(values)
+        if partly and key not in cache.numbers:
             continue
-        target.append(values[where : where + 1])
-        elsewhere.append(np.delete(values, where))
-    empty = [np.zeros(0, np.float32)]
+        values = cache.numbers[key]
+        keys, deciding, target = found[SIDES[0] if source.desirable else SIDES[1]]
+        where = deciding_token(source, len(values))
+        keys.append(key.encode())
+        deciding.append(-1 if where is None else where)
+        if where is not None:
+            target.append(float(values[where]))
     return {
-        side: Separation(np.concatenate(target or empty), np.concatenate(elsewhere or empty))
-        for side, (target, elsewhere) in found.items()
+        side: Separation(np.array(target, np.float32), cache.numbers, np.array(keys, "S"), np.array(deciding, np.int32))
+        for side, (keys, deciding, target) in found.items()
     }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of numbers that are seen piece by piece.
+
+    Args:
+        count: of them.
+        mean: of them.
+        squares: sum of the squared distances from the mean.
+        outside: how many of them reach a bound.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    outside: int = 0
+
+    @classmethod
+    def of(cls, pieces: Iterable[NDArray[np.float32]], lower: float, upper: float) -> Spread:
+        """Of all pieces together."""
+        found = cls()
+        for piece in pieces:
+            if len(piece):
+                found = found + cls._of_one(piece.astype(np.float64), int(((piece <= lower) | (piece >= upper)).sum()))
+        return found
+
+    @classmethod
+    def _of_one(cls, piece: NDArray[np.float64], outside: int) -> Spread:
+        return cls(len(piece), float(piece.mean()), float(piece.var()) * len(piece), outside)
+
+    def __add__(self, other: Spread) -> Spread:
+        """Of the numbers of both (Chan, Golub and LeVeque, 1983)."""
+        count, gap = self.count + other.count, other.mean - self.mean
+        mean = self.mean + gap * other.count / max(count, 1)
+        squares = self.squares + other.squares + gap**2 * self.count * other.count / max(count, 1)
+        return Spread(count, mean, squares, self.outside + other.outside)
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "none marked"
+        return f"{self.mean:+.2f} (sd {math.sqrt(self.squares / self.count):.2f})"
 
 
 def describe(separations: Mapping[str, Separation], lower: float, upper: float) -> str:
     """The separation as a small table."""
     lines = [f"{'log π⁺ − log π⁻ in nats':28}{'deciding token':>22}{'elsewhere':>22}{'clamped':>10}"]
     for side, one in separations.items():
-        everything = np.concatenate([one.target, one.elsewhere])
-        outside = float(((everything <= lower) | (everything >= upper)).mean()) if len(everything) else 0.0
-        cells = [
-            f"{x.mean():+.2f} (sd {x.std():.2f})" if len(x) else "none marked" for x in (one.target, one.elsewhere)
-        ]
-        lines.append(f"{side + ' rows':28}{cells[0]:>22}{cells[1]:>22}{outside:>10.1%}")
+        target, elsewhere = Spread.of([one.target], lower, upper), Spread.of(one.pieces(), lower, upper)
+        both = target + elsewhere
+        outside = both.outside / max(both.count, 1)
+        lines.append(f"{side + ' rows':28}{target!s:>22}{elsewhere!s:>22}{outside:>10.1%}")
     return "\n".join(lines)

@@ -35,6 +35,7 @@ from tts_align.training.contrast import (
     undesirable_weight,
 )
 from tts_align.training.module import AlignModule
+from tts_align.training.numbers import Difference, StoredNumbers
 from tts_align.training.run import Run
 from tts_align.training.scoring import identity
 from tts_align.training.settings import RewardFit, StageFit
@@ -188,9 +189,9 @@ def write_log_ratios(module: AlignModule, pair: Mapping[str, Mapping[str, Tensor
             sides[side] = TokenCache(folder, side, identity(policy.digest(), trainer))
             what = f"log-probabilities of the {side} side"
             module.scoring.fill(sides[side], rows, lambda these: policy(these).logp, what, trainer)
-    good, bad = (sides[side] for side in SIDES)
+    good, bad = (sides[side].numbers for side in SIDES)
     ratios = TokenCache(folder, "contrast", {side: cache.path.stem for side, cache in sides.items()})
-    ratios.numbers = {key: good.numbers[key] - bad.numbers[key] for key in good.numbers.keys() & bad.numbers.keys()}
+    ratios.numbers = StoredNumbers([Difference(good, bad)])
     if trainer.is_global_zero:
         ratios.save()
     return ratios

@@ -27,7 +27,7 @@ def is_drawn(path):
 
 def rewards(mean, count=50):
     generator = np.random.default_rng(0)
-    return TokenRewards(generator.normal(mean, 1, count), generator.normal(0, 1, 10 * count))
+    return TokenRewards(generator.normal(mean, 1, count), np.split(generator.normal(0, 1, 10 * count), 5))
 
 
 def test_likelihoods(tmp_path):
@@ -46,7 +46,7 @@ def test_rewards(tmp_path):
 
 
 def test_rewards_without_targets(tmp_path):
-    empty = TokenRewards(np.zeros(0), np.zeros(0))
+    empty = TokenRewards(np.zeros(0), [np.zeros(0)])
     assert is_drawn(reward_figure(rewards(2, 1), empty, tmp_path / "rewards.png"))
 
 

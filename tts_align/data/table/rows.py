@@ -160,6 +160,12 @@ class RowTable(Sequence[Row]):
         whole = pa.chunked_array([batch.column(name) for batch in self.batches], None if self.batches else kind)
         return whole if self._kept is None else whole.take(pa.array(self._kept))
 
+    def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Some columns of each row, as Python has them; a batch of rows in memory at a time."""
+        found = [self.column(name) for name in names]
+        for start in range(0, len(self), ROWS_PER_BATCH):
+            yield from zip(*(one.slice(start, ROWS_PER_BATCH).to_pylist() for one in found), strict=True)
+
     def groups(self, *names: str) -> NDArray[np.int64]:
         """Number of each row's group: rows with equal columns share one, and groups count in the order they appear.
 

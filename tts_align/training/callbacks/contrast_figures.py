@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tts_align.data.datamodule import AlignData
 from tts_align.data.select import LabelledUtterance
@@ -17,7 +18,7 @@ from tts_align.objectives.base import Objective
 from tts_align.objectives.tkto import TKTO, token_weights
 from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks import figures
-from tts_align.training.contrast import WEIGHTS, deciding_token, separation
+from tts_align.training.contrast import WEIGHTS, Separation, separation
 from tts_align.utils.readers import read_json_object
 
 
@@ -41,11 +42,12 @@ def draw(
     if cache is None or datamodule is None:
         return
     datamodule.prepare(policy, objective.rows_wanted)
-    sources = {key: one for key, one in datamodule.sources().items() if key in cache.numbers}
-    draw_rewards(cache, sources, folder / "token_rewards.png")
-    marked = [key for key, one in sources.items() if not one.desirable and deciding_token(one, 2) is not None]
-    if marked:
-        draw_weights(cache, sources, _typical(marked, cache, sources), objective, folder / "token_weights.png")
+    sources = datamodule.sources()
+    sides = separation(cache, sources, partly=True)
+    draw_rewards(sides, folder / "token_rewards.png")
+    if marked := sides["undesirable"].marked:
+        key = _typical(marked, sides["undesirable"].target)
+        draw_weights(cache, sources[key], key, objective, folder / "token_weights.png")
 
 
 def _weights_of(run: Path) -> TokenCache | None:
@@ -56,22 +58,15 @@ def _weights_of(run: Path) -> TokenCache | None:
     return TokenCache.read(weights, needed=()) if weights.is_file() else None
 
 
-def draw_rewards(cache: TokenCache, sources: Mapping[str, LabelledUtterance], path: Path) -> None:
+def draw_rewards(sides: Mapping[str, Separation], path: Path) -> None:
     """Where the pair sees the difference: log-ratios at deciding tokens against those of all tokens."""
-    desirable, undesirable = (
-        figures.TokenRewards(
-            one.target.astype(np.float64), np.concatenate([one.target, one.elsewhere]).astype(np.float64)
-        )
-        for one in separation(cache, sources).values()
-    )
+    desirable, undesirable = (figures.TokenRewards(one.target, one) for one in sides.values())
     figures.reward_figure(desirable, undesirable, path)
 
 
-def draw_weights(
-    cache: TokenCache, sources: Mapping[str, LabelledUtterance], key: str, objective: Objective, path: Path
-) -> None:
+def draw_weights(cache: TokenCache, source: LabelledUtterance, key: str, objective: Objective, path: Path) -> None:
     """The token weights of one utterance along time."""
-    source, values = sources[key], torch.from_numpy(np.array(cache.numbers[key]))
+    values = torch.from_numpy(np.array(cache.numbers[key]))
     knobs = (objective.mu, objective.lower, objective.upper) if isinstance(objective, TKTO) else (1.0, -2.0, 2.0)
     weights = token_weights(values[None], torch.tensor([source.desirable]), *knobs)[0]
     count, scores = len(weights) - 1, source.row.scores
@@ -80,14 +75,10 @@ def draw_weights(
     figures.weight_figure(weights.numpy(), kana, path, target=place, desirable=source.desirable)
 
 
-def _typical(keys: Sequence[str], cache: TokenCache, sources: Mapping[str, LabelledUtterance]) -> str:
+def _typical(keys: Sequence[str], rewards: NDArray[np.float32]) -> str:
     """The row whose deciding token has the median reward: neither the best nor the worst example."""
-
-    def reward(key: str) -> tuple[float, str]:
-        values = cache.numbers[key]
-        return float(values[deciding_token(sources[key], len(values)) or 0]), key
-
-    return sorted(keys, key=reward)[len(keys) // 2]
+    order = sorted(range(len(keys)), key=lambda place: (float(rewards[place]), keys[place]))
+    return keys[order[len(keys) // 2]]
 
 
 def _spread(source: LabelledUtterance, place: tuple[float, float], count: int) -> list[tuple[str, float, float]]:

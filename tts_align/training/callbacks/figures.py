@@ -6,7 +6,7 @@ The numbers follow figures 3 to 5 of the TKTO paper (arXiv 2510.05799). All func
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +64,11 @@ class TokenRewards:
 
     Args:
         target: of tokens at marked words, or at the mora that decides.
-        everywhere: of all tokens.
+        everywhere: of all tokens, in pieces that need not be in memory together; looked through more than once.
     """
 
-    target: NDArray[np.float64]
-    everywhere: NDArray[np.float64]
+    target: NDArray[Any]
+    everywhere: Iterable[NDArray[Any]]
 
 
 def likelihood_figure(history: History, path: Path) -> Path:
@@ -95,9 +95,9 @@ def likelihood_figure(history: History, path: Path) -> Path:
 
 def reward_figure(desirable: TokenRewards, undesirable: TokenRewards, path: Path) -> Path:
     """Figure 4: where the contrastive pair sees the difference: rewards at target words against all tokens."""
-    every = [desirable.target, desirable.everywhere, undesirable.target, undesirable.everywhere]
-    joined = np.concatenate([np.asarray(values, np.float64) for values in every])
-    low, high = float(joined.min(initial=-1)), float(joined.max(initial=1))
+    every = [[desirable.target], desirable.everywhere, [undesirable.target], undesirable.everywhere]
+    ends = [(piece.min(), piece.max()) for pieces in every for piece in pieces if len(piece)]
+    low, high = min([-1.0, *(float(one) for one, _ in ends)]), max([1.0, *(float(one) for _, one in ends)])
     bins = np.linspace(low, high, 61)
     with _drawing(path, 5.4, 4.4, rows=2) as (upper, lower):
         for axes, rewards, colour, name in (
@@ -105,7 +105,7 @@ def reward_figure(desirable: TokenRewards, undesirable: TokenRewards, path: Path
             (lower, undesirable, BAD, "Undesirable"),
         ):
             _shares(axes, rewards.everywhere, bins, ALL, "all tokens")
-            _shares(axes, rewards.target, bins, colour, "target")
+            _shares(axes, [rewards.target], bins, colour, "target")
             axes.set_title(name)
             axes.set_ylabel("share of tokens")
             axes.axvline(0, color=INK, linewidth=0.6, linestyle=":")
@@ -172,13 +172,17 @@ def _legend(axes: Axes) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, borderaxespad=0, handlelength=1.2, fontsize=8)
 
 
-def _shares(axes: Axes, values: NDArray[np.float64], bins: NDArray[np.float64], colour: str, name: str) -> None:
-    array = np.asarray(values, np.float64)
-    if not len(array):
+def _shares(axes: Axes, pieces: Iterable[NDArray[Any]], bins: NDArray[np.float64], colour: str, name: str) -> None:
+    counts, total = np.zeros(len(bins) - 1), 0.0
+    for piece in pieces:
+        values = np.asarray(piece, np.float64)
+        counts += np.histogram(values, bins)[0]
+        total += float(values.sum())
+    if not counts.any():
         return
-    mean = float(array.mean())
-    counts = np.full(len(array), 1 / len(array))
-    axes.hist(array, bins.tolist(), weights=counts, color=colour, alpha=0.75, label=f"{name}: mean {mean:+.2f}")
+    mean, shares = total / counts.sum(), counts / counts.sum()
+    label = f"{name}: mean {mean:+.2f}"
+    axes.hist(bins[:-1].tolist(), bins.tolist(), weights=shares, color=colour, alpha=0.75, label=label)
     axes.axvline(mean, color=colour, linewidth=1.4)
 
 
