@@ -8,11 +8,14 @@ One batch of random texts is spoken to the same length by all: ours in each numb
 the matrix products that any decoder of these sizes must do, with nothing between them. All take turns in one process,
 in CPU time. Coarser weights are also spoken greedily, and the share of tokens that differ from those of the stored
 weights is counted, over whole utterances (once one differs, most of what follows does) and for the next token alone.
+``--profile true`` also says where the time of ours goes, by PyTorch's profiler: which part of it reads the prompts,
+multiplies matrices, attends to the cache, normalises and rotates, draws tokens, or is Python between all that.
 ``--device cuda`` runs the same on a GPU in wall time; untested so far.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -23,16 +26,22 @@ from jsonargparse import auto_cli
 from machine import Clock, machine, ratio, save
 from sampling import BIG, COSYVOICE, random_model, random_prompts
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
 from tts_align.models.base.generation import Prompt, Sampling
 from tts_align.models.base.layout import TokenRow, collate
+from tts_align.models.policy.decoding import Decoding
 from tts_align.models.policy.matrices import matrix
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 
 Name = Literal["small", "larger"]
 SIZES: dict[Name, Sizes] = {"small": BIG, "larger": COSYVOICE}
 FORMATS = ("own", "bfloat16", "int8")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+ATTENTION = ("aten::_scaled_dot_product", "aten::index_copy_", "aten::index_fill_")
+PARTS = {"prefill": "prompts", "feed": "step", "draw_token": "drawing", "poll": "polling"}
+"""Methods of a decoding, and what their share is called."""
 
 
 def theirs(sizes: Sizes, prompts: list[Prompt], tokens: int, device: str) -> Callable[[], None]:
@@ -81,6 +90,63 @@ def products(model: Qwen2CodecLM, rows: int, tokens: int) -> Callable[[], None]:
     return run
 
 
+def prompt_products(model: Qwen2CodecLM, rows: int, length: int) -> Callable[[], None]:
+    """The matrix products of reading prompts of one length, which no decoder is spared, either."""
+    blocks = [one.weight for name, one in model.backbone.named_modules() if name.endswith("_proj")]
+    inputs = {width: torch.randn(rows * length, width) for width in {one.shape[1] for one in blocks}}
+    last = torch.randn(rows, model.llm_decoder.weight.shape[1])
+
+    def run() -> None:
+        for weight in blocks:
+            functional.linear(inputs[weight.shape[1]], weight)
+        functional.linear(last, model.llm_decoder.weight)
+
+    return run
+
+
+def profiled(speak: Callable[[], Any]) -> dict[str, float]:
+    """Share of the time of each part of a decoding, in percent; Python is what lies between the operations of a part.
+
+    The profiler itself takes time at every operation, most of which counts as Python here.
+    """
+    before = {name: getattr(Decoding, name) for name in PARTS}
+
+    def named(name: str) -> Callable[..., Any]:
+        def method(*given: Any, **named: Any) -> Any:
+            with record_function(f"part {name}"):
+                return before[name](*given, **named)
+
+        return method
+
+    with contextlib.ExitStack() as patches:
+        for name in PARTS:
+            patches.callback(setattr, Decoding, name, before[name])
+            setattr(Decoding, name, named(name))
+        with profile(activities=[ProfilerActivity.CPU]) as found, record_function("part whole"):
+            speak()
+    times: dict[str, float] = {}
+    for event in found.events():
+        part: Any = event
+        while part is not None and not part.name.startswith("part "):
+            part = part.cpu_parent
+        if part is not None:
+            where = PARTS.get(part.name.removeprefix("part "), "rest")
+            name = f"{where}: {_kind(event.name, where)}"
+            times[name] = times.get(name, 0.0) + event.self_cpu_time_total
+    total = sum(times.values())
+    return {name: round(100 * one / total, 1) for name, one in sorted(times.items())}
+
+
+def _kind(operation: str, where: str) -> str:
+    if operation.startswith("part "):
+        return "Python"
+    if operation in PRODUCTS:
+        return "products"
+    if where == "step":
+        return "attention" if operation.startswith(ATTENTION) else "norms, rotary, activation, copies"
+    return "operations"
+
+
 @torch.no_grad()
 def changed(model: Qwen2CodecLM, prompts: list[Prompt], sampling: Sampling, kind: str) -> dict[str, float]:
     """Share of greedy tokens that coarser weights change, over utterances and for the next token alone."""
@@ -99,7 +165,9 @@ def changed(model: Qwen2CodecLM, prompts: list[Prompt], sampling: Sampling, kind
 
 
 @torch.no_grad()
-def compare(size: Name, rows: int, tokens: int, rounds: int, device: str = "cpu") -> dict[str, Any]:
+def compare(
+    size: Name, rows: int, tokens: int, rounds: int, device: str = "cpu", profiles: bool = False
+) -> dict[str, Any]:
     """Speak one batch by all ways, turn by turn; the first round warms up."""
     sizes = SIZES[size]
     model = random_model(sizes).to(device).eval()
@@ -113,6 +181,8 @@ def compare(size: Name, rows: int, tokens: int, rounds: int, device: str = "cpu"
         if kind != "int8" or device == "cpu"
     }
     ways |= {"generate": theirs(sizes, prompts, tokens, device), "products": products(model, rows, tokens)}
+    if device == "cpu":
+        ways["prompt_products"] = prompt_products(model, rows, length + 2)
     clock, measure = Clock(device), "wall" if device.startswith("cuda") else "cpu"
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
@@ -121,7 +191,14 @@ def compare(size: Name, rows: int, tokens: int, rounds: int, device: str = "cpu"
             speak()
             times[name].append(clock.read()[measure])
     counted = {name: found[1:] for name, found in times.items()}
-    return {
+    prompts_read = counted.pop("prompt_products", None)
+    more: dict[str, Any] = {}
+    if prompts_read is not None:
+        both = [one + other for one, other in zip(counted["products"], prompts_read, strict=True)]
+        more["products_of_prompts_too_to_ours"] = ratio(both, counted["own"])
+    if profiles:
+        more["profile_percent"] = profiled(lambda: model.generate(prompts, sampling))
+    return more | {
         "size": size,
         "utterances": rows,
         "tokens": tokens,
@@ -142,6 +219,7 @@ def main(
     tokens: int = 100,
     rounds: int = 5,
     device: str = "cpu",
+    profile: bool = False,
     out: str = "decoding",
 ) -> None:
     """Measure, print and save.
@@ -152,12 +230,13 @@ def main(
         tokens: of each.
         rounds: of turns that count.
         device: cpu or cuda.
+        profile: also say where the time of ours goes.
         out: name of the results.
     """
     found: list[dict[str, Any]] = []
     for size in sizes:
         for count in rows:
-            one = compare(size, count, tokens, rounds, device)
+            one = compare(size, count, tokens, rounds, device, profile)
             found.append(one)
             print(
                 f"{size} {count:3} utterances: {one['tokens_per_second']['own']} tokens/s, "

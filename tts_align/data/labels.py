@@ -65,6 +65,8 @@ def stars_of(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     if not isinstance(value, str):
+        if isinstance(value, int) and abs(value) > MOST_STARS:
+            return math.copysign(math.inf, value) if abs(value) >= 2**63 else float(value)  # a float has an end
         return None if math.isnan(value) else float(value)
     found = _STARS.fullmatch(value.strip().casefold())
     if found is None:

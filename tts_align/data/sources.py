@@ -126,7 +126,7 @@ def _read_parquet(name: str, unprepared: bool, opened: Any = None) -> Iterator[R
     try:
         # Pages are read as they are asked for: a group of a million rows need not fit into memory.
         file = ParquetFile(opened or name, buffer_size=2**20, pre_buffer=False)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names of columns
         yield Raw(name, None, f"not a Parquet file: {error}")
         return
     rows: Iterable[Raw | Block]
@@ -137,12 +137,28 @@ def _read_parquet(name: str, unprepared: bool, opened: Any = None) -> Iterator[R
             else:
                 rows = _read_ours(file, name)
             yield from rows
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         yield Raw(name, None, f"cannot be read to its end: {error}")
 
 
-def _read_ours(file: ParquetFile, name: str) -> Iterator[Block]:
+def _read_ours(file: ParquetFile, name: str) -> Iterator[Raw | Block]:
+    from pyarrow import ArrowInvalid
+
     first = 1
     for batch in file.iter_batches(4096):  # in pieces, so that a shard need not fit into memory
-        yield Block(name, first, batch)
+        try:
+            batch.validate(full=True)
+            yield Block(name, first, batch)
+        except ArrowInvalid:
+            yield from _row_by_row(name, first, batch)
         first += batch.num_rows
+
+
+def _row_by_row(name: str, first: int, batch: RecordBatch) -> Iterator[Raw]:
+    """Rows of columns of which one holds what is no text."""
+    for row in range(batch.num_rows):
+        where = f"{name}:row {first + row}"
+        try:
+            yield Raw(where, batch.slice(row, 1).to_pylist()[0])
+        except UnicodeDecodeError as error:
+            yield Raw(where, None, f"holds text that is not UTF-8: {error}")

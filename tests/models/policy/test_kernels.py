@@ -62,6 +62,17 @@ def test_rotation_is_that_of_transformers(dtype: torch.dtype):
     torch.testing.assert_close(ours, theirs)
 
 
+def test_without_a_gradient_they_are_the_same_to_the_last_bit():
+    hidden, weight, vectors = drawn(5, 8), drawn(8, seed=2), drawn(6, 3, 8)
+    turn = Turn.of(torch.arange(6), 1 / 100.0 ** (torch.arange(0, 8, 2) / 8))
+    normed, turned = rms_norm(hidden, weight, 1e-3), rotate(vectors, turn.cosine, turn.sine)
+    with torch.no_grad():
+        found = rms_norm(hidden, weight, 1e-3), rotate(vectors, turn.cosine, turn.sine)
+    assert [one.grad_fn for one in found] == [None, None]
+    assert torch.equal(found[0], normed)
+    assert torch.equal(found[1], turned)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("direct", ["logp", "logits", "both"])
 def test_the_head_in_blocks(bias: bool, direct: str, monkeypatch: pytest.MonkeyPatch):

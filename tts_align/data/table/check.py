@@ -296,8 +296,9 @@ class _One:
                 continue
             marks = [(span.start, span.end, span.right, span.wrong) for span in spans]
             try:
-                made[row] = rest_of(marks, **read)
-                made[row].encode()
+                words_of_row = rest_of(marks, **read)
+                words_of_row.encode()
+                made[row] = words_of_row
             except (UnicodeEncodeError, TypeError):
                 self.slow[row] = True
         return made

@@ -34,9 +34,18 @@ def rms_norm(hidden: Float[Tensor, "*l h"], weight: Float[Tensor, " h"], epsilon
     if hidden.device.type != "cpu" and hidden.dtype == weight.dtype:
         return functional.rms_norm(hidden, weight.shape, weight, epsilon)
     if hidden.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():  # a function with a gradient takes as long again to call
+            return _normalised(hidden, weight, epsilon)[0]
         return _RMSNorm.apply(hidden, weight, epsilon)
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(hidden.dtype)
+
+
+def _normalised(hidden: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Normalised states, and what each was multiplied by."""
+    square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_()
+    scale = square.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+    return (hidden * scale).mul_(weight), scale
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -44,10 +53,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_()
-        scale = square.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        normed, scale = _normalised(hidden, weight, epsilon)
         ctx.save_for_backward(hidden, weight, scale)
-        return (hidden * scale).mul_(weight)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -67,6 +75,8 @@ def rotate(
     """Turn channel i and channel i + d/2 of each head by the angle of the position (arXiv 2104.09864)."""
     cosine, sine = cosine[:, None], sine[:, None]
     if vectors.dtype == cosine.dtype and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return _turned(vectors, cosine, sine)
         return _Rotate.apply(vectors, cosine, sine)
     first, second = vectors.to(torch.promote_types(vectors.dtype, cosine.dtype)).chunk(2, -1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1).to(vectors.dtype)
