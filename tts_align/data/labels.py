@@ -44,7 +44,9 @@ def read_label(value: object, desirable_stars: float | None = None) -> bool | No
     stars = stars_of(value)
     if stars is not None and desirable_stars is not None:
         if not 1 <= stars <= MOST_STARS:
-            raise ValueError(f"label: expected 1 to {MOST_STARS} stars, because desirable_stars is set, got {value!r}")
+            raise ValueError(
+                f"label: expected 1 to {MOST_STARS} stars, because desirable_stars is set, got {value!r:.60}"
+            )
         return stars >= desirable_stars
     if isinstance(value, (int, float)) and value in (0, 1):
         return bool(value)
@@ -52,11 +54,11 @@ def read_label(value: object, desirable_stars: float | None = None) -> bool | No
         return _WORDS[word]
     if stars is not None:
         raise ValueError(
-            f"label: {value!r} {NEEDS_STARS}: say from how many on a row is desirable (desirable_stars, such as 4)"
+            f"label: {value!r:.60} {NEEDS_STARS}: say from how many on a row is desirable (desirable_stars, such as 4)"
         )
     raise ValueError(
         f"label: expected true or false, 1 or 0, up or down, good or bad, desirable or undesirable, or stars, "
-        f"got {value!r}"
+        f"got {value!r:.60}"
     )
 
 
@@ -65,9 +67,9 @@ def stars_of(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     if not isinstance(value, str):
-        if isinstance(value, int) and abs(value) > MOST_STARS:
-            return math.copysign(math.inf, value) if abs(value) >= 2**63 else float(value)  # a float has an end
-        return None if math.isnan(value) else float(value)
+        if isinstance(value, int):
+            return float(max(-(2**63), min(value, 2**63)))  # of whole numbers a float holds no more than some
+        return None if math.isnan(value) else value
     found = _STARS.fullmatch(value.strip().casefold())
     if found is None:
         return None
