@@ -207,6 +207,27 @@ def decoding(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PARTS = {
+    "matrix products of the tokens": ("step: products",),
+    "attention to the cache": ("step: attention",),
+    "norms, rotation, activation, copies": ("step: norms, rotary, activation, copies",),
+    "drawing from 6,561 tokens": ("drawing: operations",),
+    "Python between these": ("step: Python", "drawing: Python", "polling: Python", "polling: operations"),
+    "matrix products of the prompts": ("prompts: products",),
+    "the rest of reading them": ("prompts: operations", "prompts: Python", "rest: operations", "rest: Python"),
+}
+
+
+def profile(found: dict[str, Any]) -> str:
+    """Where the time of speaking a batch goes."""
+    rows = found["rows"]
+    lines = ["| part of the time, % | " + " | ".join(row["size"] for row in rows) + " |", "|---|" + "---|" * len(rows)]
+    for name, parts in PARTS.items():
+        shares = (f"{sum(row['profile_percent'].get(part, 0.0) for part in parts):.0f}" for row in rows)
+        lines.append(f"| {name} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
 CASES = {
     "full": "TKTO step, all weights, float32",
     "lora": "TKTO step, LoRA of rank 16 on float32",
@@ -375,6 +396,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "cost": ("step.json", cost),
         "trl": ("trl_step.json", trl),
         "decoding": ("decoding.json", decoding),
+        "profile": ("decoding.json", profile),
         "batched": ("sampling.json", batched),
         "diffro": ("diffro_recipe.json", diffro),
         "diffro_cost": ("diffro_cost.json", diffro_cost),
