@@ -50,6 +50,7 @@ def test_parts_are_one_dictionary(tmp_path: Path, first: dict, second: dict, fre
     expected = {key: np.asarray(one, np.float32).tolist() for key, one in {**second, **first, **fresh}.items()}
     assert {key: found[key].tolist() for key in expected} == expected  # before they are put together
     assert as_lists(found) == expected
+    assert [one.tolist() for one in found.of(list(expected))] == list(expected.values())
     assert list(found) == sorted(expected)
     write_numbers(tmp_path / "all.safetensors", found, {})
     assert as_lists(StoredNumbers([Columns.open(tmp_path / "all.safetensors")[0]])) == expected
@@ -121,6 +122,8 @@ def test_reading_and_merging_take_little_memory(tmp_path: Path, monkeypatch: pyt
         write_numbers(other, found.numbers, {})
         write_numbers(other, StoredNumbers([Difference(found.numbers, found.numbers)]), {})
     assert not Columns.open(other)[0].values.any()
+    with pytest.raises(KeyError, match="00" * 16):
+        found.gather([*keys, "00" * 16], 2500)
 
 
 def test_a_fill_holds_neither_rows_nor_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

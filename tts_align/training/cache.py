@@ -129,8 +129,7 @@ class TokenCache:
     def gather(self, keys: Sequence[str], width: int) -> Float[Tensor, "r t"]:
         """Numbers of rows, padded with 0 on the right, on the CPU."""
         padded = np.zeros((len(keys), width), np.float32)
-        for row, key in enumerate(keys):
-            values = self.numbers[key]
+        for row, values in enumerate(self.numbers.of(keys)):
             padded[row, : len(values)] = values
         return torch.from_numpy(padded)
 

@@ -150,6 +150,18 @@ class StoredNumbers(MutableMapping[str, Numbers]):
                 return part[place]
         raise KeyError(key)
 
+    def of(self, keys: Sequence[str]) -> list[Numbers]:
+        """Numbers of rows, looked up together.
+
+        Raises:
+            KeyError: a row is not there.
+        """
+        which, places = self._located(names_of(keys))
+        if (which < 0).any():
+            raise KeyError(keys[int(np.argmax(which < 0))])
+        parts = self._parts
+        return [parts[part][place] for part, place in zip(which.tolist(), places.tolist(), strict=True)]
+
     def __setitem__(self, key: str, numbers: Numbers) -> None:
         """Numbers of a row, in memory."""
         self._fresh[key] = numbers
