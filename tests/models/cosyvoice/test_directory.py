@@ -302,6 +302,7 @@ def test_sizes_that_transformers_writes(tmp_path: Path):
         ("{", "not JSON"),
         ("[]", "expected the config of a qwen2 model, got 'list'"),
         ('{"model_type": "llama"}', "expected the config of a qwen2 model, got 'llama'"),
+        ('{"model_type": [' + "0, " * 99 + "0]}", r"expected the config of a qwen2 model, got \[0, 0.{50,60}$"),
         ('{"model_type": "qwen2", "hidden_size": 3}', "lacks num_hidden_layers, num_attention_heads"),
     ],
 )

@@ -254,7 +254,7 @@ def read_backbone_sizes(config: Mapping[str, Any], path: str = "config") -> Back
     """
     kind = config.get("model_type", "qwen2")
     if kind != "qwen2":
-        raise ValueError(f"{path}: expected the config of a qwen2 model, got {kind!r}")
+        raise ValueError(f"{path}: expected the config of a qwen2 model, got {kind!r:.60}")
     rope = config.get("rope_parameters") or {}  # where transformers 5 keeps it
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     if lacking := [name for name in needed if name not in config]:
