@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from places import ROOT
 
@@ -129,7 +130,7 @@ def forked(
     return done
 
 
-def side_by_side(function: Callable[..., None], *arguments: str, count: int = 2) -> None:
+def side_by_side(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
     """``function(rank, *arguments)`` of a test's own module in so many processes; one that fails fails the test."""
     started = [_SERVER.Process(target=function, args=(rank, *arguments)) for rank in range(count)]
     for one in started:

@@ -167,20 +167,15 @@ def test_the_objective_of_15_lines_runs_from_the_users_folder(tmp_path: Path, mo
     assert saved["objective"]["class_path"] == "focal.FocalDPO"
 
 
-def test_fit_is_a_function() -> None:
-    code = block("README.md", "import fit\n")
+def test_fit_is_a_function_and_three_lines_train() -> None:
+    code = block("README.md", "fitted = fit(", "Trainer(max_epochs=1")
     few = "trainer__max_steps=1, run__threads=1, data__max_rows=1500, run__test_after_fit=False"
-    found: dict[str, Any] = {}
-    exec(code.replace('run__directory="runs/dpo_beta02"', f'run__directory="runs/dpo_beta02", {few}'), found)
-    assert found["fitted"].model.objective.beta == 0.2
-    assert "train/loss" in found["fitted"].trainer.callback_metrics
-
-
-def test_three_lines_train() -> None:
-    code = block("README.md", "Trainer(max_epochs=1")
     quiet = "max_steps=1, accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
+    code = code.replace('run__directory="runs/dpo_beta02"', f'run__directory="runs/dpo_beta02", {few}')
     found: dict[str, Any] = {}
     exec(code.replace("max_epochs=1", quiet), found)
+    assert found["fitted"].model.objective.beta == 0.2
+    assert "train/loss" in found["fitted"].trainer.callback_metrics
     assert found["data"].steps_per_epoch < 20, "DPO reads pairs, of which there are few"
 
 

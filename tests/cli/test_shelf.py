@@ -43,7 +43,7 @@ def test_every_recipe_of_the_checkout_is_known():
 
 def test_overlays_are_what_chooses_no_objective():
     without = {name for name, path in shelf.names().items() if "objective" not in yaml.safe_load(path.read_text())}
-    only_knobs = {"e2e/cascaded", "e2e/stage2"}
+    only_knobs = {"diffro/manner", "e2e/cascaded", "e2e/stage2"}
     assert set(shelf.overlays()) == without | only_knobs
     for name in only_knobs:
         assert set(load_recipe(shelf.names()[name].read_text())["objective"]) == {"init_args"}

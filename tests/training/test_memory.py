@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import side_by_side
 from tiny import build, make_trainer
 
 from tts_align.models.base.layout import TokenRow, collate
@@ -39,6 +40,11 @@ def forget() -> None:
     ("width", "layers", "rows", "recompute"), [(128, 2, 16, False), (256, 4, 12, False), (256, 4, 12, True)]
 )
 def test_a_step_takes_what_was_estimated(width: int, layers: int, rows: int, recompute: bool):
+    """In a process of its own: what other tests have left behind moves by itself."""
+    side_by_side(_steps, width, layers, rows, recompute, count=1)
+
+
+def _steps(_: int, width: int, layers: int, rows: int, recompute: bool) -> None:
     sizes = Sizes(1000, 100, hidden_size=width, layers=layers, intermediate_size=4 * width)
     model = Qwen2CodecLM(sizes=sizes, recompute=recompute)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
