@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+
 import pytest
 
 from tts_align.utils.files import (
@@ -70,3 +72,14 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     with directory_written_atomically(path / "c") as scratch:  # and an empty directory is nothing
         (scratch / "d").write_text("4")
     assert [one.name for one in path.parent.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_said_of_the_directory(tmp_path):
+    """Libraries in Rust say only in words what the system has said."""
+    full = pytest.raises(OSError, match="No space left on device")
+    with full as raised, directory_written_atomically(tmp_path / "a"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="something else"), directory_written_atomically(tmp_path / "a"):
+        raise RuntimeError("something else")

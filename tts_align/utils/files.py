@@ -78,14 +78,19 @@ def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             synced(path.parent)
     except Exception as error:
-        found = _OS_ERROR.search(str(error))
-        if found and not isinstance(error, OSError):  # a library in Rust says only so what the system has said
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        _raise_of_system(error, path)
         if isinstance(error, OSError) and error.filename in (None, str(scratch)):
             error.filename, error.filename2 = str(path), None  # what a person has asked for
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _raise_of_system(error: Exception, path: Path) -> None:
+    """Raise what the system has said of a file where a library in Rust has put it into words only."""
+    found = _OS_ERROR.search(str(error))
+    if found and not isinstance(error, OSError):
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 @contextmanager
@@ -209,6 +214,9 @@ def directory_written_atomically(directory: Path, overwrite: bool = False) -> It
                 synced(Path(place, name))
         _exchange(scratch, directory)
         synced(directory.parent)
+    except Exception as error:
+        _raise_of_system(error, directory)
+        raise
     finally:
         _remove(scratch)
 
