@@ -119,7 +119,7 @@ def test_a_training_says_it(
     monkeypatch.setattr(tell_memory, "available", lambda device: 1000)
     module, data = build(SFT(), tiny_policy, tiny_rows, tmp_path)
     trainer = make_trainer(tmp_path, tell_memory.TellMemory(), max_steps=1)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         trainer.fit(module, data)
     said = [one.getMessage() for one in caplog.records if one.getMessage().startswith("memory: ")]
     assert "tokens at once" in said[0]
