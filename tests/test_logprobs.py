@@ -89,6 +89,12 @@ def test_what_is_masked_may_be_anything():
     assert masked_mean(values, torch.zeros_like(mask)).tolist() == [0.0]
 
 
+def test_shapes_in_annotations_are_checked_while_tests_run():
+    """They are switched off in files of whole runs, and must come back behind these."""
+    with pytest.raises(Exception, match="Type-check error"):
+        masked_sum(torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.bool))
+
+
 def test_alone_there_are_no_other_ranks():
     mean = Mean.of(torch.tensor([1.0, 2.0]))
     assert across_ranks(mean) is mean

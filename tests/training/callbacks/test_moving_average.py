@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Callback
 from tiny import gap, weights
 from told import Notes, fit
 
@@ -84,6 +85,22 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path, tiny_policy: Path, t
         MovingAverage(parts=[])
     with pytest.raises(ValueError, match="there is no part flow to average; there are policy"):
         fit(tmp_path, tiny_policy, tiny_rows, MovingAverage(parts=["flow"]))
+
+
+def test_where_nothing_is_trained_it_says_so(
+    tmp_path: Path, tiny_policy: Path, tiny_rows: str, caplog: pytest.LogCaptureFixture
+):
+    """As in a stage that trains the tokenizer by the reward model alone: no fault, but no silence either."""
+
+    class Frozen(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.policy.requires_grad_(False)
+
+    average = MovingAverage()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        fit(tmp_path, tiny_policy, tiny_rows, Frozen(), average)
+    assert "nothing of policy is trained here, so it averages nothing" in caplog.text
+    assert average.average == {}
 
 
 def test_sharded_weights_are_refused(

@@ -33,7 +33,7 @@ from tts_align.training.callbacks.hearings import (
     similarity,
     voice_vectors,
 )
-from tts_align.training.callbacks.watched import Watched
+from tts_align.training.callbacks.watched import Watched, planned_end
 from tts_align.utils.distributed import gathered
 from tts_align.utils.seeds import part_seed
 from tts_align.utils.sharded import whole
@@ -138,7 +138,7 @@ class HackingGuard(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Hear it again every so many steps, and after the last one."""
         step = trainer.global_step
-        last = _is_last_step(trainer)
+        last = planned_end(trainer)
         if step and (last or step % self.every_steps == 0) and step != self.heard[-1].step:
             self._hear(trainer, cast("Watched", pl_module), last)
 
@@ -255,13 +255,6 @@ class HackingGuard(Callback):
         self.heard = [Hearing(**one) for one in state_dict["heard"]]
         self.best.from_state(state_dict["best"])
         self.stopped = state_dict["stopped"]
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    """Whether the training is over after the batch that has just ended."""
-    if trainer.global_step == trainer.max_steps:
-        return True
-    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class CollapseGuard(Callback):

@@ -20,7 +20,7 @@ from tts_align.evaluation.speaking import evenly_spread, utterance_requests
 from tts_align.models.base.device import evaluation_mode
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.training.callbacks.watched import Watched
+from tts_align.training.callbacks.watched import Watched, models_of, planned_end
 from tts_align.training.means import log_numbers
 from tts_align.utils.distributed import gathered
 from tts_align.utils.messages import say
@@ -82,7 +82,7 @@ class KeepBase(Callback):
             ValueError: a model has no directory, the listener is the judge of the test, or there is no vocoder.
         """
         module = cast("Watched", pl_module)
-        new = [name for name in _models(module) if _directory(_models(module)[name]) is None and name != "reward"]
+        new = [name for name in models_of(module) if _directory(models_of(module)[name]) is None and name != "reward"]
         if new:
             raise ValueError(
                 f"KeepBase has no base to keep: the recipe must name model.{new[0]}'s directory, or leave KeepBase out"
@@ -97,9 +97,7 @@ class KeepBase(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Decide after the last step, before anything else is done with the weights."""
-        steps = trainer.max_steps
-        over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if not self.found and (over or trainer.global_step == steps or trainer.should_stop):
+        if not self.found and (planned_end(trainer) or trainer.should_stop):
             self._decide(trainer, cast("Watched", pl_module))
 
     def _decide(self, trainer: Trainer, module: Watched) -> None:
@@ -158,10 +156,6 @@ class KeepBase(Callback):
         self.found, self.kept = dict(state_dict["found"]), state_dict["kept"]
 
 
-def _models(module: Watched) -> dict[str, nn.Module]:
-    return {"policy": module.policy, **module.parts}
-
-
 def _directory(model: nn.Module) -> Any:
     return getattr(model, "directory", None)
 
@@ -169,7 +163,7 @@ def _directory(model: nn.Module) -> Any:
 @torch.no_grad()
 def _restore(module: Watched) -> None:
     """Give every model that has a directory the weights that it holds."""
-    for model in _models(module).values():
+    for model in models_of(module).values():
         place = _directory(model)
         if place is not None:
             again = model.rebuild() if isinstance(model, CodecLM) else type(model)(directory=str(place))

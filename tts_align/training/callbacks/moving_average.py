@@ -7,6 +7,7 @@ names the parts, and frozen ones stay out of the checkpoint.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -16,8 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tts_align.training.callbacks.watched import Watched
+from tts_align.training.callbacks.watched import Watched, models_of, planned_end
 
+log = logging.getLogger(__name__)
 WARM_UP = 10
 """Of the share that stays at first, (1 + t) / (10 + t): the first weights must not stay in a short training's mean."""
 
@@ -48,17 +50,19 @@ class MovingAverage(Callback):
         """Begin with the weights as they are, or with the average of the checkpoint.
 
         Raises:
-            ValueError: a part is not there, nothing of the parts is trained, or the weights are sharded.
+            ValueError: a part is not there, or its weights are sharded.
         """
         module = cast("Watched", pl_module)
-        missing = [name for name in self.parts if name not in _models(module)]
+        missing = [name for name in self.parts if name not in models_of(module)]
         if missing:
             raise ValueError(
-                f"MovingAverage: there is no part {missing[0]} to average; there are {', '.join(_models(module))}"
+                f"MovingAverage: there is no part {missing[0]} to average; there are {', '.join(models_of(module))}"
             )
         weights = dict(self._weights(module))
         if any(isinstance(one, DTensor) for one in weights.values()):
             raise ValueError("MovingAverage does not average sharded weights: leave it out, or use the strategy ddp")
+        if not weights:  # such as the policy in a stage that trains the tokenizer by the reward model alone
+            log.warning("MovingAverage: nothing of %s is trained here, so it averages nothing", ", ".join(self.parts))
         begun = self.average.keys() == weights.keys()
         source = self.average if begun else weights
         self.average = {
@@ -73,15 +77,14 @@ class MovingAverage(Callback):
             return
         self.step = trainer.global_step
         self.average = moved(self.average, dict(self._weights(module)), kept_share(self.decay, self.step))
-        over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if over or trainer.global_step == trainer.max_steps:
+        if planned_end(trainer):
             with torch.no_grad():
                 for name, one in self._weights(module):
                     one.copy_(self.average[name])
 
     def _weights(self, module: Watched) -> Iterator[tuple[str, nn.Parameter]]:
         for part in self.parts:
-            for name, one in _models(module)[part].named_parameters():
+            for name, one in models_of(module)[part].named_parameters():
                 if one.requires_grad:
                     yield f"{part}.{name}", one
 
@@ -105,7 +108,3 @@ def moved(average: dict[str, Tensor], weights: dict[str, Any], kept: float) -> d
     for name, one in average.items():
         one.lerp_(weights[name].detach().float(), 1 - kept)
     return average
-
-
-def _models(module: Watched) -> dict[str, nn.Module]:
-    return {"policy": module.policy, **module.parts}

@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
+from lightning.pytorch import Trainer
+from torch import nn
 
 from tts_align.evaluation.parts import SpeaksAndListens
 from tts_align.models.base.tokenizer import TokenizerHead
@@ -29,3 +31,14 @@ class Watched(SpeaksAndListens, Protocol):
 
     def log_when_due(self) -> bool:
         """Log the means of training if it is time; tells whether it was."""
+
+
+def models_of(module: Watched) -> dict[str, nn.Module]:
+    """The policy and the other models that train beside it, by the names that recipes give them."""
+    return {"policy": module.policy, **module.parts}
+
+
+def planned_end(trainer: Trainer) -> bool:
+    """Whether the step that has just been taken is the last one of ``trainer.max_epochs`` or ``trainer.max_steps``."""
+    over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+    return over or trainer.global_step == trainer.max_steps
