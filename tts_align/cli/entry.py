@@ -66,7 +66,7 @@ def prepare(args: list[str]) -> None:
 
 
 def label(args: list[str]) -> None:
-    """The command ``label``: needs no model."""
+    """The command ``label``: needs no model, unless the rule asks for what a reward model hears."""
     from tts_align.cli.label import LabelRule, label
 
     _plain_command("label", args, label, rule=LabelRule)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
+from tts_align.evaluation.attributes import with_attributes
 from tts_align.evaluation.calibration import accuracy_of, check_reliable, read_calibration
 from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading
@@ -120,7 +121,7 @@ class LabelRule:
             known = ", ".join(sorted(candidate.measures)) or "none"
             raise ValueError(
                 f"rule: candidate {candidate.id!r} has no measure {missing[0]!r}, only {known}: pass --measures with "
-                "what `tts-align score` wrote of the recordings"
+                "what `tts-align score` wrote of the recordings, or --reward with a reward model of the attribute"
             )
         above = all(candidate.measures[name] >= least for name, least in self.min_measures.items())
         return above and all(candidate.measures[name] <= most for name, most in self.max_measures.items())
@@ -240,6 +241,7 @@ def label(
     out: Path,
     rule: LabelRule | None = None,
     measures: Path | None = None,
+    reward: Path | None = None,
     judge_accuracy: Path | None = None,
     min_judge_accuracy: float = 0.8,
     desirable_stars: float | None = None,
@@ -254,6 +256,8 @@ def label(
         rule: which candidates become rows.
         measures: numbers of the recordings for the rule: a folder that `tts-align score` wrote, or a JSONL file with
             columns ``id`` and ``measures``.
+        reward: directory of a reward model, such as runs/NAME/reward/model; what it says of each candidate's attributes
+            counts as measures: {manner.lively: 0.5} for a class or event, {quality: 4} for a score or number.
         judge_accuracy: file that `tts-align judge --calibrate` wrote; by default what ``judge`` laid beside its file.
         min_judge_accuracy: lowest accuracy of the judge itself, where it was measured, at which readings are labelled.
         desirable_stars: number of stars from which on a row is desirable, where people gave 1 to 5 stars.
@@ -262,13 +266,15 @@ def label(
         UnreliableJudgeError: the judge tells readings apart less often than it must.
     """
     rule = rule or LabelRule()
-    check_not_source(out, resolve(judged), *(one for one in (measures, judge_accuracy) if one is not None))
+    check_not_source(out, resolve(judged), *(one for one in (measures, reward, judge_accuracy) if one is not None))
     remove_leftovers(Path(out).parent)
     candidates = read_candidates(judged, desirable_stars)
     if not any(one.verdict or one.error or one.label is not None for one in candidates):
         raise ValueError(f"{judged}: no candidate was judged yet: run `tts-align judge` first")
     if measures is not None:
         candidates = with_measures(candidates, measures)
+    if reward is not None:
+        candidates = with_attributes(candidates, reward)
     heard = [one.verdict.reading for one in candidates if one.verdict is not None and one.label is None]
     if Reading.RIGHT in heard or Reading.WRONG in heard:
         known = read_calibration(judge_accuracy or accuracy_of(Path(judged)))

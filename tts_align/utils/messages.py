@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
-
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from tts_align.utils.progress import above_bars
 
@@ -39,16 +39,27 @@ MEANT = (
 """Warnings about what is meant to be so, or is not ours to mend."""
 
 
+LIGHTNING = "lightning.fabric.utilities.rank_zero"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Where launchers say a process's number, in the order in which Lightning looks."""
+
+
 def first_process() -> bool:
-    """Whether this is the only process, or the one of those that speaks and writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    """Whether this is the only process, or the one of those that speaks and writes.
+
+    Lightning knows once it is there. Commands that train nothing need not wait seconds for its import to be told.
+    """
+    told = getattr(getattr(sys.modules.get(LIGHTNING), "rank_zero_only", None), "rank", None)
+    if told is not None:
+        return bool(told == 0)
+    return next((os.environ[name] == "0" for name in RANKS if name in os.environ), True)
 
 
-@rank_zero_only
 def say(text: str) -> None:
     """Print once, however many processes there are, on lines of its own."""
-    with above_bars():
-        print(text, flush=True)
+    if first_process():
+        with above_bars():
+            print(text, flush=True)
 
 
 class _AboveBars(logging.StreamHandler):
