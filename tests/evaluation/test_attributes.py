@@ -87,16 +87,18 @@ def test_a_rule_keeps_what_the_model_hears_in_them(
 ) -> None:
     given = spoken(model, 24)
     write_json_lines(tmp_path / "judged.jsonl", [one.to_row() for one in given])
-    flags = ["--rule.keep", "all", "--rule.min_measures", json.dumps({"manner.lively": 0.5})]
+    sure = [one.measures["manner.lively"] for one in with_attributes(given, tmp_path / "reward")]
+    least = sorted(sure)[12]
+    flags = ["--rule.keep", "all", "--rule.min_measures", json.dumps({"manner.lively": least})]
     words = ["--judged", str(tmp_path / "judged.jsonl"), "--out", str(tmp_path / "rows.jsonl"), *flags]
     with pytest.raises(SystemExit):
         command(words)
     assert "or --reward with a reward model of the attribute" in capsys.readouterr().err
     command([*words, "--reward", str(tmp_path / "reward")])
     rows = read_manifest(tmp_path / "rows.jsonl").rows
-    lively = [one for one in with_attributes(given, tmp_path / "reward") if one.measures["manner.lively"] >= 0.5]
-    assert [row.speech for row in rows] == [one.speech for one in lively]
-    assert 0 < len(rows) < len(given)
+    lively = [one.speech for one, probability in zip(given, sure, strict=True) if probability >= least]
+    assert [row.speech for row in rows] == lively
+    assert len(rows) == 12
 
 
 def test_a_model_that_cannot_tell_says_so(model: RewardModel, tmp_path: Path) -> None:

@@ -284,7 +284,9 @@ def label(
     counts = count(candidates, labelled)
     print(counts, flush=True)
     if not labelled:
-        raise ValueError(f"{judged}: the rule keeps no row: raise max_cer, or count neither as undesirable")
+        raise ValueError(
+            f"{judged}: the rule keeps no row: raise max_cer, ask less of measures, or count neither as undesirable"
+        )
     start, end = resolve(judged).parent, Path(out).parent
     rows: list[Row] = [row for one, desirable in labelled for row in one.moved(start, end).to_rows(desirable)]
     write_manifest(rows, out)
