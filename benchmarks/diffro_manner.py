@@ -6,10 +6,11 @@
 
 The base of this corpus speaks one utterance in five in a lively manner and every second one cleanly, whatever the text
 says. A reward model learns manner and quality from recordings whose style is known; the policy trains on what the base
-has spoken, of which nobody knows the style, towards the text and one wanted attribute. Both are then measured on the
-sound of test sentences, by two means that no reward model has seen: a rule (median pitch; level of the quiet frames)
-and a listener that was trained apart, on other sentences' sound. Settings are chosen on dev sentences of seed 0. What
-is finished is kept in ``--work``. Writes ``results/diffro_manner.json``.
+has spoken, of which nobody knows the style, towards the text and one wanted attribute. In a second round the base learns
+from what that policy speaks, as far as the labelling recogniser hears no error in it and the reward model hears the
+wanted attribute. All are measured on the sound of test sentences, by two means that no reward model has seen: a rule
+(median pitch; level of the quiet frames) and a listener that was trained apart, on other sentences' sound. Settings are
+chosen on dev sentences of seed 0. What is finished is kept in ``--work``. Writes ``results/diffro_manner.json``.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_corpora import SPEAKERS, TESTED, Corpus, Fit
+from demo_corpora import DRAWN, SPEAKERS, TESTED, Corpus, Fit
 from jsonargparse import auto_cli
 from machine import machine
 from style_listener import StyleListener, kept_listener
 
 from tts_align.cli.demo.build import copy_synthesise
 from tts_align.cli.demo.manner_gates import StyleRule
+from tts_align.cli.judge import judge
+from tts_align.cli.label import LabelRule, label
+from tts_align.cli.sample import sample
 from tts_align.data.demo.audio import Clip
 from tts_align.data.demo.manner import MANNERS, QUALITIES, MannerBank, Style
 from tts_align.data.demo.sentences import READINGS, split_sentences
 from tts_align.evaluation.judges.base import Reading, SpeechSample
+from tts_align.evaluation.parts import Parts
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.evaluation.speaking import evenly_spread, utterance_requests
 from tts_align.evaluation.statistics.intervals import cluster_bootstrap, paired_difference
@@ -44,7 +49,7 @@ from tts_align.models.codec.mel import MelCodec
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.models.reward.config import Attribute
-from tts_align.objectives import DiffRO
+from tts_align.objectives import SFT, DiffRO, Objective
 from tts_align.utils.assets import ASSETS
 from tts_align.utils.files import read_json_lines, write_json, write_json_lines
 from tts_align.utils.readers import read_json
@@ -68,6 +73,8 @@ class Setting:
         free: whether the policy speaks the rows anew.
         resample: whether tokens are drawn anew at each position.
         summed: whether the text counts by the sum over its characters, a dozen times the attribute, and the KL by row.
+        second: whether the rows are what the policy of the first round spoke, without an error and as wanted.
+        imitate: whether cross-entropy on the rows is all there is: what the choice of rows does alone.
     """
 
     learning_rate: float = 1e-3
@@ -77,17 +84,24 @@ class Setting:
     free: bool = False
     resample: bool = False
     summed: bool = False
+    second: bool = False
+    imitate: bool = False
 
     @property
     def name(self) -> str:
         """For files."""
-        said = f"{self.learning_rate:g}-{self.anchor:g}-{self.beta:g}-{self.epochs}"
-        return said + "-free" * self.free + "-fresh" * self.resample + "-summed" * self.summed
+        said = f"{self.learning_rate:g}-{self.anchor:g}-{self.beta:g}-{self.epochs}" + "-free" * self.free
+        return (
+            said + "-fresh" * self.resample + "-summed" * self.summed + "-second" * self.second + "-sft" * self.imitate
+        )
 
     @property
     def words(self) -> str:
         """For readers."""
-        rows = "the policy speaks anew" if self.free else f"stored rows, anchor {self.anchor:g}"
+        source = "rows of the first round's policy" if self.second else "stored rows"
+        rows = "the policy speaks anew" if self.free else f"{source}, anchor {self.anchor:g}"
+        if self.imitate:
+            return f"SFT on {source}, lr {self.learning_rate:g}, {self.epochs} epochs"
         often = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         extra = ", fresh draws" * self.resample + ", sums" * self.summed
         return f"{rows}, β {self.beta:g}, lr {self.learning_rate:g}, {often}{extra}"
@@ -112,6 +126,21 @@ GRID: dict[str, tuple[Setting, ...]] = {
     "quality": FREE,
 }
 """Settings that are tried on dev sentences."""
+SECOND: dict[str, tuple[Setting, ...]] = {
+    "manner": (
+        *(Setting(5e-4, anchor, epochs=2, second=True) for anchor in (3.0, 10.0, 30.0)),
+        *(Setting(5e-4, anchor, epochs=4, second=True) for anchor in (10.0, 30.0)),
+        Setting(1e-3, 10.0, epochs=2, second=True),
+        *(Setting(rate, epochs=2, second=True, imitate=True) for rate in (2e-4, 5e-4, 1e-3)),
+    )
+}
+"""The same for the second round; imitation alone is a control, which is chosen apart."""
+ROUND = Setting(1e-4, epochs=2, free=True)
+"""What moves the policy that speaks the rows of the second round: the first round's choice on dev sentences."""
+CANDIDATES = 4
+"""Of each sentence in each voice, from which those rows are taken."""
+LEAST = {"manner": {"manner.lively": 0.5}}
+"""What the reward model must hear in them."""
 REACHED = 0.8
 
 
@@ -150,6 +179,7 @@ class MannerCorpus(Corpus):
     """The manner corpus: fixed rows of the base's own, recordings for the reward model, and what listens."""
 
     assets: Path = field(default_factory=lambda: ASSETS / "manner")
+    rows: Path | None = None
 
     def policy(self) -> CodecLM:
         """A fresh copy of the base model to train."""
@@ -161,8 +191,36 @@ class MannerCorpus(Corpus):
         return MelVocoder(str(self.assets / "codec"))
 
     def labelled(self, seed: int, split: str = "preference", sentences: int | None = None) -> Path:
-        """Rows that were made with the corpus, the same for every seed."""
-        return self.assets / f"{split}.parquet"
+        """Rows that were made with the corpus, the same for every seed, or those of a second round."""
+        return self.rows or self.assets / f"{split}.parquet"
+
+    def second_rows(self, attribute: str, seed: int) -> Path:
+        """What the first round's policy speaks of the training sentences, as far as it is clear and as wanted."""
+        out = self.work / f"second-{seed}-{attribute}.parquet"
+        if not out.exists():
+            policy, reward = (
+                self.train(attribute, ROUND, seed)[0],
+                self.reward(seed, "recordings", ATTRIBUTES, ctc=True),
+            )
+            parts = Parts(policy.eval(), self.listener("labeller"), DRAWN, self.vocoder)
+            drawn, heard = (self.work / f"second-{seed}-{attribute}-{name}.jsonl" for name in ("drawn", "heard"))
+            sentences = self.assets / "sentences/preference.jsonl"
+            sample(parts, sentences, drawn, CANDIDATES, SPEAKERS, 256, seed, overwrite=True)
+            judge(parts, drawn, heard, 256, overwrite=True)
+            rule = LabelRule(desirable=CANDIDATES, undesirable=0, max_cer=0.0, min_measures=LEAST[attribute])
+            label(heard, out, rule, reward=reward)
+        return out
+
+    def train(self, attribute: str | None, setting: Setting, seed: int) -> tuple[CodecLM, dict[str, Any]]:
+        """The policy after one training, and what it cost."""
+        reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
+        self.rows = self.second_rows(str(attribute), seed) if setting.second else None
+        given = None if setting.imitate else reward
+        fit = Fit(objective(attribute, setting), setting.learning_rate, epochs=setting.epochs, reward=given)
+        module, cost = self.fit(fit, seed)
+        self.rows = None
+        metrics = module.trainer.callback_metrics
+        return module.policy, cost | {"last": {k: float(v) for k, v in metrics.items() if "reward_" in k}}
 
     @cached_property
     def rule(self) -> StyleRule:
@@ -225,13 +283,7 @@ class MannerCorpus(Corpus):
         name = f"{split}-{seed}-{attribute or 'text'}-{setting.name}" if setting.epochs else f"{split}-{seed}-base"
         out = self.work / f"{name}.jsonl"
         if not out.exists():
-            policy, cost = self.base, {}
-            if setting.epochs:
-                reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
-                fit = Fit(objective(attribute, setting), setting.learning_rate, epochs=setting.epochs, reward=reward)
-                module, cost = self.fit(fit, seed)
-                policy = module.policy
-                cost["last"] = {k: float(v) for k, v in module.trainer.callback_metrics.items() if "reward_" in k}
+            policy, cost = self.train(attribute, setting, seed) if setting.epochs else (self.base, {})
             heard = self.hear(policy, split, seed, sentences)
             write_json_lines(out, [cost, *map(dataclasses.asdict, heard)])
         (_, _), *rows = read_json_lines(out)
@@ -246,8 +298,10 @@ class MannerCorpus(Corpus):
 BASE = Setting(epochs=0)
 
 
-def objective(attribute: str | None, setting: Setting) -> DiffRO:
+def objective(attribute: str | None, setting: Setting) -> Objective:
     """Towards the text, and one attribute if there is one."""
+    if setting.imitate:
+        return SFT()
     return DiffRO(
         beta=setting.beta,
         tasks=(*TEXT, attribute) if attribute else TEXT,
@@ -338,39 +392,64 @@ def main(
         name: sum(getattr(a, name) == getattr(b, name) for a, b in told) / len(told) for name in WANTED
     } | {"n": len(told)}
     for attribute in WANTED:
-        tried = []
         base = summary(corpus.run(None, BASE, "dev", 0, dev_sentences), attribute)
-        for setting in GRID[attribute]:
-            heard = summary(corpus.run(attribute, setting, "dev", 0, dev_sentences), attribute)
-            tried.append((setting, heard))
-            row = {"attribute": attribute, "words": setting.words} | dataclasses.asdict(setting) | heard
-            found["dev"].append(row)
-            print(attribute, setting.name, {name: round(heard[name], 4) for name in NUMBERS}, flush=True)
-        chosen = choose(tried, base)
-        found["chosen"][attribute] = dataclasses.asdict(chosen)
-        pairs: list[tuple[Heard, Heard]] = []
+        first = tried(corpus, attribute, GRID[attribute], dev_sentences, found)
+        second = tried(corpus, attribute, SECOND.get(attribute, ()), dev_sentences, found)
+        systems = [System(f"diffro_{attribute}", attribute, choose(first, base))]
+        for name in ("diffro", "sft"):
+            if pool := [one for one in second if one[0].imitate == (name == "sft")]:
+                systems.append(System(f"{name}_{attribute}_second", attribute, choose(pool, base)))
+        text = System("diffro_text", None, systems[0].setting)
+        found["chosen"] |= {one.name: dataclasses.asdict(one.setting) for one in systems}
+        pairs: dict[str, list[tuple[Heard, Heard]]] = {one.name: [] for one in systems}
         for seed in seeds:
-            first = corpus.run(None, BASE, "test", seed, sentences)
-            found["rows"].append({"attribute": attribute, "seed": seed, "system": "base"} | summary(first, attribute))
-            systems: list[tuple[str, str | None]] = [(f"diffro_{attribute}", attribute)]
-            if seed in (seeds if controls is None else controls):
-                systems.insert(0, ("diffro_text", None))
-            for system, towards in systems:
-                heard_by = corpus.run(towards, chosen, "test", seed, sentences)
-                row: dict[str, Any] = {"attribute": attribute, "seed": seed, "system": system}
-                row |= summary(heard_by, attribute) | corpus.cost(towards, chosen, "test", seed)
-                row["difference_from_base"] = difference(first, heard_by, attribute)
+            before = corpus.run(None, BASE, "test", seed, sentences)
+            found["rows"].append({"attribute": attribute, "seed": seed, "system": "base"} | summary(before, attribute))
+            for system in [text, *systems] if seed in (seeds if controls is None else controls) else systems:
+                heard = corpus.run(system.attribute, system.setting, "test", seed, sentences)
+                row: dict[str, Any] = {"attribute": attribute, "seed": seed, "system": system.name}
+                row |= summary(heard, attribute) | corpus.cost(system.attribute, system.setting, "test", seed)
+                row["difference_from_base"] = difference(before, heard, attribute)
                 found["rows"].append(row)
-                print(system, seed, {name: round(row[name], 4) for name in NUMBERS}, flush=True)
-                if towards:
-                    pairs += zip(first, heard_by, strict=True)
+                print(system.name, seed, {name: round(row[name], 4) for name in NUMBERS}, flush=True)
+                if system.attribute:
+                    pairs[system.name] += zip(before, heard, strict=True)
             write_json(results, found)
-        before, after = [one for one, _ in pairs], [one for _, one in pairs]
-        found["pooled"].append(
-            {"attribute": attribute, "seeds": list(seeds), "base": summary(before, attribute)}
-            | {"aligned": summary(after, attribute), "difference": difference(before, after, attribute)}
-        )
+        for name, both in pairs.items():
+            before, after = [one for one, _ in both], [one for _, one in both]
+            found["pooled"].append(
+                {"attribute": attribute, "system": name, "seeds": list(seeds), "base": summary(before, attribute)}
+                | {"aligned": summary(after, attribute), "difference": difference(before, after, attribute)}
+            )
         write_json(results, found)
+
+
+@dataclass(frozen=True)
+class System:
+    """What is tested.
+
+    Args:
+        name: of its rows in the results.
+        attribute: what it is trained towards beside the text, if anything.
+        setting: as chosen on dev sentences.
+    """
+
+    name: str
+    attribute: str | None
+    setting: Setting
+
+
+def tried(
+    corpus: MannerCorpus, attribute: str, settings: Sequence[Setting], sentences: int | None, found: dict[str, Any]
+) -> list[tuple[Setting, dict[str, Any]]]:
+    """Settings with what is heard of them on dev sentences of seed 0, which is also put among the results."""
+    rows = []
+    for setting in settings:
+        heard = summary(corpus.run(attribute, setting, "dev", 0, sentences), attribute)
+        rows.append((setting, heard))
+        found["dev"].append({"attribute": attribute, "words": setting.words} | dataclasses.asdict(setting) | heard)
+        print(attribute, setting.name, {name: round(heard[name], 4) for name in NUMBERS}, flush=True)
+    return rows
 
 
 if __name__ == "__main__":

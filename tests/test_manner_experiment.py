@@ -23,6 +23,7 @@ from tts_align.data.manifest import read_manifest
 from tts_align.models.codec.mel import CodecSizes
 from tts_align.models.policy.qwen2 import Sizes
 from tts_align.utils import assets
+from tts_align.utils.files import read_json_lines, write_json_lines
 
 pytestmark = pytest.mark.whole_runs
 ONE_STEP = Schedule(1, 2, 1e-3)
@@ -98,6 +99,12 @@ def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("diffro_manner")
 
 
+def all_right(parts: object, drawn: Path, heard: Path, *_: object, **__: object) -> None:
+    """Babble has no reading."""
+    verdict = {"reading": "right", "cer": 0.0, "nearest_cer": 0.0, "transcript": ""}
+    write_json_lines(heard, [row | verdict for _, row in read_json_lines(drawn)])
+
+
 def test_the_benchmark_measures_both_ways_and_resumes(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +114,11 @@ def test_the_benchmark_measures_both_ways_and_resumes(
     monkeypatch.setattr(benchmark, "LISTENER_CLIPS", 8)
     monkeypatch.setattr(benchmark, "TOLD_CLIPS", 6)
     monkeypatch.setattr(benchmark, "GRID", {name: (benchmark.Setting(),) for name in ("manner", "quality")})
+    second = [benchmark.Setting(1e-4, 1.0, second=True, imitate=imitate) for imitate in (False, True)]
+    monkeypatch.setattr(benchmark, "SECOND", {"manner": tuple(second)})
+    monkeypatch.setattr(benchmark, "ROUND", benchmark.Setting(1e-4, free=True))
+    monkeypatch.setattr(benchmark, "LEAST", {"manner": {"manner.lively": 0.0}})  # nobody has learnt to hear it
+    monkeypatch.setattr(benchmark, "judge", all_right)
     given = {
         "seeds": (0,),
         "assets": experiment / "assets/manner",
@@ -116,11 +128,18 @@ def test_the_benchmark_measures_both_ways_and_resumes(
     for _ in range(2):
         benchmark.main(**given, sentences=2, dev_sentences=2, reward_epochs=1)
     found = json.loads((tmp_path / "found.json").read_text())
+    systems = {name: ["base", "diffro_text", f"diffro_{name}"] for name in ("manner", "quality")}
+    systems["manner"] += ["diffro_manner_second", "sft_manner_second"]
     assert [(row["attribute"], row["system"]) for row in found["rows"]] == [
-        (name, system) for name in ("manner", "quality") for system in ("base", "diffro_text", f"diffro_{name}")
+        (name, system) for name, names in systems.items() for system in names
     ]
+    spoken = read_manifest(tmp_path / "second-0-manner.parquet").rows  # no plain row, none that was misread
+    assert spoken
+    assert all(row.desirable for row in spoken)
     assert all(row["n"] == 4 and 0 <= row["wanted_by_listener"] <= 1 for row in found["rows"])
-    assert [one["attribute"] for one in found["pooled"]] == ["manner", "quality"]
+    assert [one["system"] for one in found["pooled"]] == [
+        *("diffro_manner", "diffro_manner_second", "sft_manner_second", "diffro_quality")
+    ]
     monkeypatch.setattr(benchmark.MannerCorpus, "hear", None)  # nothing is spoken again
     benchmark.main(**given, sentences=2, dev_sentences=2, reward_epochs=1)
 
