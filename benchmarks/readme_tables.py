@@ -143,12 +143,13 @@ def diffro_manner(found: dict[str, Any]) -> str:
             lines.append(f"| {attribute}: {wanted} | `{system}` | {len(mine)} | {cells} |")
         for one in (one for one in found["pooled"] if one["attribute"] == attribute):
             cells = " | ".join(points(one["difference"][name], 2) for name in names)
-            lines.append(f"| {attribute}: {wanted} | change from base, points | {len(one['seeds'])} | {cells} |")
+            change = f"`{one['system']}` - `base`, points"
+            lines.append(f"| {attribute}: {wanted} | {change} | {len(one['seeds'])} | {cells} |")
     lines += ["", "What was tried on dev sentences, seed 0; the settings chosen are marked:", ""]
     lines += [f"| wanted | setting | {head} |", "|---" * 7 + "|"]
     for row in found["dev"]:
-        chosen = found["chosen"][row["attribute"]]
-        mark = ", **chosen**" * all(row[name] == value for name, value in chosen.items())
+        settings = [one for name, one in found["chosen"].items() if f"_{row['attribute']}" in name]
+        mark = ", **chosen**" * any(all(row[name] == value for name, value in one.items()) for one in settings)
         cells = " | ".join(f"{100 * row[name]:.2f}" for name in names)
         lines.append(f"| {row['attribute']} | {row['words']}{mark} | {cells} |")
     return "\n".join(lines)
