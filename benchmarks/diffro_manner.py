@@ -9,8 +9,9 @@ says. A reward model learns manner and quality from recordings whose style is kn
 has spoken, of which nobody knows the style, towards the text and one wanted attribute. In a second round the base
 learns from what that policy speaks, as far as the labelling recogniser hears no error in it and the reward model hears
 the wanted attribute. All are measured on the sound of test sentences, by two means that no reward model has seen: a
-rule (median pitch; level of the quiet frames) and a listener that was trained apart, on other sentences' sound. Settings
-are chosen on dev sentences of seed 0. What is finished is kept in ``--work``. Writes ``results/diffro_manner.json``.
+rule (median pitch; level of the quiet frames) and a listener that was trained apart, on other sentences' sound.
+Settings are chosen on dev sentences of seed 0. What is finished is kept in ``--work``. Writes
+``results/diffro_manner.json``.
 """
 
 from __future__ import annotations
