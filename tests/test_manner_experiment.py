@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from tts_align.cli.demo.build import GateError
 from tts_align.cli.demo.gates import Gate
 from tts_align.cli.demo.manner_build import MannerPlan, build_manner
 from tts_align.cli.demo.training import Schedule
-from tts_align.cli.entry import run
+from tts_align.cli.entry import label, run
 from tts_align.cli.label import LabelRule
 from tts_align.data.demo.manner import MANNERS, QUALITIES
 from tts_align.data.demo.sentences import SPEAKERS
@@ -78,14 +79,36 @@ def test_holds_all_that_the_recipe_names(experiment: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count("already there") == 8
 
 
-def test_the_recipe_trains_on_it_as_it_stands(experiment: Path, tmp_path: Path) -> None:
-    recipes = ["--config", str(RECIPES / "diffro.yaml"), "--config", str(RECIPES / "diffro/manner.yaml")]
-    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--model.reward_fit.epochs", "1"]
-    short += ["--trainer.callbacks", "null", "--model.test", "null", "--model.judge", "null", "--run.threads", "1"]
-    cli = run(["fit", *recipes, *short, "--run.directory", str(tmp_path / "run")])
-    assert cli.trainer.global_step >= 1
+def test_both_rounds_run_by_the_commands_of_the_recipe(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--trainer.callbacks", "null"]
+    short += ["--model.test", "null", "--run.threads", "1"]
+    header = (RECIPES / "diffro/second_round.yaml").read_text().splitlines()
+    commands = [shlex.split(line[1:])[1:] for line in header if line.startswith("#   tts-align ")]
+    assert [words[0] for words in commands] == ["fit", "sample", "judge", "label", "fit"]
+    first, speak, listen, choose, second = commands
+    cli = run([*first, *short, "--model.reward_fit.epochs", "1"])
     assert cli.model.objective.targets == {"manner": "lively"}
     assert {"asr", "ctc", "manner", "quality"} == set(cli.model.parts.reward.tasks)
+    run(speak)
+    run(listen)
+    all_right(None, Path("runs/manner_heard.jsonl"), Path("runs/manner_heard.jsonl"))
+    label([*choose[1:], "--rule.min_measures", "{manner.lively: 0}"])
+    assert len(read_manifest("runs/manner_spoken.parquet").rows) == 4 * 2 * 4
+    cli = run([*second, *short])
+    assert cli.trainer.global_step == 2
+    assert cli.model.objective.sft_weight > 0
+    assert not cli.model.objective.free
+    assert str(cli.model.parts.reward.directory) == "runs/manner/reward/model"
+
+
+def all_right(parts: object, drawn: Path, heard: Path, *_: object, **__: object) -> None:
+    """Babble has no reading."""
+    verdict = {"reading": "right", "cer": 0.0, "nearest_cer": 0.0, "transcript": "", "finished": True}
+    write_json_lines(heard, [row | verdict for _, row in list(read_json_lines(drawn))])
 
 
 def test_without_a_build_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +120,6 @@ def test_without_a_build_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest
 def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("diffro_manner")
-
-
-def all_right(parts: object, drawn: Path, heard: Path, *_: object, **__: object) -> None:
-    """Babble has no reading."""
-    verdict = {"reading": "right", "cer": 0.0, "nearest_cer": 0.0, "transcript": ""}
-    write_json_lines(heard, [row | verdict for _, row in read_json_lines(drawn)])
 
 
 def test_the_benchmark_measures_both_ways_and_resumes(
