@@ -6,11 +6,11 @@
 
 The base of this corpus speaks one utterance in five in a lively manner and every second one cleanly, whatever the text
 says. A reward model learns manner and quality from recordings whose style is known; the policy trains on what the base
-has spoken, of which nobody knows the style, towards the text and one wanted attribute. In a second round the base
-learns from what that policy speaks, as far as the labelling recogniser hears no error in it and the reward model hears
-the wanted attribute. All are measured on the sound of test sentences, by two means that no reward model has seen: a
-rule (median pitch; level of the quiet frames) and a listener that was trained apart, on other sentences' sound.
-Settings are chosen on dev sentences of seed 0. What is finished is kept in ``--work``. Writes
+has spoken, of which nobody knows the style, towards the text and one wanted attribute. In later rounds the base
+learns from what the policy of the last one speaks, as far as the labelling recogniser hears no error in it and the
+reward model hears the wanted attribute. All are measured on the sound of test sentences, by two means that no reward
+model has seen: a rule (median pitch; level of the quiet frames) and a listener that was trained apart, on other
+sentences' sound. Settings are chosen on dev sentences of seed 0. What is finished is kept in ``--work``. Writes
 ``results/diffro_manner.json``.
 """
 
@@ -74,7 +74,8 @@ class Setting:
         free: whether the policy speaks the rows anew.
         resample: whether tokens are drawn anew at each position.
         summed: whether the text counts by the sum over its characters, a dozen times the attribute, and the KL by row.
-        second: whether the rows are what the policy of the first round spoke, without an error and as wanted.
+        round: 1 learns from the base's rows; later ones from what the policy of the round before spoke, without an
+            error and as wanted.
         imitate: whether cross-entropy on the rows is all there is: what the choice of rows does alone.
     """
 
@@ -85,21 +86,20 @@ class Setting:
     free: bool = False
     resample: bool = False
     summed: bool = False
-    second: bool = False
+    round: int = 1
     imitate: bool = False
 
     @property
     def name(self) -> str:
         """For files."""
         said = f"{self.learning_rate:g}-{self.anchor:g}-{self.beta:g}-{self.epochs}" + "-free" * self.free
-        return (
-            said + "-fresh" * self.resample + "-summed" * self.summed + "-second" * self.second + "-sft" * self.imitate
-        )
+        said += "-fresh" * self.resample + "-summed" * self.summed
+        return said + ("", "-second", "-third")[self.round - 1] + "-sft" * self.imitate
 
     @property
     def words(self) -> str:
         """For readers."""
-        source = "rows of the first round's policy" if self.second else "stored rows"
+        source = f"rows of round {self.round}" if self.round > 1 else "stored rows"
         rows = "the policy speaks anew" if self.free else f"{source}, anchor {self.anchor:g}"
         if self.imitate:
             return f"SFT on {source}, lr {self.learning_rate:g}, {self.epochs} epochs"
@@ -127,17 +127,24 @@ GRID: dict[str, tuple[Setting, ...]] = {
     "quality": FREE,
 }
 """Settings that are tried on dev sentences."""
-SECOND: dict[str, tuple[Setting, ...]] = {
-    "manner": (
-        *(Setting(5e-4, anchor, epochs=2, second=True) for anchor in (3.0, 10.0, 30.0)),
-        *(Setting(5e-4, anchor, epochs=4, second=True) for anchor in (10.0, 30.0)),
-        Setting(1e-3, 10.0, epochs=2, second=True),
-        *(Setting(rate, epochs=2, second=True, imitate=True) for rate in (2e-4, 5e-4, 1e-3)),
-    )
+LATER: dict[str, dict[int, tuple[Setting, ...]]] = {
+    "manner": {
+        2: (
+            *(Setting(5e-4, anchor, epochs=2, round=2) for anchor in (3.0, 10.0, 30.0)),
+            *(Setting(5e-4, anchor, epochs=4, round=2) for anchor in (10.0, 30.0)),
+            Setting(1e-3, 10.0, epochs=2, round=2),
+            *(Setting(rate, epochs=2, round=2, imitate=True) for rate in (2e-4, 5e-4, 1e-3)),
+        ),
+        3: (
+            *(Setting(5e-4, anchor, epochs=2, round=3) for anchor in (10.0, 30.0)),
+            Setting(1e-3, 10.0, epochs=2, round=3),
+            *(Setting(rate, epochs=2, round=3, imitate=True) for rate in (5e-4, 1e-3)),
+        ),
+    }
 }
-"""The same for the second round; imitation alone is a control, which is chosen apart."""
-ROUND = Setting(1e-4, epochs=2, free=True)
-"""What moves the policy that speaks the rows of the second round: the first round's choice on dev sentences."""
+"""The same for later rounds; imitation alone is a control, which is chosen apart."""
+SPEAKS = {2: Setting(1e-4, epochs=2, free=True), 3: Setting(5e-4, 30.0, epochs=2, round=2)}
+"""What moves the policy that speaks the rows of a round: the choice of the round before on dev sentences."""
 CANDIDATES = 4
 """Of each sentence in each voice, from which those rows are taken."""
 LEAST = {"manner": {"manner.lively": 0.5}}
@@ -192,19 +199,18 @@ class MannerCorpus(Corpus):
         return MelVocoder(str(self.assets / "codec"))
 
     def labelled(self, seed: int, split: str = "preference", sentences: int | None = None) -> Path:
-        """Rows that were made with the corpus, the same for every seed, or those of a second round."""
+        """Rows that were made with the corpus, the same for every seed, or those of a later round."""
         return self.rows or self.assets / f"{split}.parquet"
 
-    def second_rows(self, attribute: str, seed: int) -> Path:
-        """What the first round's policy speaks of the training sentences, as far as it is clear and as wanted."""
-        out = self.work / f"second-{seed}-{attribute}.parquet"
+    def spoken_rows(self, attribute: str, seed: int, number: int) -> Path:
+        """What the policy of the round before speaks of the training sentences, as far as it is clear and as wanted."""
+        name = f"{('second', 'third')[number - 2]}-{seed}-{attribute}"
+        out = self.work / f"{name}.parquet"
         if not out.exists():
-            policy, reward = (
-                self.train(attribute, ROUND, seed)[0],
-                self.reward(seed, "recordings", ATTRIBUTES, ctc=True),
-            )
+            policy, _ = self.train(attribute, SPEAKS[number], seed)
+            reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
             parts = Parts(policy.eval(), self.listener("labeller"), DRAWN, self.vocoder)
-            drawn, heard = (self.work / f"second-{seed}-{attribute}-{name}.jsonl" for name in ("drawn", "heard"))
+            drawn, heard = (self.work / f"{name}-{kind}.jsonl" for kind in ("drawn", "heard"))
             sentences = self.assets / "sentences/preference.jsonl"
             sample(parts, sentences, drawn, CANDIDATES, SPEAKERS, 256, seed, overwrite=True)
             judge(parts, drawn, heard, 256, overwrite=True)
@@ -215,7 +221,7 @@ class MannerCorpus(Corpus):
     def train(self, attribute: str | None, setting: Setting, seed: int) -> tuple[CodecLM, dict[str, Any]]:
         """The policy after one training, and what it cost."""
         reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
-        self.rows = self.second_rows(str(attribute), seed) if setting.second else None
+        self.rows = self.spoken_rows(str(attribute), seed, setting.round) if setting.round > 1 else None
         given = None if setting.imitate else reward
         fit = Fit(objective(attribute, setting), setting.learning_rate, epochs=setting.epochs, reward=given)
         module, cost = self.fit(fit, seed)
@@ -395,11 +401,12 @@ def main(
     for attribute in WANTED:
         base = summary(corpus.run(None, BASE, "dev", 0, dev_sentences), attribute)
         first = tried(corpus, attribute, GRID[attribute], dev_sentences, found)
-        second = tried(corpus, attribute, SECOND.get(attribute, ()), dev_sentences, found)
         systems = [System(f"diffro_{attribute}", attribute, choose(first, base))]
-        for name in ("diffro", "sft"):
-            if pool := [one for one in second if one[0].imitate == (name == "sft")]:
-                systems.append(System(f"{name}_{attribute}_second", attribute, choose(pool, base)))
+        for number, settings in LATER.get(attribute, {}).items():
+            later = tried(corpus, attribute, settings, dev_sentences, found)
+            for name in ("diffro", "sft"):
+                pool = [one for one in later if one[0].imitate == (name == "sft")]
+                systems.append(System(f"{name}_{attribute}_round{number}", attribute, choose(pool, base)))
         text = System("diffro_text", None, systems[0].setting)
         found["chosen"] |= {one.name: dataclasses.asdict(one.setting) for one in systems}
         pairs: dict[str, list[tuple[Heard, Heard]]] = {one.name: [] for one in systems}

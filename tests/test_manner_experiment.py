@@ -131,9 +131,12 @@ def test_the_benchmark_measures_both_ways_and_resumes(
     monkeypatch.setattr(benchmark, "LISTENER_CLIPS", 8)
     monkeypatch.setattr(benchmark, "TOLD_CLIPS", 6)
     monkeypatch.setattr(benchmark, "GRID", {name: (benchmark.Setting(),) for name in ("manner", "quality")})
-    second = [benchmark.Setting(1e-4, 1.0, second=True, imitate=imitate) for imitate in (False, True)]
-    monkeypatch.setattr(benchmark, "SECOND", {"manner": tuple(second)})
-    monkeypatch.setattr(benchmark, "ROUND", benchmark.Setting(1e-4, free=True))
+    later = {
+        number: tuple(benchmark.Setting(1e-4, 1.0, round=number, imitate=imitate) for imitate in (False, True))
+        for number in (2, 3)
+    }
+    monkeypatch.setattr(benchmark, "LATER", {"manner": later})
+    monkeypatch.setattr(benchmark, "SPEAKS", {2: benchmark.Setting(1e-4, free=True), 3: later[2][0]})
     monkeypatch.setattr(benchmark, "LEAST", {"manner": {"manner.lively": 0.0}})  # nobody has learnt to hear it
     monkeypatch.setattr(benchmark, "judge", all_right)
     given = {
@@ -146,17 +149,17 @@ def test_the_benchmark_measures_both_ways_and_resumes(
         benchmark.main(**given, sentences=2, dev_sentences=2, reward_epochs=1)
     found = json.loads((tmp_path / "found.json").read_text())
     systems = {name: ["base", "diffro_text", f"diffro_{name}"] for name in ("manner", "quality")}
-    systems["manner"] += ["diffro_manner_second", "sft_manner_second"]
+    rounds = [f"{name}_manner_round{number}" for number in (2, 3) for name in ("diffro", "sft")]
+    systems["manner"] += rounds
     assert [(row["attribute"], row["system"]) for row in found["rows"]] == [
         (name, system) for name, names in systems.items() for system in names
     ]
-    spoken = read_manifest(tmp_path / "second-0-manner.parquet").rows  # no plain row, none that was misread
-    assert spoken
-    assert all(row.desirable for row in spoken)
+    for name in ("second", "third"):
+        spoken = read_manifest(tmp_path / f"{name}-0-manner.parquet").rows
+        assert spoken
+        assert all(row.desirable for row in spoken)
     assert all(row["n"] == 4 and 0 <= row["wanted_by_listener"] <= 1 for row in found["rows"])
-    assert [one["system"] for one in found["pooled"]] == [
-        *("diffro_manner", "diffro_manner_second", "sft_manner_second", "diffro_quality")
-    ]
+    assert [one["system"] for one in found["pooled"]] == ["diffro_manner", *rounds, "diffro_quality"]
     monkeypatch.setattr(benchmark.MannerCorpus, "hear", None)  # nothing is spoken again
     benchmark.main(**given, sentences=2, dev_sentences=2, reward_epochs=1)
 
