@@ -137,8 +137,7 @@ LATER: dict[str, dict[int, tuple[Setting, ...]]] = {
         ),
         3: (
             *(Setting(5e-4, anchor, epochs=2, round=3) for anchor in (10.0, 30.0)),
-            Setting(1e-3, 10.0, epochs=2, round=3),
-            *(Setting(rate, epochs=2, round=3, imitate=True) for rate in (5e-4, 1e-3)),
+            Setting(5e-4, epochs=2, round=3, imitate=True),
         ),
     }
 }
