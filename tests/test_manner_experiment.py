@@ -79,30 +79,32 @@ def test_holds_all_that_the_recipe_names(experiment: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count("already there") == 8
 
 
-def test_both_rounds_run_by_the_commands_of_the_recipe(
+def test_all_rounds_run_by_the_commands_of_the_recipe(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(RECIPES)
     short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--trainer.callbacks", "null"]
     short += ["--model.test", "null", "--run.threads", "1"]
-    header = (RECIPES / "diffro/second_round.yaml").read_text().splitlines()
+    header = (RECIPES / "diffro/next_round.yaml").read_text().splitlines()
     commands = [shlex.split(line[1:])[1:] for line in header if line.startswith("#   tts-align ")]
-    assert [words[0] for words in commands] == ["fit", "sample", "judge", "label", "fit"]
-    first, speak, listen, choose, second = commands
-    cli = run([*first, *short, "--model.reward_fit.epochs", "1"])
+    assert [words[0] for words in commands] == ["fit", *["sample", "judge", "label", "fit"] * 2]
+    cli = run([*commands[0], *short, "--model.reward_fit.epochs", "1"])
     assert cli.model.objective.targets == {"manner": "lively"}
     assert {"asr", "ctc", "manner", "quality"} == set(cli.model.parts.reward.tasks)
-    run(speak)
-    run(listen)
-    all_right(None, Path("runs/manner_heard.jsonl"), Path("runs/manner_heard.jsonl"))
-    label([*choose[1:], "--rule.min_measures", "{manner.lively: 0}"])
-    assert len(read_manifest("runs/manner_spoken.parquet").rows) == 4 * 2 * 4
-    cli = run([*second, *short])
-    assert cli.trainer.global_step == 2
-    assert cli.model.objective.sft_weight > 0
-    assert not cli.model.objective.free
-    assert str(cli.model.parts.reward.directory) == "runs/manner/reward/model"
+    for number, (speak, listen, choose, learn) in enumerate((commands[1:5], commands[5:]), 1):
+        run(speak)
+        run(listen)
+        all_right(None, Path(f"runs/heard{number}.jsonl"), Path(f"runs/heard{number}.jsonl"))
+        label([*choose[1:], "--rule.min_measures", "{manner.lively: 0}"])
+        assert len(read_manifest(f"runs/spoken{number}.parquet").rows) == 4 * 2 * 4
+        cli = run([*learn, *short])
+        assert cli.trainer.global_step == 2
+        assert cli.config["fit"]["data"]["manifest"] == f"runs/spoken{number}.parquet"
+        assert Path(f"runs/manner{number + 1}/config.yaml").is_file()
+        assert cli.model.objective.sft_weight > 0
+        assert not cli.model.objective.free
+        assert str(cli.model.parts.reward.directory) == "runs/manner1/reward/model"
 
 
 def all_right(parts: object, drawn: Path, heard: Path, *_: object, **__: object) -> None:
