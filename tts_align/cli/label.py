@@ -11,10 +11,10 @@ from typing import Literal
 
 from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
-from tts_align.evaluation.attributes import with_attributes
 from tts_align.evaluation.calibration import accuracy_of, check_reliable, read_calibration
 from tts_align.evaluation.candidates import Candidate, read_candidates
 from tts_align.evaluation.judges.base import Reading
+from tts_align.evaluation.measures.attributes import measured_attributes
 from tts_align.evaluation.metrics.functional import normalise
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import check_not_source, file_name, read_json_lines, remove_leftovers
@@ -234,6 +234,12 @@ def with_measures(candidates: Sequence[Candidate], path: Path) -> list[Candidate
         replace(one, measures={**one.measures, **(numbers or {})})
         for one, numbers in zip(candidates, named, strict=True)
     ]
+
+
+def with_attributes(candidates: Sequence[Candidate], directory: Path) -> list[Candidate]:
+    """Candidates with what a reward model says of their attributes among their measures."""
+    found = measured_attributes({one.id: one.speech for one in candidates}, directory)
+    return [replace(one, measures={**one.measures, **found[one.id]}) for one in candidates]
 
 
 def label(

@@ -114,16 +114,6 @@ class Attribute:
             return logits > 0
         return mos_expectation(logits) if self.kind == "mos" else logits[:, 0] * self.spread + self.centre
 
-    def measures(self, logits: Float[Tensor, "r e"]) -> dict[str, Tensor]:
-        """What the logits say as numbers with names, each (r,).
-
-        ``manner.lively`` is the probability of a class or event; a score or number has the attribute's own name.
-        """
-        if self.kind in ("mos", "regression"):
-            return {self.name: self.predict(logits)}
-        sure = logits.softmax(-1) if self.kind == "classes" else logits.sigmoid()
-        return {f"{self.name}.{name}": sure[:, place] for place, name in enumerate(self.classes)}
-
     @property
     def _fallback(self) -> float:
         """A harmless number where there is no label."""

@@ -12,10 +12,11 @@ import torch
 from tiny import make_reward
 
 from tts_align.cli.entry import label as command
+from tts_align.cli.label import with_attributes
 from tts_align.data.manifest import read_manifest
-from tts_align.evaluation.attributes import with_attributes
 from tts_align.evaluation.candidates import Candidate
 from tts_align.evaluation.judges.base import Reading, Verdict
+from tts_align.evaluation.measures.attributes import measured_attributes
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.models.reward.config import Attribute
 from tts_align.models.reward.model import RewardModel
@@ -54,10 +55,13 @@ def spoken(model: RewardModel, count: int) -> list[Candidate]:
 def test_numbers_are_those_of_each_candidate_alone(model: RewardModel, tmp_path: Path) -> None:
     given = spoken(model, 9)
     given[4] = replace(given[4], speech=())
-    found = with_attributes(given, tmp_path / "reward", batch_rows=4)
+    found = with_attributes(given, tmp_path / "reward")
+    several = measured_attributes({one.id: one.speech for one in given}, tmp_path / "reward", batch_rows=4)
     assert found[4] == given[4]
     for before, one in zip(given, found, strict=True):
         assert replace(one, measures=before.measures) == before
+        mine = {name: value for name, value in one.measures.items() if name != "similarity"}
+        assert several[one.id] == pytest.approx(mine, rel=1e-4)
         if not before.speech:
             continue
         speech = torch.tensor(before.speech)[None]
@@ -106,5 +110,5 @@ def test_a_model_that_cannot_tell_says_so(model: RewardModel, tmp_path: Path) ->
     with pytest.raises(ValueError, match="knows no attribute, only asr"):
         with_attributes(spoken(model, 2), tmp_path / "plain")
     strange = replace(spoken(model, 1)[0], speech=(model.codebook_size,))
-    with pytest.raises(ValueError, match=r"reads \d+ speech tokens, got \d+ in candidate 's-0'.* another codec"):
+    with pytest.raises(ValueError, match=r"reads \d+ speech tokens, got \d+ in 's-0': .* another codec"):
         with_attributes([strange], tmp_path / "reward")
