@@ -139,14 +139,23 @@ LATER: dict[str, dict[int, tuple[Setting, ...]]] = {
             *(Setting(5e-4, anchor, epochs=2, round=3) for anchor in (10.0, 30.0)),
             Setting(5e-4, epochs=2, round=3, imitate=True),
         ),
-    }
+    },
+    "quality": {
+        2: (
+            *(Setting(5e-4, anchor, epochs=2, round=2) for anchor in (10.0, 30.0)),
+            Setting(5e-4, epochs=2, round=2, imitate=True),
+        )
+    },
 }
 """The same for later rounds; imitation alone is a control, which is chosen apart."""
-SPEAKS = {2: Setting(1e-4, epochs=2, free=True), 3: Setting(5e-4, 30.0, epochs=2, round=2)}
+SPEAKS = {
+    "manner": {2: Setting(1e-4, epochs=2, free=True), 3: Setting(5e-4, 30.0, epochs=2, round=2)},
+    "quality": {2: Setting(2e-4, free=True)},
+}
 """What moves the policy that speaks the rows of a round: the choice of the round before on dev sentences."""
 CANDIDATES = 4
 """Of each sentence in each voice, from which those rows are taken."""
-LEAST = {"manner": {"manner.lively": 0.5}}
+LEAST = {"manner": {"manner.lively": 0.5}, "quality": {"quality": 4.0}}
 """What the reward model must hear in them."""
 REACHED = 0.8
 
@@ -206,7 +215,7 @@ class MannerCorpus(Corpus):
         name = f"{('second', 'third')[number - 2]}-{seed}-{attribute}"
         out = self.work / f"{name}.parquet"
         if not out.exists():
-            policy, _ = self.train(attribute, SPEAKS[number], seed)
+            policy, _ = self.train(attribute, SPEAKS[attribute][number], seed)
             reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
             parts = Parts(policy.eval(), self.listener("labeller"), DRAWN, self.vocoder)
             drawn, heard = (self.work / f"{name}-{kind}.jsonl" for kind in ("drawn", "heard"))

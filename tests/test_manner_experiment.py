@@ -138,7 +138,7 @@ def test_the_benchmark_measures_both_ways_and_resumes(
         for number in (2, 3)
     }
     monkeypatch.setattr(benchmark, "LATER", {"manner": later})
-    monkeypatch.setattr(benchmark, "SPEAKS", {2: benchmark.Setting(1e-4, free=True), 3: later[2][0]})
+    monkeypatch.setattr(benchmark, "SPEAKS", {"manner": {2: benchmark.Setting(1e-4, free=True), 3: later[2][0]}})
     monkeypatch.setattr(benchmark, "LEAST", {"manner": {"manner.lively": 0.0}})  # nobody has learnt to hear it
     monkeypatch.setattr(benchmark, "judge", all_right)
     given = {
