@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from tts_align.data.records import Row
+from tts_align.models.reward.batches import speech_batches
 from tts_align.models.reward.config import Attribute
 from tts_align.models.reward.model import RewardModel
 
@@ -33,14 +33,11 @@ def fill_columns(rows: Sequence[Row], directory: str, batch_rows: int = 64) -> t
             "`tts-align prepare`"
         )
     found = list(rows)
-    for start in range(0, len(places), batch_rows):
-        some = places[start : start + batch_rows]
-        speech = pad_sequence([torch.tensor(rows[place].speech) for place in some], batch_first=True)
-        mask = torch.arange(speech.shape[1]) < torch.tensor([len(rows[place].speech) for place in some])[:, None]
-        logits = model.attributes(model.encode(model.embed(speech), mask), mask)
+    for batch in speech_batches([rows[place].speech for place in places], batch_rows):
+        logits = model.attributes(model.encode(model.embed(batch.tokens), batch.mask), batch.mask)
         said = {one.name: _words(one, one.predict(logits[one.name]).tolist()) for one in model.sizes.attributes}
-        heard = model.transcribe(speech, mask) if {"asr", "ctc"} & set(model.tasks) else []
-        for number, place in enumerate(some):
+        heard = model.transcribe(batch.tokens, batch.mask) if {"asr", "ctc"} & set(model.tasks) else []
+        for number, place in enumerate(places[here] for here in batch.places):
             row = rows[place]
             attributes = {name: values[number] for name, values in said.items()} | dict(row.attributes)
             notes = {**({"transcript": heard[number]} if heard else {}), **row.notes}

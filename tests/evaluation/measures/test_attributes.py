@@ -45,10 +45,10 @@ def spoken(model: RewardModel, count: int) -> list[Candidate]:
     generator = torch.Generator().manual_seed(0)
     lengths = [1 + number % 7 for number in range(count)]
     verdict = Verdict("ab", Reading.RIGHT, 0.0, 0.0)
+    speech = [torch.randint(model.codebook_size, (length,), generator=generator).tolist() for length in lengths]
     return [
-        Candidate(PROMPT, "", number, 0, tuple(speech), True, verdict, measures={"similarity": 0.5})
-        for number, length in enumerate(lengths)
-        if (speech := torch.randint(model.codebook_size, (length,), generator=generator).tolist())
+        Candidate(PROMPT, "", number, 0, tuple(tokens), True, verdict, measures={"similarity": 0.5})
+        for number, tokens in enumerate(speech)
     ]
 
 

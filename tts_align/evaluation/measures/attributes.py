@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from tts_align.models.reward.batches import speech_batches
 from tts_align.models.reward.config import Attribute
 
 
 def attribute_measures(attribute: Attribute, logits: Float[Tensor, "r e"]) -> dict[str, Float[Tensor, " r"]]:
-    """What the logits of an attribute say, as numbers with names.
+    """What the logits (r, e) of an attribute say of each row, as numbers (r) with names.
 
     ``manner.lively`` is the probability of a class or event; a score or number has the attribute's own name.
     """
@@ -50,16 +50,11 @@ def measured_attributes(
                 f"reward: the model in {directory} reads {model.codebook_size} speech tokens, got {max(said)} in "
                 f"{name!r}: it was trained on those of another codec"
             )
-    names = sorted((name for name, said in speech.items() if said), key=lambda name: len(speech[name]))
-    found: dict[str, dict[str, float]] = {name: {} for name in speech}
-    for start in range(0, len(names), batch_rows):
-        some = names[start : start + batch_rows]
-        # :: (r, s)
-        tokens = pad_sequence([torch.tensor(speech[name]) for name in some], batch_first=True)
-        mask = torch.arange(tokens.shape[1]) < torch.tensor([len(speech[name]) for name in some])[:, None]
-        logits = model.attributes(model.encode(model.embed(tokens), mask), mask)
+    names, found = list(speech), {name: dict[str, float]() for name in speech}
+    for batch in speech_batches(list(speech.values()), batch_rows):
+        logits = model.attributes(model.encode(model.embed(batch.tokens), batch.mask), batch.mask)
         for attribute in model.sizes.attributes:
             for measure, values in attribute_measures(attribute, logits[attribute.name]).items():
-                for name, value in zip(some, values.tolist(), strict=True):
-                    found[name][measure] = value
+                for place, value in zip(batch.places, values.tolist(), strict=True):
+                    found[names[place]][measure] = value
     return found
