@@ -77,6 +77,8 @@ class Setting:
         round: 1 learns from the base's rows; later ones from what the policy of the round before spoke, without an
             error and as wanted.
         imitate: whether cross-entropy on the rows is all there is: what the choice of rows does alone.
+        alone: whether it was so in all rounds, of which the first then has rows that the base spoke: no gradient of a
+            reward at all.
     """
 
     learning_rate: float = 1e-3
@@ -88,21 +90,27 @@ class Setting:
     summed: bool = False
     round: int = 1
     imitate: bool = False
+    alone: bool = False
 
     @property
     def name(self) -> str:
         """For files."""
         said = f"{self.learning_rate:g}-{self.anchor:g}-{self.beta:g}-{self.epochs}" + "-free" * self.free
         said += "-fresh" * self.resample + "-summed" * self.summed
-        return said + ("", "-second", "-third")[self.round - 1] + "-sft" * self.imitate
+        return said + ("", "-second", "-third")[self.round - 1] + "-sft" * self.imitate + "-alone" * self.alone
 
     @property
     def words(self) -> str:
         """For readers."""
-        source = f"rows of round {self.round}" if self.round > 1 else "stored rows"
+        source = (
+            f"rows of round {self.round}" if self.round > 1 else "rows of the base" if self.alone else "stored rows"
+        )
         rows = "the policy speaks anew" if self.free else f"{source}, anchor {self.anchor:g}"
         if self.imitate:
-            return f"SFT on {source}, lr {self.learning_rate:g}, {self.epochs} epochs"
+            return (
+                "SFT in every round, " * self.alone
+                + f"SFT on {source}, lr {self.learning_rate:g}, {self.epochs} epochs"
+            )
         often = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         extra = ", fresh draws" * self.resample + ", sums" * self.summed
         return f"{rows}, β {self.beta:g}, lr {self.learning_rate:g}, {often}{extra}"
@@ -153,6 +161,18 @@ SPEAKS = {
     "quality": {2: Setting(2e-4, free=True)},
 }
 """What moves the policy that speaks the rows of a round: the choice of the round before on dev sentences."""
+ALONE: dict[str, dict[int, tuple[Setting, ...]]] = {
+    "manner": {
+        number: tuple(
+            Setting(rate, epochs=epochs, round=number, imitate=True, alone=True)
+            for rate, epochs in ((2e-4, 6), (5e-4, 3), (1e-3, 3))
+        )
+        for number in (1, 2)
+    }
+}
+"""The control without a gradient of the reward in any round."""
+SPEAKS_ALONE = {1: Setting(epochs=0), 2: Setting(5e-4, epochs=3, imitate=True, alone=True)}
+"""Who speaks its rows: the base, then the choice of the first round."""
 CANDIDATES = 4
 """Of each sentence in each voice, from which those rows are taken."""
 LEAST = {"manner": {"manner.lively": 0.5}, "quality": {"quality": 4.0}}
@@ -210,12 +230,13 @@ class MannerCorpus(Corpus):
         """Rows that were made with the corpus, the same for every seed, or those of a later round."""
         return self.rows or self.assets / f"{split}.parquet"
 
-    def spoken_rows(self, attribute: str, seed: int, number: int) -> Path:
+    def spoken_rows(self, attribute: str, seed: int, setting: Setting) -> Path:
         """What the policy of the round before speaks of the training sentences, as far as it is clear and as wanted."""
-        name = f"{('second', 'third')[number - 2]}-{seed}-{attribute}"
+        name = f"{('first', 'second', 'third')[setting.round - 1]}-{seed}-{attribute}{'-alone' * setting.alone}"
         out = self.work / f"{name}.parquet"
         if not out.exists():
-            policy, _ = self.train(attribute, SPEAKS[attribute][number], seed)
+            speaks = SPEAKS_ALONE[setting.round] if setting.alone else SPEAKS[attribute][setting.round]
+            policy = self.train(attribute, speaks, seed)[0] if speaks.epochs else self.base
             reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
             parts = Parts(policy.eval(), self.listener("labeller"), DRAWN, self.vocoder)
             drawn, heard = (self.work / f"{name}-{kind}.jsonl" for kind in ("drawn", "heard"))
@@ -229,7 +250,8 @@ class MannerCorpus(Corpus):
     def train(self, attribute: str | None, setting: Setting, seed: int) -> tuple[CodecLM, dict[str, Any]]:
         """The policy after one training, and what it cost."""
         reward = self.reward(seed, "recordings", ATTRIBUTES, ctc=True)
-        self.rows = self.spoken_rows(str(attribute), seed, setting.round) if setting.round > 1 else None
+        spoken = setting.round > 1 or setting.alone
+        self.rows = self.spoken_rows(str(attribute), seed, setting) if spoken else None
         given = None if setting.imitate else reward
         fit = Fit(objective(attribute, setting), setting.learning_rate, epochs=setting.epochs, reward=given)
         module, cost = self.fit(fit, seed)
@@ -369,6 +391,34 @@ def choose(tried: Sequence[tuple[Setting, dict[str, Any]]], base: dict[str, Any]
     return min(reached, key=lambda one: one[1]["nearest_cer"])[0]
 
 
+@dataclass(frozen=True)
+class System:
+    """What is tested.
+
+    Args:
+        name: of its rows in the results.
+        attribute: what it is trained towards beside the text, if anything.
+        setting: as chosen on dev sentences.
+    """
+
+    name: str
+    attribute: str | None
+    setting: Setting
+
+
+def tried(
+    corpus: MannerCorpus, attribute: str, settings: Sequence[Setting], sentences: int | None, found: dict[str, Any]
+) -> list[tuple[Setting, dict[str, Any]]]:
+    """Settings with what is heard of them on dev sentences of seed 0, which is also put among the results."""
+    rows = []
+    for setting in settings:
+        heard = summary(corpus.run(attribute, setting, "dev", 0, sentences), attribute)
+        rows.append((setting, heard))
+        found["dev"].append({"attribute": attribute, "words": setting.words} | dataclasses.asdict(setting) | heard)
+        print(attribute, setting.name, {name: round(heard[name], 4) for name in NUMBERS}, flush=True)
+    return rows
+
+
 def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     assets: Path = ASSETS / "manner",
@@ -415,6 +465,9 @@ def main(
             for name in ("diffro", "sft"):
                 pool = [one for one in later if one[0].imitate == (name == "sft")]
                 systems.append(System(f"{name}_{attribute}_round{number}", attribute, choose(pool, base)))
+        for number, settings in ALONE.get(attribute, {}).items():
+            alone = tried(corpus, attribute, settings, dev_sentences, found)
+            systems.append(System(f"sft_{attribute}_alone_round{number}", attribute, choose(alone, base)))
         text = System("diffro_text", None, systems[0].setting)
         found["chosen"] |= {one.name: dataclasses.asdict(one.setting) for one in systems}
         pairs: dict[str, list[tuple[Heard, Heard]]] = {one.name: [] for one in systems}
@@ -438,34 +491,6 @@ def main(
                 | {"aligned": summary(after, attribute), "difference": difference(before, after, attribute)}
             )
         write_json(results, found)
-
-
-@dataclass(frozen=True)
-class System:
-    """What is tested.
-
-    Args:
-        name: of its rows in the results.
-        attribute: what it is trained towards beside the text, if anything.
-        setting: as chosen on dev sentences.
-    """
-
-    name: str
-    attribute: str | None
-    setting: Setting
-
-
-def tried(
-    corpus: MannerCorpus, attribute: str, settings: Sequence[Setting], sentences: int | None, found: dict[str, Any]
-) -> list[tuple[Setting, dict[str, Any]]]:
-    """Settings with what is heard of them on dev sentences of seed 0, which is also put among the results."""
-    rows = []
-    for setting in settings:
-        heard = summary(corpus.run(attribute, setting, "dev", 0, sentences), attribute)
-        rows.append((setting, heard))
-        found["dev"].append({"attribute": attribute, "words": setting.words} | dataclasses.asdict(setting) | heard)
-        print(attribute, setting.name, {name: round(heard[name], 4) for name in NUMBERS}, flush=True)
-    return rows
 
 
 if __name__ == "__main__":

@@ -139,6 +139,9 @@ def test_the_benchmark_measures_both_ways_and_resumes(
     }
     monkeypatch.setattr(benchmark, "LATER", {"manner": later})
     monkeypatch.setattr(benchmark, "SPEAKS", {"manner": {2: benchmark.Setting(1e-4, free=True), 3: later[2][0]}})
+    alone = {n: (benchmark.Setting(1e-4, round=n, imitate=True, alone=True),) for n in (1, 2)}
+    monkeypatch.setattr(benchmark, "ALONE", {"manner": alone})
+    monkeypatch.setattr(benchmark, "SPEAKS_ALONE", {1: benchmark.BASE, 2: alone[1][0]})
     monkeypatch.setattr(benchmark, "LEAST", {"manner": {"manner.lively": 0.0}})  # nobody has learnt to hear it
     monkeypatch.setattr(benchmark, "judge", all_right)
     given = {
@@ -152,12 +155,13 @@ def test_the_benchmark_measures_both_ways_and_resumes(
     found = json.loads((tmp_path / "found.json").read_text())
     systems = {name: ["base", "diffro_text", f"diffro_{name}"] for name in ("manner", "quality")}
     rounds = [f"{name}_manner_round{number}" for number in (2, 3) for name in ("diffro", "sft")]
+    rounds += [f"sft_manner_alone_round{number}" for number in (1, 2)]
     systems["manner"] += rounds
     assert [(row["attribute"], row["system"]) for row in found["rows"]] == [
         (name, system) for name, names in systems.items() for system in names
     ]
-    for name in ("second", "third"):
-        spoken = read_manifest(tmp_path / f"{name}-0-manner.parquet").rows
+    for name in ("second-0-manner", "third-0-manner", "first-0-manner-alone", "second-0-manner-alone"):
+        spoken = read_manifest(tmp_path / f"{name}.parquet").rows
         assert spoken
         assert all(row.desirable for row in spoken)
     assert all(row["n"] == 4 and 0 <= row["wanted_by_listener"] <= 1 for row in found["rows"])
