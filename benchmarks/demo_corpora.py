@@ -37,6 +37,7 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.models.reward.config import Attribute, RewardSizes
 from tts_align.models.reward.model import RewardModel
 from tts_align.objectives import KTO, MTR, Objective
+from tts_align.training.callbacks.moving_average import MovingAverage
 from tts_align.training.contrast import SIDES, Contrast, undesirable_weight
 from tts_align.training.module import AlignModule
 from tts_align.training.stages import write_log_ratios
@@ -74,6 +75,7 @@ class Fit:
         reward: directory of a reward model, or one that is built.
         guard: listens while it trains, and may stop it.
         final_factor: share of the learning rate that is left at the last step; it falls linearly.
+        average: decay of the moving average of the weights that the training ends with, 0 for none.
     """
 
     objective: Objective
@@ -85,6 +87,7 @@ class Fit:
     reward: Path | RewardHead | None = None
     guard: Callback | None = None
     final_factor: float = FINAL_FACTOR
+    average: float = 0.0
 
 
 @dataclass
@@ -169,7 +172,8 @@ class Corpus:
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=fit.learning_rate),
             lr_scheduler=lambda optimizer: LinearLR(optimizer, 1.0, fit.final_factor, total_iters=steps),
         )
-        watched = {"callbacks": [fit.guard], "default_root_dir": self.work} if fit.guard else {}
+        callbacks = [MovingAverage(fit.average)] if fit.average else []
+        watched = {"callbacks": [*callbacks, *([fit.guard] if fit.guard else [])], "default_root_dir": self.work}
         trainer = quiet_trainer(max_epochs=fit.epochs if fit.steps < 0 else -1, max_steps=fit.steps, **watched)
         begun = time.process_time()
         trainer.fit(module, data)

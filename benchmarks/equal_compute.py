@@ -7,9 +7,10 @@ A seed draws its own candidates, shuffles, and tests with its own draws; the bas
 
 Settings are chosen on dev sentences, at the budget ``updates`` (or ``epochs``: ``--chosen_at``), by the same number of
 trials for every method: a grid of 16 over learning rate and SFT anchor (SFT has no anchor: 16 learning rates and final
-learning rates), one knob at a time around its best (six); then, from the most accurate down, those that add at most .4
-points to the base's nearest CER are looked at on two more seeds, five at most, until one adds no more than that in the
-mean of the three. If none does, the one that adds least is chosen.
+learning rates), one knob at a time around its best (six), and the grid again with a moving average of the weights;
+then, from the most accurate down, those that add at most .4 points to the base's nearest CER are looked at on two more
+seeds, five at most, until one adds no more than that in the mean of the three. If none does, the one that adds least is
+chosen.
 The test sentences are used once, for five seeds and three budgets:
 
 - ``epochs``: three passes over the rows that a method reads; TKTO's pair comes on top.
@@ -23,8 +24,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ import torch
 from demo_corpora import Corpus, Fit, Name
 from demo_table1 import compare, load, mean, row
 from jsonargparse import auto_cli
+from methods import AVERAGE, GRIDS, TABLE, Setting, setting_of
 
-from tts_align.objectives import DPO, KTO, SFT, TKTO, Objective
+from tts_align.objectives import KTO
 from tts_align.utils.files import write_json, write_json_lines
 
 RESULTS = Path(__file__).with_name("results") / "equal_compute.json"
@@ -48,92 +50,7 @@ LOOKED_AT = 5
 """Settings that are looked at on more than one seed, at most."""
 BUDGETS: tuple[Budget, ...] = ("updates", "seconds", "epochs")
 METHODS = ("tkto", "kto", "dpo", "sft")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Every knob of a method; those it lacks stay as they are.
-
-    Args:
-        rate: learning rate at the first step.
-        anchor: weight of the SFT loss.
-        final: share of the learning rate that is left at the last step; it falls linearly.
-        beta: of DPO, KTO and TKTO.
-        undesirable: weight of undesirable rows.
-        mu: TKTO's strength of the token weights.
-        clamp: TKTO's bounds, plus and minus.
-        pair_rate: learning rate of TKTO's contrastive pair.
-        pair_anchor: SFT anchor of the pair.
-    """
-
-    rate: float
-    anchor: float = 0.0
-    final: float = 0.05
-    beta: float = 0.1
-    undesirable: float = 1.0
-    mu: float = 1.0
-    clamp: float = 3.0
-    pair_rate: float = 2e-3
-    pair_anchor: float = 1.0
-
-    def name(self) -> str:
-        """Part of a file's name: rate and anchor, then what differs from the usual."""
-        usual = Setting(self.rate, self.anchor)
-        other = [f"{key}{value:g}" for key, value in asdict(self).items() if value != getattr(usual, key)]
-        return "-".join([f"{self.rate:g}", f"{self.anchor:g}", *other])
-
-
-@dataclass(frozen=True)
-class Method:
-    """One line of the table.
-
-    Args:
-        objective: made of a setting.
-        grid: settings tried first.
-        knobs: factors of single knobs tried around the best of the grid.
-    """
-
-    objective: Callable[[Setting], Objective]
-    grid: tuple[Setting, ...]
-    knobs: tuple[tuple[str, float], ...]
-
-
-RATES, ANCHORS = (1e-3, 2e-3, 4e-3, 8e-3), (30.0, 60.0, 120.0, 240.0)
-GRID = tuple(Setting(rate, anchor) for rate in RATES for anchor in ANCHORS)
-DPO_GRID = tuple(
-    Setting(rate, anchor) for rate in (2.5e-5, 1e-4, 2.5e-4, 1e-3) for anchor in (3.0, 30.0, 300.0, 3000.0)
-)
-# Pairs are few: three passes over them are 93 steps, not 795.
-DPO_EPOCHS_GRID = tuple(
-    Setting(rate, anchor) for rate in (2.5e-4, 5e-4, 1e-3, 2e-3) for anchor in (1.0, 3.0, 10.0, 30.0)
-)
-SFT_GRID = tuple(
-    Setting(rate, final=final) for rate in (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2) for final in (0.05, 0.3)
-)
-TABLE: Mapping[str, Method] = {
-    "tkto": Method(
-        lambda s: TKTO(
-            beta=s.beta, undesirable_weight=s.undesirable, mu=s.mu, lower=-s.clamp, upper=s.clamp, sft_weight=s.anchor
-        ),
-        GRID,
-        (("mu", 0.5), ("mu", 2), ("clamp", 2 / 3), ("clamp", 2), ("pair_rate", 0.5), ("pair_rate", 2)),
-    ),
-    "kto": Method(
-        lambda s: KTO(beta=s.beta, undesirable_weight=s.undesirable, sft_weight=s.anchor),
-        GRID,
-        (("beta", 0.5), ("beta", 2), ("undesirable", 0.5), ("undesirable", 2), ("final", 6), ("final", 20)),
-    ),
-    "dpo": Method(
-        lambda s: DPO(beta=s.beta, sft_weight=s.anchor),
-        DPO_GRID,
-        (("beta", 0.25), ("beta", 0.5), ("beta", 2), ("beta", 4), ("final", 6), ("final", 20)),
-    ),
-    "sft": Method(
-        lambda s: SFT(),
-        SFT_GRID,
-        (("rate", 0.7), ("rate", 0.85), ("rate", 1.2), ("rate", 1.4), ("final", 6), ("final", 20)),
-    ),
-}
+SHOWN = ("seed", "budget", "method", "accuracy", "cer", "nearest_cer", "steps", "cpu_seconds")
 
 
 @dataclass
@@ -144,11 +61,13 @@ class Experiment:
         corpus: where they run.
         work: what is finished lies here.
         chosen_at: budget at which settings are chosen.
+        saved: trials on this corpus that the results hold.
     """
 
     corpus: Corpus
     work: Path
     chosen_at: Budget = "updates"
+    saved: Sequence[Mapping[str, Any]] = ()
 
     def weights(self, setting: Setting, seed: int) -> tuple[Path, float]:
         """TKTO's token weights, and the CPU seconds that pair and cache took."""
@@ -182,7 +101,9 @@ class Experiment:
             contrast, more = self.weights(setting, seed) if method == "tkto" else (None, 0.0)
             steps = self.steps(method, budget, seed)
             objective, final = TABLE[method].objective(setting), setting.final
-            fit = Fit(objective, setting.rate, steps=steps, contrast=contrast, final_factor=final)
+            fit = Fit(
+                objective, setting.rate, steps=steps, contrast=contrast, final_factor=final, average=setting.average
+            )
             module, cost = self.corpus.fit(fit, seed)
             cost["policy_cpu_seconds"], cost["cpu_seconds"] = cost["cpu_seconds"], round(cost["cpu_seconds"] + more, 1)
             heard = self.corpus.test(module.policy, "aligned", split, seed)
@@ -190,23 +111,28 @@ class Experiment:
         return out
 
     def trial(self, method: str, setting: Setting, seed: int) -> dict[str, Any]:
-        """One look at dev sentences."""
+        """One look at dev sentences; none where the results hold it."""
+        budget = "updates" if method == "tkto" else self.chosen_at
+        for one in self.saved:
+            if (one["method"], one["seed"], one["budget"]) == (method, seed, budget) and setting_of(one) == setting:
+                return dict(one)
         heard, cost = load(self.run(method, setting, seed, "dev", self.chosen_at))
         base = self.corpus.base_test("dev", seed)
         found = {name: mean(heard, name) for name in ("accuracy", "cer", "nearest_cer")}
         found["nearest_cer_added"] = found["nearest_cer"] - mean(base, "nearest_cer")
-        trial = {"corpus": self.corpus.name, "method": method, "seed": seed, **asdict(setting), **found, **cost}
+        trial = {"corpus": self.corpus.name, "method": method, "seed": seed, "budget": budget, **asdict(setting)}
+        trial |= {**found, **cost}
         print({key: round(value, 4) if isinstance(value, float) else value for key, value in trial.items()}, flush=True)
         return trial
 
     def trials(self, method: str) -> dict[Setting, list[dict[str, Any]]]:
         """Settings and their looks at dev; down the list until one stays intelligible in the mean of all seeds."""
         facts = TABLE[method]
-        grid = DPO_EPOCHS_GRID if (method, self.chosen_at) == ("dpo", "epochs") else facts.grid
-        looked = {setting: [self.trial(method, setting, DEV_SEEDS[0])] for setting in grid}
+        settings = GRIDS.get((self.corpus.name, method, self.chosen_at), facts.grid)
+        looked = {setting: [self.trial(method, setting, DEV_SEEDS[0])] for setting in settings}
         best = ranked(looked)[0]
-        for knob, factor in facts.knobs:
-            setting = replace(best, **{knob: getattr(best, knob) * factor})
+        around = [replace(best, **{knob: getattr(best, knob) * factor}) for knob, factor in facts.knobs]
+        for setting in [*around, *(replace(one, average=AVERAGE) for one in settings)]:
             looked[setting] = [self.trial(method, setting, DEV_SEEDS[0])]
         for setting in ranked(looked)[:LOOKED_AT]:
             for seed in DEV_SEEDS[1:]:
@@ -271,22 +197,7 @@ def table(
                 # The pair of TKTO is two fits of one epoch each.
                 facts["updates"] = cost["steps"] + (2 * cost["steps"] // EPOCHS if method == "tkto" else 0)
                 rows.append(row(corpus.name, seed, method, heard[method], base, budget=budget, **facts))
-                print(
-                    {
-                        key: rows[-1][key]
-                        for key in (
-                            "seed",
-                            "budget",
-                            "method",
-                            "accuracy",
-                            "cer",
-                            "nearest_cer",
-                            "steps",
-                            "cpu_seconds",
-                        )
-                    },
-                    flush=True,
-                )
+                print({key: rows[-1][key] for key in SHOWN}, flush=True)
             for other in methods[1:]:
                 pair = {"corpus": corpus.name, "seed": seed, "budget": budget, "first": methods[0], "second": other}
                 comparisons.append(pair | compare(heard[methods[0]], heard[other]))
@@ -314,13 +225,15 @@ def main(
         budgets: all three by default.
         chosen_at: budget at which settings are chosen.
         work: finished runs.
-        results: JSON file; what it holds of the other corpus is kept.
+        results: JSON file; rows of other corpora, methods, seeds and budgets that it holds are kept.
         threads: of PyTorch.
     """
     torch.set_num_threads(threads)
     folder = work / corpus
     folder.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(Corpus(corpus, folder), folder, chosen_at)
+    merged = json.loads(results.read_text("utf-8")) if results.exists() else {}
+    saved = [one for one in merged.get("dev", []) if one["corpus"] == corpus]
+    experiment = Experiment(Corpus(corpus, folder), folder, chosen_at, saved)
     for method in methods or METHODS:
         if part != "test":
             setting, trials = experiment.choose(method)
@@ -334,11 +247,14 @@ def main(
         {"corpus": corpus, "method": method, **each["setting"]}
         for method, each in zip(methods or METHODS, kept, strict=True)
     ]
-    merged = json.loads(results.read_text("utf-8")) if results.exists() else {}
-    write_json(
-        results,
-        {key: [one for one in merged.get(key, []) if one["corpus"] != corpus] + new for key, new in found.items()},
-    )
+    kept_rows = {key: {identity(one): one for one in [*merged.get(key, []), *new]} for key, new in found.items()}
+    write_json(results, {key: list(rows.values()) for key, rows in kept_rows.items()})
+
+
+def identity(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row of the results is a row of: a later one with the same takes its place."""
+    trial = astuple(setting_of(one)) if "nearest_cer_added" in one else ()
+    return (*(one.get(key) for key in ("corpus", "seed", "budget", "method", "first", "second")), *trial)
 
 
 if __name__ == "__main__":
