@@ -3,13 +3,11 @@
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
-from jaxtyping import config
 from offline import no_network
-from tiny import save_policy, save_rows
 
 __all__ = ["no_network"]
 
@@ -20,8 +18,21 @@ LONG = (
 """Files that take longest, started first so that no worker is left with one of them at the end."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that tests start, must not fight for the cores
-    torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)
+
+HEAVY = ("beartype", "lightning.pytorch.cli", "peft", "pyarrow.parquet", "rich.progress", "rapidfuzz", "scipy.stats")
+HEAVY += ("torchaudio", "torch.distributed.checkpoint", "transformers.models.qwen2.modeling_qwen2")
+"""What the package imports, loaded before it: below a module whose shapes are checked nothing is found compiled."""
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Load what is heavy in the processes that run tests, not in the one that hands them out."""
+    if not session.config.getoption("numprocesses", None):
+        for name in HEAVY:
+            import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def shapes_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Everywhere but in files of whole runs, unless asked for: there the checks take a third of the time."""
+    from jaxtyping import config
+
     whole = request.node.get_closest_marker("whole_runs") is not None and "CHECK_WHOLE_RUNS" not in os.environ
     config.update("jaxtyping_disable", whole)
     yield
@@ -48,16 +61,22 @@ def no_seed_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny policy; see ``tiny.py``."""
+    from tiny import save_policy
+
     return save_policy(tmp_path_factory.mktemp("tiny") / "policy")
 
 
 @pytest.fixture(scope="session")
 def tiny_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights with attention dropout."""
+    from tiny import save_policy
+
     return save_policy(tmp_path_factory.mktemp("dropout") / "policy", attention_dropout=0.3)
 
 
 @pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A manifest of 16 labelled rows, of which eight pairs can be formed."""
+    from tiny import save_rows
+
     return save_rows(tmp_path_factory.mktemp("rows"))
