@@ -72,6 +72,7 @@ class Experiment:
     def weights(self, setting: Setting, seed: int) -> tuple[Path, float]:
         """TKTO's token weights, and the CPU seconds that pair and cache took."""
         note = self.work / f"pair-{seed}-{setting.pair_rate:g}-{setting.pair_anchor:g}.json"
+        self.corpus.labelled(seed)  # rows are there for every method
         begun = time.process_time()
         path = self.corpus.contrast(seed, setting.pair_rate, setting.pair_anchor)
         if not note.exists():

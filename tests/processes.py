@@ -61,7 +61,10 @@ def launched(
 
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tts_align.cli.lightning", "tts_align.cli.entry", "tts_align.training.module"])
+_OURS = ("cli.entry", "cli.help", "cli.lightning", "cli.sample", "evaluation.judges.ctc", "training.interfaces")
+_OURS += ("models.codec.vocoder", "models.flow.token_flow", "models.policy.qwen2", "models.reward.model")
+_THEIRS = ("pandas", "peft", "pytest", "torch.utils.tensorboard")  # pyarrow looks for pandas when it makes an array
+_SERVER.set_forkserver_preload([*(f"tts_align.{name}" for name in _OURS), *_THEIRS])
 
 
 def ranks(count: int) -> list[dict[str, str]]:

@@ -134,20 +134,29 @@ def test_what_a_recipe_may_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert LambdaCallback  # the class itself is a callback; only what it would call is refused
 
 
+ENDS = """
+try:
+    entry.main()
+except SystemExit as end:
+    assert end.code == 2, end.code  # before anything heavy is loaded, after the places are set
+import os
+assert sys.path[-1] == os.getcwd() and os.getcwd() not in sys.path[:-1], sys.path
+from importlib.util import find_spec
+for name in ("yaml", "torch", "jsonargparse", "tokenizers"):
+    assert not find_spec(name).origin.startswith(os.getcwd()), name
+"""
+
+
 def test_the_current_folder_comes_after_installed_packages(recipe: str, tmp_path: Path) -> None:
     for name in ("yaml", "torch", "jsonargparse", "tokenizers", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / TOUCH)!r}, 'w')\n")
-    for start in (["-m", "tts_align"], ["-c", "from tts_align.cli.entry import main; main()"]):
+    installed = "import sys; from tts_align.cli import entry; sys.argv[1:] = ['fit', '--config', 'no such recipe']; "
+    for start in (["-m", "tts_align", "fit", "--config", recipe, "--print_config"], ["-c", installed + ENDS]):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         environment["PYTHONPATH"] = str(ROOT)
         if start[0] == "-c":
             environment["PYTHONSAFEPATH"] = "1"  # as the installed command, whose first place is its own folder
-        done = subprocess.run(
-            [sys.executable, *start, "fit", "--config", recipe, "--print_config"],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        done = subprocess.run([sys.executable, *start], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert not (tmp_path / TOUCH).exists()
 

@@ -14,6 +14,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from letters import Letters, make_rows
 from pyarrow import parquet
 from test_datamodule import Recorder, fit, labelled
@@ -343,3 +344,43 @@ def test_a_killed_run_resumes_at_the_exact_row(tmp_path: Path, stored: None):
     saved = tmp_path / "cut" / "checkpoints" / "step=40.ckpt"
     resumed = fit(Named(), labelled(place, rows_per_step=32, seed=1), ckpt=saved, folder=tmp_path / "cut", **limits)
     assert resumed.seen == whole.seen[40:]
+
+
+def test_a_small_manifest_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The fits of a pair read the same one; what a caller does with the faults stays its own."""
+    path, made = tmp_path / "rows.jsonl", []
+    build_again = read._in_memory
+    monkeypatch.setattr(read, "_in_memory", lambda *given: made.append(given) or build_again(*given))
+    rows = [{"text": f"number {number}", "speech": [1, 2]} for number in range(3)] + [{"text": "no speech"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read_manifest(path, "drop")
+    read_manifest(path, "drop")
+    assert len(made) == 2, "it was written a moment ago: another change could have the same time"
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    first = read_manifest(path, "drop")
+    first.dropped.total = 7  # type: ignore[attr-defined]  # of the Faults
+    again = read_manifest(path, "drop")
+    assert len(made) == 3
+    assert (again.dropped.total, again.dropped_rows, len(again.rows)) == (1, 1, 3)  # type: ignore[attr-defined]
+    read_manifest(path, "drop", codebook_size=100)
+    assert len(made) == 4, "checked by another rule"
+    path.write_text(path.read_text() + json.dumps(rows[0] | {"id": "one more"}) + "\n")
+    os.utime(path, (1_000_000_001, 1_000_000_001))
+    assert len(read_manifest(path, "drop").rows) == 4
+    for number in range(2 * read._READ_KEPT):
+        (other := tmp_path / f"{number}.jsonl").write_text(path.read_text())
+        os.utime(other, (1_000_000_000, 1_000_000_000))
+        read_manifest(other, "drop")
+    assert len(read._READ) == read._READ_KEPT
+
+
+def test_a_manifest_with_recordings_is_looked_at_every_time(tmp_path: Path):
+    """They may be gone although the manifest has not changed."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "a", "audio": "a.wav", "speech": [1]}) + "\n")
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 16_000)
+    assert len(read_manifest(path).rows) == 1
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ManifestError, match="there is no recording"):
+        read_manifest(path)

@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from tts_align.utils.readers import ReadError, read_json_object
 log = logging.getLogger(__name__)
 _SETTLED_NS = 2 * 10**9
 """A file that was changed so shortly before it was looked at may change again without another time of change."""
+_READ: OrderedDict[Hashable, tuple[RowTable, Found]] = OrderedDict()
+"""Small manifests that this process has read: the fits of a contrastive pair read the same ones."""
+_READ_KEPT = 4
 
 
 def table_of(
@@ -55,7 +60,9 @@ def table_of(
     files = [] if isinstance(path, str) else files_of(path)
     small = not isinstance(path, str) and sum(file.stat().st_size for file in files) < STORED_FROM_BYTES
     if folder is None or small:
-        return _in_memory(path, rules, refused)
+        if not small or refused is not None:
+            return _in_memory(path, rules, refused)
+        return _read_once(path, rules, (*checks, token_type(rules.codebook_size)), files, looked_elsewhere)
     digest = _remembered(path, files, folder)
     place = folder / f"rows-{name_of('rows', digest, checks, str(token_type(rules.codebook_size)))}.arrow"
     reused = refused is None
@@ -65,6 +72,24 @@ def table_of(
             found = _opened(place) if reused else None
             found = found or _made(place, path, rules, refused, looked_elsewhere)
     return found
+
+
+def _read_once(
+    path: Path | str, rules: Rules, checks: Hashable, files: list[Path], looked_elsewhere: Callable[[], bool]
+) -> tuple[RowTable, Found]:
+    """A small manifest, from memory if this process has read it and its files have not changed."""
+    states, seen = _states(files), time.time_ns()
+    key = (str(path), checks, str(states))
+    if key not in _READ:
+        table, found = _in_memory(path, rules, None)
+        if not _settled(states, seen) or looked_elsewhere():
+            return table, found
+        _READ[key] = table, found
+    _READ.move_to_end(key)
+    while len(_READ) > _READ_KEPT:
+        _READ.popitem(last=False)
+    table, found = _READ[key]
+    return table, deepcopy(found)
 
 
 def _in_memory(path: Path | str, rules: Rules, refused: Refused | None) -> tuple[RowTable, Found]:
@@ -168,17 +193,23 @@ def _remembered(path: Path | str, files: list[Path], folder: Path) -> str:
     """Digest of a manifest's content; files that have not changed since it was taken are not read again."""
     if isinstance(path, str):
         return content(path, [])
-    states: list[list[Any]] = [[str(file.absolute()), *_state(file)] for file in files]
+    states = _states(files)
     note = folder / f"content-{name_of(str(path.absolute()))}.json"
     with suppress(OSError, ReadError, TypeError):
         known = read_json_object(note) if note.is_file() else {}
-        if known.get("files") == states and all(int(state[-1]) + _SETTLED_NS < known["seen"] for state in states):
+        if known.get("files") == states and _settled(states, known["seen"]):
             return str(known["digest"])
     seen, digest = time.time_ns(), content(path, files)
     write_json(note, {"files": states, "seen": seen, "digest": digest})
     return digest
 
 
-def _state(file: Path) -> tuple[int, int, int]:
-    state = file.stat()
-    return state.st_size, state.st_ino, state.st_mtime_ns
+def _states(files: list[Path]) -> list[list[Any]]:
+    """Name, size, number and time of change of each file."""
+    states = [(file, file.stat()) for file in files]
+    return [[str(file.absolute()), state.st_size, state.st_ino, state.st_mtime_ns] for file, state in states]
+
+
+def _settled(states: list[list[Any]], seen: int) -> bool:
+    """Whether another change would have another time of change; false of no files."""
+    return bool(states) and all(int(state[-1]) + _SETTLED_NS < seen for state in states)

@@ -18,7 +18,7 @@ from tts_align.utils.files import written_atomically
 VERSION = 1
 """Changes when the same manifest would give another table."""
 STORED_FROM_BYTES = 2**22
-"""Manifests of fewer bytes are read anew every time, which takes less than a second."""
+"""Manifests of fewer bytes are read anew by every process, which takes less than a second."""
 _META = b"tts_align"
 
 
