@@ -155,7 +155,9 @@ class _Heard:
         items = utterance_requests([spoken for spoken, _ in pairs], speakers, 1, seed)
         voice = module.vocoder.digest() if module.vocoder is not None else ""
         texts = [(item.id, item.prompt.text) for item in items]
-        again = self._begin([item.id for item in items], (module.policy.digest(), voice, module.sampling, seed, texts))
+        again = self._begin(
+            [item.id for item in items], (module.policy.speech_digest(), voice, module.sampling, seed, texts)
+        )
         mine = [item for item in items[self.rank :: self.world] if item.id in again]
         with bar(len(mine), 0, "calibrate", self.rank) as shown:
             for candidates in speak(module.policy, module.sampling, mine, self.batch_rows):

@@ -77,7 +77,9 @@ def sample(
     sound = () if vocoder is None else ("audio", vocoder.digest())
     # What is read, not only what is written in the file: a voice of the same name may be another one now.
     read = ReadTexts(module.policy, items)
-    key = streamed_digest("sample", module.policy.digest(), module.sampling, sentences, read, samples, seed, *sound)
+    key = streamed_digest(
+        "sample", module.policy.speech_digest(), module.sampling, sentences, read, samples, seed, *sound
+    )
     shards = Shards(out, key, [item.id for item in items], rank, world, overwrite)
     recordings = recordings_of(out)
     mine = items[rank::world].without(shards.rows)

@@ -90,7 +90,7 @@ class SpokenStages:
         if system == "base" and self.reference is not None:
             return self.reference.digest()
         with self._as(system):
-            return self.module.policy.digest()
+            return self.module.policy.speech_digest()
 
     def _as(self, system: str) -> AbstractContextManager[Any]:
         """Within it the policy is a system, if the reference is not."""

@@ -143,3 +143,7 @@ class CodecLM(Float32Buffers, ABC):
     @abstractmethod
     def digest(self) -> str:
         """Digest of all weights as they are now: the part of a cache's key that training changes."""
+
+    def speech_digest(self) -> str:
+        """Digest of all that its speech depends on besides the request: its weights, by default."""
+        return self.digest()

@@ -76,8 +76,14 @@ def write_directory(
             torch.save(tensors, scratch / name)
 
 
-def write_vllm(source: ModelDirectory, state: Mapping[str, Tensor], directory: Path, overwrite: bool = False) -> None:
-    """Write the language model alone as vLLM reads it, in bfloat16: what the runtime makes as ``vllm/`` in a directory.
+def write_vllm(
+    source: ModelDirectory,
+    state: Mapping[str, Tensor],
+    directory: Path,
+    overwrite: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write the language model alone as vLLM reads it: what the runtime makes as ``vllm/`` in a directory.
 
     The text embedding and, in CosyVoice2, the rows that begin a sequence and turn it to speech are not part of it: the
     runtime looks them up in the ``llm.pt`` of the directory around and hands prompts over as vectors. Training changes
@@ -88,6 +94,7 @@ def write_vllm(source: ModelDirectory, state: Mapping[str, Tensor], directory: P
         state: weights of the language model, under the published names.
         directory: what is written.
         overwrite: replace what is there.
+        dtype: of the weights; the runtime's is bfloat16.
 
     Raises:
         ValueError: as :func:`write_directory`.
@@ -95,28 +102,30 @@ def write_vllm(source: ModelDirectory, state: Mapping[str, Tensor], directory: P
     from safetensors.torch import save_file
 
     check_target(source.path, directory, overwrite)
-    weights = vllm_names(_as_in(source, LLM, _tied(state)))
+    weights = vllm_names(_as_in(source, LLM, _tied(state)), dtype)
     config = _read_json(source.backbone / _CONFIG)
     generation = _read_json(source.file(f"{BACKBONE}/{_GENERATION}"))
     generation.pop("eos_token_id", None)
     with directory_written_atomically(directory, overwrite) as scratch:
         save_file(weights, scratch / _SAFETENSORS, {"format": "pt"})
-        _write_json(scratch / _CONFIG, _vllm_config(config, weights))
+        kind = str(dtype).removeprefix("torch.")
+        _write_json(scratch / _CONFIG, _vllm_config(config, weights) | {"torch_dtype": kind})
         _write_json(scratch / _GENERATION, generation)
 
 
-def vllm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as vLLM reads them: an ordinary Qwen2 whose vocabulary is that of speech, in bfloat16.
+def vllm_names(state: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """Weights as vLLM reads them: an ordinary Qwen2 whose vocabulary is that of speech.
 
     Args:
         state: of the language model, under the published names.
+        dtype: of the weights; the runtime's is bfloat16.
     """
     named = {
         "model.embed_tokens.weight": state["speech_embedding.weight"],
         **{f"model.{key.removeprefix(BODY)}": state[key] for key in state if key.startswith(BODY) and key != EMBEDDING},
         **{key.replace("llm_decoder", "lm_head"): state[key] for key in state if key.startswith("llm_decoder.")},
     }
-    return {key: value.to(torch.bfloat16).contiguous() for key, value in named.items()}
+    return {key: value.to(dtype).contiguous() for key, value in named.items()}
 
 
 def published_from_vllm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +145,6 @@ def _vllm_config(config: dict[str, Any], weights: Mapping[str, Tensor]) -> dict[
         # vLLM's Qwen2 has no bias in its head; the runtime registers a class that has.
         "architectures": ["CosyVoice2ForCausalLM" if has_bias else "Qwen2ForCausalLM"],
         "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
         "use_bias": has_bias,
         "vocab_size": weights["model.embed_tokens.weight"].shape[0],
     }

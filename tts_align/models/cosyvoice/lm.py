@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tts_align.models.base.generation import Context, Encoded
+from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling, Spoken
 from tts_align.models.base.layout import Family, Layout
 from tts_align.models.cosyvoice.directory import (
     BackboneSizes,
@@ -22,6 +22,7 @@ from tts_align.models.cosyvoice.directory import (
 from tts_align.models.cosyvoice.export import BODY, HEAD, write_directory
 from tts_align.models.cosyvoice.pieces import FrontEnd, spoken_pieces
 from tts_align.models.cosyvoice.text import TextTokenizer
+from tts_align.models.cosyvoice.vllm import VLLM, VLLMEngine
 from tts_align.models.cosyvoice.voices import Voice, Voices, open_voices
 from tts_align.models.policy.backbone import compile_blocks
 from tts_align.models.policy.qwen2 import LoRA, Qwen2CodecLM, Sizes
@@ -57,6 +58,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
             runtime does, normalise also writes numbers and units out as the runtime does (pip install
             'tts-align[normalise]').
+        vllm: speak by vLLM in sample, test and roll-outs; by the own engine by default.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class CosyVoiceLM(Qwen2CodecLM):
         bistream: tuple[int, int] = (5, 15),
         family: Family | None = None,
         front_end: FrontEnd = "split",
+        vllm: VLLM | None = None,
     ) -> None:
         torch.nn.Module.__init__(self)
+        self.engine = None if vllm is None else VLLMEngine(vllm)
         self.front_end: FrontEnd = front_end
         self.source = ModelDirectory.find(directory)
         if family not in (None, self.source.family):
@@ -159,6 +163,18 @@ class CosyVoiceLM(Qwen2CodecLM):
     def pieces(self, text: str) -> tuple[str, ...]:
         """A text as the runtime would cut and write it, by ``front_end``."""
         return spoken_pieces(text, lambda part: len(self.text.encode(part)), self.front_end)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Spoken]:
+        """Speak all prompts in one batch, by vLLM if the recipe says so."""
+        if self.engine is None or not prompts:
+            return super().generate(prompts, sampling, progress)
+        return self.engine.generate(self, prompts, sampling, progress)
+
+    def speech_digest(self) -> str:
+        """Digest of the weights and, if it is not the own one, of the engine."""
+        return self.digest() if self.engine is None else f"{self.digest()} vllm"
 
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
