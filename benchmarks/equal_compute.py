@@ -62,12 +62,14 @@ class Experiment:
         work: what is finished lies here.
         chosen_at: budget at which settings are chosen.
         saved: trials on this corpus that the results hold.
+        averaged: whether the grid is tried again with a moving average of the weights.
     """
 
     corpus: Corpus
     work: Path
     chosen_at: Budget = "updates"
     saved: Sequence[Mapping[str, Any]] = ()
+    averaged: bool = True
 
     def weights(self, setting: Setting, seed: int) -> tuple[Path, float]:
         """TKTO's token weights, and the CPU seconds that pair and cache took."""
@@ -133,7 +135,7 @@ class Experiment:
         looked = {setting: [self.trial(method, setting, DEV_SEEDS[0])] for setting in settings}
         best = ranked(looked)[0]
         around = [replace(best, **{knob: getattr(best, knob) * factor}) for knob, factor in facts.knobs]
-        for setting in [*around, *(replace(one, average=AVERAGE) for one in settings)]:
+        for setting in [*around, *(replace(one, average=AVERAGE) for one in settings if self.averaged)]:
             looked[setting] = [self.trial(method, setting, DEV_SEEDS[0])]
         for setting in ranked(looked)[:LOOKED_AT]:
             for seed in DEV_SEEDS[1:]:
@@ -215,6 +217,7 @@ def main(
     work: Path = Path("runs/equal_compute"),
     results: Path = RESULTS,
     threads: int = 1,
+    averaged: bool = True,
 ) -> None:
     """Run what is missing and write the results.
 
@@ -228,13 +231,14 @@ def main(
         work: finished runs.
         results: JSON file; rows of other corpora, methods, seeds and budgets that it holds are kept.
         threads: of PyTorch.
+        averaged: whether the grid is tried again with a moving average of the weights.
     """
     torch.set_num_threads(threads)
     folder = work / corpus
     folder.mkdir(parents=True, exist_ok=True)
     merged = json.loads(results.read_text("utf-8")) if results.exists() else {}
     saved = [one for one in merged.get("dev", []) if one["corpus"] == corpus]
-    experiment = Experiment(Corpus(corpus, folder), folder, chosen_at, saved)
+    experiment = Experiment(Corpus(corpus, folder), folder, chosen_at, saved, averaged)
     for method in methods or METHODS:
         if part != "test":
             setting, trials = experiment.choose(method)
