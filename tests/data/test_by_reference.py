@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manifests as stored tables give to the digit what reading them row by row gives; and they are stored only once."""
 
+import gc
 import json
 import os
 import pickle
@@ -384,3 +385,41 @@ def test_a_manifest_with_recordings_is_looked_at_every_time(tmp_path: Path):
     (tmp_path / "a.wav").unlink()
     with pytest.raises(ManifestError, match="there is no recording"):
         read_manifest(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux: what of a file lies in memory")
+def test_what_was_read_once_to_choose_the_rows_is_given_back(tmp_path: Path, stored: None):
+    """The first start reads every token to name the rows; what stays is a table of which little has been looked at."""
+    count, random = 1_000, np.random.default_rng(0)
+    columns = {"id": [f"u{n}" for n in range(count)], "text": [f"say {n % 100}" for n in range(count)]}
+    speech = [random.integers(0, 10, 8_000, np.int32) for _ in range(count)]
+    parquet.write_table(pa.table(columns | {"speech": speech}), tmp_path / "rows.parquet")
+    table = read_manifest(tmp_path / "rows.parquet", codebook_size=50, folder=tmp_path).rows
+    assert isinstance(table, rows.RowTable)
+    assert table.file is not None
+    sum(int(table.lists("speech")[row].sum()) for row in range(count))
+    looked_at = resident(table.file)
+    again = table.reopened()
+    assert again == table
+    again = table.reopened()
+    del table
+    gc.collect()
+    assert again.file is not None
+    assert resident(again.file) < 0.3 * looked_at
+    data = AlignData(str(tmp_path / "rows.parquet"), wants=RowsWanted(Reads.ANY), rows_per_step=4)
+    data.folder, opened = tmp_path, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows.RowTable, "reopened", lambda self: opened.append(self) or self)
+        data.prepare(Letters())
+    assert len(opened) == 1
+
+
+def resident(file: Path) -> int:
+    """Bytes of a file that this process has in memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            ours = line.endswith(str(file))
+        elif ours and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found

@@ -125,7 +125,7 @@ class Choice:
         meta["content"] = _content(_texts(place))
         with written_atomically(place) as beside:
             write_table(beside, _columns(items, arranged), meta)
-        opened = self._opened(rows, place, policy)
+        opened = self._opened(rows.reopened(), place, policy)
         assert opened is not None, place
         return opened
 

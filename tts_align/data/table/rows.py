@@ -79,6 +79,10 @@ class RowTable(Sequence[Row]):
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         return cls([reader.get_batch(number) for number in range(reader.num_record_batches)], path)
 
+    def reopened(self) -> RowTable:
+        """The same rows, nothing of them in memory: what a pass over all columns has read is given back."""
+        return self if self.file is None else _opened(self.file, self._kept)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers that are not forked open the file themselves."""
         return (RowTable, (self.batches, None, self._kept)) if self.file is None else (_opened, (self.file, self._kept))
