@@ -410,6 +410,7 @@ def test_what_was_read_once_to_choose_the_rows_is_given_back(tmp_path: Path, sto
     data.folder, opened = tmp_path, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows.RowTable, "reopened", lambda self: opened.append(self) or self)
+        patch.setattr(Letters, "text_identity", "letters")
         data.prepare(Letters())
     assert len(opened) == 1
 
