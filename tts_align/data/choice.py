@@ -20,7 +20,7 @@ from tts_align.data.records import Manifest, Row
 from tts_align.data.select import Items, Selector, Usable
 from tts_align.data.sound import FeatureExtractor
 from tts_align.data.table.rows import RowTable
-from tts_align.data.table.store import alone, name_of, read_table, write_table
+from tts_align.data.table.store import alone, name_of, read_table, release, write_table
 from tts_align.data.texts import Texts
 from tts_align.data.unlabelled import Unlabelled, settle_unlabelled
 from tts_align.models.base.generation import Context
@@ -125,6 +125,8 @@ class Choice:
         meta["content"] = _content(_texts(place))
         with written_atomically(place) as beside:
             write_table(beside, _columns(items, arranged), meta)
+        del selector, items, found, arranged, texts
+        release()
         opened = self._opened(rows.reopened(), place, policy)
         assert opened is not None, place
         return opened

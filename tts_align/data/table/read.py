@@ -26,7 +26,7 @@ from tts_align.data.sources import files_of, read_blocks
 from tts_align.data.table.build import Batches, Builder, Found
 from tts_align.data.table.columns import token_type
 from tts_align.data.table.rows import RowTable
-from tts_align.data.table.store import STORED_FROM_BYTES, alone, name_of
+from tts_align.data.table.store import STORED_FROM_BYTES, alone, name_of, release
 from tts_align.utils.files import scratch_beside, synced, write_json
 from tts_align.utils.messages import say
 from tts_align.utils.readers import ReadError, read_json_object
@@ -126,7 +126,7 @@ def _made(
         return RowTable.open(place), found
     finally:
         scratch.unlink(missing_ok=True)
-        pa.default_memory_pool().release_unused()
+        release()
 
 
 def _without(table: RowTable, again: NDArray[np.int64], token: pa.DataType, scratch: Path) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -41,6 +43,14 @@ def stored(path: Path, make: Callable[[Path], None]) -> Path:
             with written_atomically(path) as scratch:
                 make(scratch)
     return path
+
+
+def release() -> None:
+    """Give memory that is no longer used back to the system, where allocators keep it for later: after a large pass."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
