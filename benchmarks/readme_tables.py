@@ -388,6 +388,25 @@ def scaling(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+START = {
+    "python": "Python alone",
+    "torch": "and PyTorch",
+    "lightning": "and Lightning",
+    "command": "and the command",
+    "models": "and the models",
+}
+
+
+def start(found: dict[str, Any]) -> str:
+    """CPU seconds of imports, each part with those before it, and whose modules they are."""
+    lines = ["| imported | CPU s | range |", "|---|---|---|"]
+    for name, what in START.items():
+        each = found["rounds"][name]
+        lines.append(f"| {what} | {found['cpu_seconds'][name]:.2f} | {min(each):.2f} to {max(each):.2f} |")
+    largest = ", ".join(f"{name} {seconds:.2f}" for name, seconds in list(found["modules_of"].items())[:7])
+    return "\n".join([*lines, "", f"Seconds in the modules of: {largest}."])
+
+
 BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", recipe)},
     Path("benchmarks/README.md"): {
@@ -405,6 +424,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "e2e": ("e2e.json", e2e),
         "e2e_rates": ("e2e_rates.json", e2e_rates),
         "scaling": ("scaling.json", scaling),
+        "start": ("start.json", start),
     },
     Path("tts_align/models/cosyvoice/README.md"): {"size": ("cosyvoice_size.json", size)},
 }
