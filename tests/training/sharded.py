@@ -37,6 +37,7 @@ from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.objectives import DPO, E2E, KTO, MTR, SFT, TKTO, DiffRO
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.keep_best import KeepBest
+from tts_align.training.callbacks.moving_average import MovingAverage
 from tts_align.training.gradients import average_gradients
 from tts_align.training.module import AlignModule
 from tts_align.training.sharding import ShardedStrategy
@@ -109,6 +110,7 @@ class Case:
         four: whether four processes train it, too.
         trainer: its options.
         callbacks: makes them.
+        averaged: whether the training ends with a moving average of the weights.
     """
 
     build: Callable[[Path, Path], Built]
@@ -116,6 +118,7 @@ class Case:
     four: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[Path], list[Callback]] = lambda _: []
+    averaged: bool = False
 
 
 CASES = {
@@ -129,7 +132,7 @@ CASES = {
         partial(plain_case, partial(DPO, sft_weight=1.0)), four=False, trainer={"accumulate_grad_batches": 2}
     ),
     "dpo, adapters": Case(partial(plain_case, DPO, lora=LORA), sharded=False),
-    "kto": Case(partial(plain_case, KTO, validation="held_out.jsonl")),
+    "kto": Case(partial(plain_case, KTO, validation="held_out.jsonl"), averaged=True),
     "kto, undivided": Case(undivided, four=False),
     "tkto": Case(partial(plain_case, TKTO)),
     "diffro": Case(partial(rewarded, DiffRO), callbacks=guard),
@@ -173,7 +176,8 @@ def train(name: str, folder: Path, out: Path, world: int = 0, checkpoint: Path |
     watch = Watch(out / "half.ckpt")
     options = {"gradient_clip_val": 0.3, "max_epochs": -1, "max_steps": STEPS, "devices": world or 1, **case.trainer}
     strategy = ShardedStrategy() if world else "auto"
-    trainer = make_trainer(out, watch, *case.callbacks(folder), strategy=strategy, **options)
+    callbacks = [*([MovingAverage(0.5)] if case.averaged else []), watch, *case.callbacks(folder)]
+    trainer = make_trainer(out, *callbacks, strategy=strategy, **options)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     assert watch.sharded is (case.sharded and world > 0), name
     assert not is_sharded(module)

@@ -244,6 +244,16 @@ def test_pair_is_fitted_as_told(recipe: Callable[..., str], monkeypatch: pytest.
     ]
 
 
+def test_an_average_of_the_weights_is_the_policys_alone(recipe: Callable[..., str]):
+    """The two sides of the pair are as far apart as without it."""
+    average = [{"class_path": "tts_align.training.callbacks.moving_average.MovingAverage", "init_args": {"decay": 0.9}}]
+    fit(recipe(), "runs/plain")
+    fit(recipe(trainer__callbacks=average), "runs/averaged")
+    for side in SIDES:
+        assert gap(*(final(f"runs/{name}/contrast/{side}") for name in ("plain", "averaged"))) == 0
+    assert gap(final("runs/plain"), final("runs/averaged")) > 1e-5
+
+
 @pytest.mark.parametrize(("good", "bad"), [(3, 1), (1, 6), (5, 5)])
 def test_balance(good: int, bad: int):
     weight = undesirable_weight(np.array([True] * good + [False] * bad))

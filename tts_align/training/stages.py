@@ -24,6 +24,7 @@ from tts_align.training.cache import TokenCache
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.keep_base import KeepBase
 from tts_align.training.callbacks.keep_best import KeepBest
+from tts_align.training.callbacks.moving_average import MovingAverage
 from tts_align.training.checkpoint import read_checkpoint
 from tts_align.training.contrast import (
     SIDES,
@@ -103,13 +104,13 @@ def _variant(
     return changes
 
 
-def _without_guards(recipe: Namespace) -> dict[str, Any]:
-    """The recipe's callbacks but for those that listen to the policy of the fit itself."""
+def _without_guards(recipe: Namespace, *others: type) -> dict[str, Any]:
+    """The recipe's callbacks but for those that listen to the policy of the fit itself, and some others."""
     callbacks = recipe.trainer.callbacks
-    listening = (HackingGuard.__module__, KeepBest.__module__, KeepBase.__module__)
+    left_out = [kind.__module__ for kind in (HackingGuard, KeepBest, KeepBase, *others)]
     if not isinstance(callbacks, list):
         return {}
-    return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in listening]}
+    return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in left_out]}
 
 
 def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:
@@ -163,7 +164,8 @@ def fit_side(fitting: Fitting, contrast: Contrast, side: str) -> Path:
     changes = _variant(_named(KTO, knobs), NOT_FOR_PAIRS, contrast.epochs, contrast.learning_rate, contrast.decay_steps)
     changes["model.cache"] = str(model.cache_folder or fitting.run.directory / "cache")
     changes["data.flip_labels"] = flipped
-    changes |= _without_guards(fitting.chosen)  # π⁻ is meant to get worse
+    # π⁻ is meant to get worse, and an average of the weights would bring the two nearer to each other.
+    changes |= _without_guards(fitting.chosen, MovingAverage)
     return fitting.fit_variant(fitting.run.directory / "contrast" / side, changes)
 
 

@@ -103,14 +103,6 @@ def test_where_nothing_is_trained_it_says_so(
     assert average.average == {}
 
 
-def test_sharded_weights_are_refused(
-    tmp_path: Path, tiny_policy: Path, tiny_rows: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("tts_align.training.callbacks.moving_average.DTensor", torch.nn.Parameter)
-    with pytest.raises(ValueError, match="does not average sharded weights: leave it out, or use the strategy ddp"):
-        fit(tmp_path, tiny_policy, tiny_rows, MovingAverage())
-
-
 @given(st.floats(0, 0.999), st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20))
 def test_it_lies_between_the_lowest_and_the_highest(decay: float, values: list[float]):
     average = {"a": torch.tensor([values[0]])}

@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tts_align.training.callbacks.watched import Watched, models_of, planned_end
+from tts_align.utils.sharded import is_share, share_of, whole_tensor
 
 log = logging.getLogger(__name__)
 WARM_UP = 10
@@ -50,7 +50,7 @@ class MovingAverage(Callback):
         """Begin with the weights as they are, or with the average of the checkpoint.
 
         Raises:
-            ValueError: a part is not there, or its weights are sharded.
+            ValueError: a part is not there.
         """
         module = cast("Watched", pl_module)
         missing = [name for name in self.parts if name not in models_of(module)]
@@ -59,14 +59,14 @@ class MovingAverage(Callback):
                 f"MovingAverage: there is no part {missing[0]} to average; there are {', '.join(models_of(module))}"
             )
         weights = dict(self._weights(module))
-        if any(isinstance(one, DTensor) for one in weights.values()):
-            raise ValueError("MovingAverage does not average sharded weights: leave it out, or use the strategy ddp")
         if not weights:  # such as the policy in a stage that trains the tokenizer by the reward model alone
             log.warning("MovingAverage: nothing of %s is trained here, so it averages nothing", ", ".join(self.parts))
         begun = self.average.keys() == weights.keys()
         source = self.average if begun else weights
         self.average = {
-            name: source[name].detach().to(one.device, torch.float32, copy=True) for name, one in weights.items()
+            # Of sharded weights each process averages its share.
+            name: share_of(source[name].detach().to(one.device, torch.float32, copy=True), one)
+            for name, one in weights.items()
         }
         self.step = self.step if begun else trainer.global_step
 
@@ -76,11 +76,12 @@ class MovingAverage(Callback):
         if trainer.global_step == self.step:  # gradients are still accumulated
             return
         self.step = trainer.global_step
-        self.average = moved(self.average, dict(self._weights(module)), kept_share(self.decay, self.step))
+        weights = {name: local(one) for name, one in self._weights(module)}
+        moved({name: local(one) for name, one in self.average.items()}, weights, kept_share(self.decay, self.step))
         if planned_end(trainer):
             with torch.no_grad():
                 for name, one in self._weights(module):
-                    one.copy_(self.average[name])
+                    local(one).copy_(local(self.average[name]))
 
     def _weights(self, module: Watched) -> Iterator[tuple[str, nn.Parameter]]:
         for part in self.parts:
@@ -89,12 +90,17 @@ class MovingAverage(Callback):
                     yield f"{part}.{name}", one
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, and the step it has reached."""
-        return {"average": self.average, "step": self.step}
+        """The average, and the step it has reached; all processes must ask."""
+        return {"average": {name: whole_tensor(one) for name, one in self.average.items()}, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with it."""
         self.average, self.step = dict(state_dict["average"]), state_dict["step"]
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's share of a tensor that is spread over processes, and any other as it is; the same memory."""
+    return cast("Any", value).to_local() if is_share(value) else value
 
 
 def kept_share(decay: float, step: int) -> float:
