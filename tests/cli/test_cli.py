@@ -1,5 +1,6 @@
 """The command, from the words on the command line to the files in the run's directory."""
 
+import gc
 import importlib.util
 import os
 import re
@@ -629,3 +630,11 @@ def test_tkto_fits_its_pair_first_and_goes_on_anywhere(recipe: Recipe, capsys: p
     run(["fit", "--config", path])
     assert {path: path.read_bytes() for path in kept} == kept
     assert Path("runs/small/checkpoints/last.ckpt").is_file()
+
+
+def test_at_its_end_python_does_not_look_through_all_objects(monkeypatch: pytest.MonkeyPatch):
+    """That takes more than a second with PyTorch and Lightning loaded; only then, not while the command works."""
+    at_exit: list[Any] = []
+    monkeypatch.setattr("tts_align.cli.entry.atexit.register", at_exit.append)
+    cli.main(["--version"])
+    assert at_exit == [gc.freeze]

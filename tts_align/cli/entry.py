@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -184,6 +186,9 @@ def main(args: list[str] | None = None) -> None:
         args: the command line by default.
     """
     args = _without_traceback(sys.argv[1:] if args is None else args)
+    # Python looks through all objects once more before it ends, for more than a second, although the system takes the
+    # memory back anyway: what is frozen it passes over.
+    atexit.register(gc.freeze)
     with signals.handled():
         try:
             with plain_errors(faults=True):
