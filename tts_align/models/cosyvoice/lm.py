@@ -176,6 +176,15 @@ class CosyVoiceLM(Qwen2CodecLM):
         """Digest of the weights and, if it is not the own one, of the engine."""
         return self.digest() if self.engine is None else f"{self.digest()} vllm"
 
+    def fingerprint(self) -> Tensor:
+        """Sum and length of each parameter, and whether the adapters are on: what changes when a weight does.
+
+        Counters of PyTorch would be quicker still, but some ways to change a weight leave no trace in them.
+        """
+        numbers = [(one.sum(dtype=torch.float64), one.norm(dtype=torch.float64)) for one in self.parameters()]
+        flat = torch.stack([number.detach() for pair in numbers for number in pair]).cpu()
+        return torch.cat([flat, torch.tensor([float(self._adapter_on)], dtype=torch.float64)])
+
     def rebuild(self) -> CosyVoiceLM:
         """The model as its directory holds it, without adapters."""
         where = str(self.source.path), self.weights_name, self.voices_path

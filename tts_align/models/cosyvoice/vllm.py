@@ -71,6 +71,9 @@ class Publishing(Protocol):
     def published(self) -> dict[str, Tensor]:
         """Weights under the published names, adapters merged."""
 
+    def fingerprint(self) -> Tensor:
+        """Numbers that change with the weights, and with the adapters' being on; quickly made."""
+
 
 class VLLMEngine:
     """Speaks with vLLM; the process starts when it is needed and ends with this one.
@@ -82,7 +85,7 @@ class VLLMEngine:
     def __init__(self, settings: VLLM) -> None:
         self.settings = settings
         self._process: _Process | None = None
-        self._room, self._format, self._weights = 0, "", 0.0
+        self._room, self._format, self._weights = 0, "", torch.zeros(0)
 
     def __deepcopy__(self, memo: object) -> VLLMEngine:
         """A copy of a policy speaks by a process of its own."""
@@ -127,19 +130,19 @@ class VLLMEngine:
 
     def _ready(self, policy: Publishing, longest: int, number_format: str, folder: Path) -> _Process:
         """The process with room for so many tokens and with the policy's weights."""
-        state = policy.published()
-        # Changed in place they keep their place in memory, and some ways leave no trace in PyTorch's counters.
-        weights = sum(float(value.double().sum() + value.double().square().sum()) for value in state.values())
+        weights = policy.fingerprint()
         if self._process is None or longest > self._room or number_format != self._format:
             self.close()
             room = max(_SHORTEST_ROOM, 1 << (longest - 1).bit_length())
-            write_vllm(policy.source, state, folder / "model", dtype=getattr(torch, number_format))
+            dtype = getattr(torch, number_format)
+            write_vllm(policy.source, policy.published(), folder / "model", dtype=dtype)
             process = _Process(policy.llm_decoder.weight.device, self.settings.memory_gib)
             options = {"dtype": number_format, "max_model_len": room, "enforce_eager": True}
             process.ask("load", directory=str(folder / "model"), options=options, memory_gib=self.settings.memory_gib)
             self._process, self._room, self._format = process, room, number_format
-        elif weights != self._weights:
-            save_file(vllm_names(state, getattr(torch, number_format)), folder / "model.safetensors")
+        elif not torch.equal(weights, self._weights):
+            named = vllm_names(policy.published(), getattr(torch, number_format))
+            save_file(named, folder / "model.safetensors")
             self._process.ask("weights", directory=str(folder))
         self._weights = weights
         return self._process
