@@ -258,7 +258,7 @@ def main(
 
 def identity(one: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row of the results is a row of: a later one with the same takes its place."""
-    trial = astuple(setting_of(one)) if "nearest_cer_added" in one else ()
+    trial = astuple(setting_of(one)) if "nearest_cer_added" in one else (one.get("average", 0.0),)
     return (*(one.get(key) for key in ("corpus", "seed", "budget", "method", "first", "second")), *trial)
 
 

@@ -73,8 +73,8 @@ GRIDS: Mapping[tuple[str, str, str], tuple[Setting, ...]] = {
     ("audio", "dpo", "epochs"): grid((2.5e-4, 5e-4, 1e-3, 2e-3), (1.0, 3.0, 10.0, 30.0)),
     ("symbolic", "dpo", "epochs"): grid((2.5e-4, 5e-4, 1e-3, 2e-3), (1.0, 3.0, 10.0, 30.0)),
     # Weaker anchors were the better ones there in one epoch.
-    ("symbolic", "tkto", "updates"): grid((5e-4, 1e-3, 2e-3, 4e-3), (3.0, 10.0, 30.0, 100.0)),
-    ("symbolic", "kto", "updates"): grid((5e-4, 1e-3, 2e-3, 4e-3), (3.0, 10.0, 30.0, 100.0)),
+    ("symbolic", "tkto", "updates"): grid((5e-4, 1e-3, 2e-3, 4e-3), (10.0, 30.0, 100.0, 300.0)),
+    ("symbolic", "kto", "updates"): grid((5e-4, 1e-3, 2e-3, 4e-3), (1.0, 3.0, 10.0, 30.0)),
 }
 """Where a corpus and a budget need another one than the method's."""
 SFT_GRID = tuple(

@@ -276,23 +276,26 @@ BUDGETS = {
 
 def recipe(found: dict[str, Any]) -> str:
     """The shipped recipe and KTO beside it, at budgets that are named."""
-    lines = [
-        "| method | budget | seeds | updates | CPU s | accuracy % | CER % | nearest CER % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    lines = ["| method | budget | moving average | seeds | updates | CPU s | accuracy % | CER % | nearest CER % |"]
+    lines += ["|---" * 9 + "|"]
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for row in found["rows"]:
-        # TKTO is the same run at every budget: the others are matched to it.
-        budget = "" if row["method"] == "tkto" else BUDGETS[row["budget"]]
-        groups.setdefault((row["method"], budget), []).append(row)
-    for (method, budget), rows in groups.items():
-        mine = list({row["seed"]: row for row in rows}.values())
+        if row["corpus"] == "audio":
+            # TKTO is the same run at every budget: the others are matched to it.
+            budget = "" if row["method"] == "tkto" else BUDGETS[row["budget"]]
+            groups.setdefault((row["method"], budget, row.get("average", 0.0)), []).append(row)
+    for method, budget, average in sorted(groups, key=lambda one: (ORDER.index(one[0]), -one[2])):
+        mine = list({row["seed"]: row for row in groups[method, budget, average]}.values())
         cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS[:3])
         updates = f"{np.mean([row['updates'] for row in mine]):.0f}" if "updates" in mine[0] else ""
         timed = [row["cpu_seconds"] for row in mine if "cpu_seconds" in row]
         seconds = f"{np.mean(timed):.0f}" if timed else ""
-        lines.append(f"| `{method}` | {budget} | {len(mine)} | {updates} | {seconds} | {cells} |")
+        kept = f"{average:g}" if average else ""
+        lines.append(f"| `{method}` | {budget} | {kept} | {len(mine)} | {updates} | {seconds} | {cells} |")
     return "\n".join(lines)
+
+
+ORDER = ("base", "tkto", "kto", "dpo", "sft")
 
 
 def against(found: dict[str, Any]) -> str:
@@ -302,6 +305,22 @@ def against(found: dict[str, Any]) -> str:
     for one in found["comparisons"]:
         cells = " | ".join(points(one[metric]) for metric in ("accuracy", "cer", "nearest_cer"))
         lines.append(f"| `{one['second']}` | {BUDGETS[one['budget']]} | {one['seed']} | {cells} |")
+    return "\n".join(lines)
+
+
+def sweep(found: dict[str, Any]) -> str:
+    """Strength and bounds of TKTO's token weights around the best of the grid, on dev sentences of one seed."""
+    lines = ["| corpus | rate | SFT anchor | μ | L, U | accuracy % | nearest CER beside the base's, points |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for corpus in ("audio", "symbolic"):
+        trials = [one for one in found["dev"] if (one["corpus"], one["method"], one["seed"]) == (corpus, "tkto", 0)]
+        tried = [one for one in trials if (one["mu"], one["clamp"]) != (1.0, 3.0)]
+        for one in sorted(trials, key=lambda one: (one["mu"], one["clamp"])):
+            like = {key: value for key, value in one.items() if key in ("rate", "anchor", "pair_rate")}
+            if not one.get("average") and any(like.items() <= other.items() for other in tried):
+                cells = f"{one['rate']:g} | {one['anchor']:g} | {one['mu']:g} | ∓{one['clamp']:g}"
+                heard = f"{100 * one['accuracy']:.1f} | {100 * one['nearest_cer_added']:+.2f}"
+                lines.append(f"| {corpus} | {cells} | {heard} |")
     return "\n".join(lines)
 
 
@@ -412,6 +431,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     Path("benchmarks/README.md"): {
         "recipe": ("equal_compute.json", recipe),
         "against": ("equal_compute.json", against),
+        "sweep": ("equal_compute.json", sweep),
         "table1": ("demo_table1.json", table1),
         "cost": ("step.json", cost),
         "trl": ("trl_step.json", trl),
