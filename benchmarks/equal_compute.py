@@ -203,6 +203,7 @@ def table(
                 print({key: rows[-1][key] for key in SHOWN}, flush=True)
             for other in methods[1:]:
                 pair = {"corpus": corpus.name, "seed": seed, "budget": budget, "first": methods[0], "second": other}
+                pair["average"] = experiment.chosen(methods[0]).average
                 comparisons.append(pair | compare(heard[methods[0]], heard[other]))
     return {"rows": rows, "comparisons": comparisons}
 
@@ -258,7 +259,10 @@ def main(
 
 def identity(one: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row of the results is a row of: a later one with the same takes its place."""
-    trial = astuple(setting_of(one)) if "nearest_cer_added" in one else (one.get("average", 0.0),)
+    if "nearest_cer_added" in one:
+        trial = astuple(setting_of(one))
+    else:  # a method has one chosen setting, and may be heard with an average and without
+        trial = (one.get("average", 0.0),) if "accuracy" in one else ()
     return (*(one.get(key) for key in ("corpus", "seed", "budget", "method", "first", "second")), *trial)
 
 

@@ -295,16 +295,25 @@ def recipe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def headline(found: dict[str, Any]) -> str:
+    """The same with the moving average where there is one."""
+    averaged = {(row["method"], row["budget"]) for row in found["rows"] if row.get("average")}
+    kept = [row for row in found["rows"] if row.get("average") or (row["method"], row["budget"]) not in averaged]
+    kept = [row for row in kept if row["method"] != "tkto" or row.get("average")]
+    return recipe({"rows": kept})
+
+
 ORDER = ("base", "tkto", "kto", "dpo", "sft")
 
 
 def against(found: dict[str, Any]) -> str:
     """Paired differences of TKTO at equal compute, seed by seed."""
-    lines = ["| against | budget | seed | accuracy, points | CER, points | nearest CER, points |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for one in found["comparisons"]:
+    lines = ["| against | budget | moving average | seed | accuracy, points | CER, points | nearest CER, points |"]
+    lines += ["|---" * 7 + "|"]
+    for one in sorted(found["comparisons"], key=lambda one: -one.get("average", 0.0)):
         cells = " | ".join(points(one[metric]) for metric in ("accuracy", "cer", "nearest_cer"))
-        lines.append(f"| `{one['second']}` | {BUDGETS[one['budget']]} | {one['seed']} | {cells} |")
+        average = f"{one['average']:g}" if one.get("average") else ""
+        lines.append(f"| `{one['second']}` | {BUDGETS[one['budget']]} | {average} | {one['seed']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -427,7 +436,7 @@ def start(found: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
-    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", recipe)},
+    Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", headline)},
     Path("benchmarks/README.md"): {
         "recipe": ("equal_compute.json", recipe),
         "against": ("equal_compute.json", against),
