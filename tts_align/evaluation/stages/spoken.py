@@ -88,7 +88,7 @@ class SpokenStages:
 
     def _digest_of(self, system: str) -> str:
         if system == "base" and self.reference is not None:
-            return self.reference.digest()
+            return self.reference.speech_digest()
         with self._as(system):
             return self.module.policy.speech_digest()
 

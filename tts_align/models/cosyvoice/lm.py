@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tts_align.models.base.generation import Context, Encoded, Prompt, Sampling, Spoken
@@ -176,7 +177,7 @@ class CosyVoiceLM(Qwen2CodecLM):
         """Digest of the weights and, if it is not the own one, of the engine."""
         return self.digest() if self.engine is None else f"{self.digest()} vllm"
 
-    def fingerprint(self) -> Tensor:
+    def fingerprint(self) -> Float[Tensor, " n"]:
         """Sum and length of each parameter, and whether the adapters are on: what changes when a weight does.
 
         Counters of PyTorch would be quicker still, but some ways to change a weight leave no trace in them.
@@ -186,9 +187,10 @@ class CosyVoiceLM(Qwen2CodecLM):
         return torch.cat([flat, torch.tensor([float(self._adapter_on)], dtype=torch.float64)])
 
     def rebuild(self) -> CosyVoiceLM:
-        """The model as its directory holds it, without adapters."""
+        """The model as its directory holds it, without adapters; it speaks by the same engine."""
         where = str(self.source.path), self.weights_name, self.voices_path
-        return CosyVoiceLM(*where, self.dtype, bistream=self.bistream, front_end=self.front_end)
+        vllm = None if self.engine is None else self.engine.settings
+        return CosyVoiceLM(*where, self.dtype, bistream=self.bistream, front_end=self.front_end, vllm=vllm)
 
     def published(self) -> dict[str, Tensor]:
         """The weights as the published files hold them, adapters merged; see :func:`published_names`."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ PYTHON = "TTS_ALIGN_VLLM_PYTHON"
 """Environment variable with the interpreter of the environment that vLLM is installed in."""
 _SCRIPT = Path(__file__).with_name("vllm_process.py")
 _SHORTEST_ROOM = 2048
+"""Tokens of the shortest sequences that room is made for: prompt and speech."""
 _OF_A_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which vLLM would take itself for a process of the training."""
 
@@ -65,13 +67,13 @@ class Publishing(Protocol):
     source: ModelDirectory
     llm_decoder: nn.Linear
 
-    def embed(self, token: Tensor, table: Tensor) -> Tensor:
+    def embed(self, token: Int[Tensor, " l"], table: Int[Tensor, " l"]) -> Float[Tensor, "l h"]:
         """Input vectors of ids, each from the embedding table that ``table`` names."""
 
     def published(self) -> dict[str, Tensor]:
         """Weights under the published names, adapters merged."""
 
-    def fingerprint(self) -> Tensor:
+    def fingerprint(self) -> Float[Tensor, " n"]:
         """Numbers that change with the weights, and with the adapters' being on; quickly made."""
 
 
