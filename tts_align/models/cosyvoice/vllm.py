@@ -124,7 +124,8 @@ class VLLMEngine:
                 for number, pair in enumerate(arranged)
             }
             save_file(vectors, file := Path(folder, "vectors.safetensors"))
-            found = process.ask("speak", vectors=str(file), requests=requests)
+            allowed = [*range(policy.layout.codebook_size), policy.layout.end]
+            found = process.ask("speak", vectors=str(file), requests=requests, allowed=allowed)
         if progress is not None:
             progress(len(prompts))
         pairs = zip(found["tokens"], found["finished"], strict=True)
@@ -242,7 +243,7 @@ def _check(sampling: Sampling, policy: Publishing) -> None:
 
 
 def _request(prompt: Prompt, sampling: Sampling, layout: Layout) -> dict[str, Any]:
-    """Arguments of ``vllm.SamplingParams``: the same limits, nothing but speech tokens and end-of-speech."""
+    """Arguments of ``vllm.SamplingParams``: the same limits."""
     words = len(prompt.text) - prompt.prefix
     return {
         "temperature": sampling.temperature,
@@ -252,5 +253,4 @@ def _request(prompt: Prompt, sampling: Sampling, layout: Layout) -> dict[str, An
         "min_tokens": int(sampling.min_ratio * words),
         "max_tokens": max(int(sampling.max_ratio * words), 1),
         "stop_token_ids": [layout.end],
-        "allowed_token_ids": [*range(layout.codebook_size), layout.end],
     }

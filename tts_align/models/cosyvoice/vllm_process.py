@@ -63,19 +63,20 @@ class Speaking:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
         return {}
 
-    def speak(self, vectors: str, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    def speak(self, vectors: str, requests: list[dict[str, Any]], allowed: list[int]) -> dict[str, Any]:
         """Speech tokens of each request, and whether it ended by itself.
 
         Args:
             vectors: file with the inputs of each prompt, by its number.
             requests: how tokens are drawn: arguments of ``vllm.SamplingParams``.
+            allowed: tokens that may be drawn: speech tokens and end-of-speech, the same for all.
         """
         from safetensors.torch import load_file
         from vllm import SamplingParams
 
         inputs = load_file(vectors)
         prompts = [{"prompt_embeds": inputs[str(number)]} for number in range(len(requests))]
-        drawn = [SamplingParams(detokenize=False, **one) for one in requests]
+        drawn = [SamplingParams(detokenize=False, allowed_token_ids=allowed, **one) for one in requests]
         outputs = [one.outputs[0] for one in self.llm.generate(prompts, drawn, use_tqdm=False)]
         finished = [one.finish_reason == "stop" for one in outputs]
         tokens = [list(one.token_ids) for one in outputs]
