@@ -147,9 +147,8 @@ def theirs(name: Name, shape: Shape, manifest: str, precomputed: bool, steps: in
     )
 
 
-def compare(name: Name, shape: Shape, folder: Path, precomputed: bool, rounds: int) -> dict[str, Any]:
-    """Train both turn by turn; the first two rounds warm up."""
-    turns, steps = Turns(), rounds + 2
+def train(name: Name, shape: Shape, folder: Path, precomputed: bool, steps: int, turns: Turns) -> None:
+    """Train both turn by turn."""
     manifest = str(folder / "rows.jsonl")
     other = theirs(name, shape, manifest, precomputed, steps, folder, turns)
     objective: Objective = Objective.registry[name]()
@@ -179,6 +178,12 @@ def compare(name: Name, shape: Shape, folder: Path, precomputed: bool, rounds: i
     thread.start()
     trainer.fit(module, datamodule=data)
     thread.join()
+
+
+def compare(name: Name, shape: Shape, folder: Path, precomputed: bool, rounds: int) -> dict[str, Any]:
+    """What a step of either takes; the first two rounds warm up."""
+    turns = Turns()
+    train(name, shape, folder, precomputed, rounds + 2, turns)
     counted = {one: found[2:] for one, found in turns.times.items()}
     return {
         "objective": name,
@@ -187,6 +192,11 @@ def compare(name: Name, shape: Shape, folder: Path, precomputed: bool, rounds: i
         "ratio_of_sums": round(sum(counted["ours"]) / sum(counted["trl"]), 3),
         "ratio_to_trl": ratio(counted["ours"], counted["trl"]),
     }
+
+
+def shapes_of(rounds: int) -> dict[str, Shape]:
+    """Both sizes of model, with no more sentences than steps: what TRL computes beforehand takes no longer then."""
+    return {"small": Shape(sentences=8 * rounds), "larger": Shape(LARGER, rows_per_step=8, sentences=4 * rounds)}
 
 
 def main(
@@ -204,9 +214,7 @@ def main(
         out: name of the results.
     """
     warnings.filterwarnings("ignore")
-    # As many sentences as there are steps, so that what TRL computes beforehand takes no longer than the steps.
-    few = 4 * rounds
-    shapes = {"small": Shape(sentences=8 * few // 4), "larger": Shape(LARGER, rows_per_step=8, sentences=few)}
+    shapes = shapes_of(rounds)
     rows: list[dict[str, Any]] = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:

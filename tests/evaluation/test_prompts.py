@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import tracemalloc
 
 import pytest
 
 from tts_align.data.records import Span
-from tts_align.evaluation.prompts import SentencePrompt, read_prompts, write_prompts
+from tts_align.evaluation import prompts
+from tts_align.evaluation.prompts import SentencePrompt, read_prompts, stream_prompts, write_prompts
+from tts_align.utils.shards import digest, streamed_digest
 
 SPICY = SentencePrompt(
     "s1",
@@ -45,27 +48,73 @@ def test_what_follows_from_the_rest_is_filled_in():
         ),
     ],
 )
-def test_faults_are_named_with_their_line(tmp_path, row, fault):
+@pytest.mark.parametrize("read", [read_prompts, stream_prompts])
+def test_faults_are_named_with_their_line(tmp_path, row, fault, read):
     path = tmp_path / "sentences.jsonl"
     path.write_text(json.dumps({"id": "z", "text": "ok"}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=f"sentences.jsonl:2: .*{fault}"):
-        read_prompts(path)
+        read(path)
 
 
-def test_all_faults_are_named_twenty_at_most(tmp_path):
+@pytest.mark.parametrize("read", [read_prompts, stream_prompts])
+def test_all_faults_are_named_twenty_at_most(tmp_path, read):
     path = tmp_path / "sentences.jsonl"
     path.write_text("".join(json.dumps({"id": str(i // 2), "text": "か"}) + "\n" for i in range(50)))
     with pytest.raises(ValueError, match="id '0' is taken by line 1") as error:
-        read_prompts(path)
+        read(path)
     assert len(str(error.value).splitlines()) == 21
     assert str(error.value).endswith("and 5 more")
 
 
-def test_an_empty_file(tmp_path):
+@pytest.mark.parametrize("read", [read_prompts, stream_prompts])
+def test_an_empty_file(tmp_path, read):
     path = tmp_path / "sentences.jsonl"
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no sentence"):
-        read_prompts(path)
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda lines: "\n".join(lines) + "\n",
+        lambda lines: "\n".join(lines),
+        lambda lines: "\r\n".join(lines) + "\r\n",
+        lambda lines: "\ufeff" + "\n\n".join(lines) + "\n \n",
+    ],
+)
+def test_sentences_that_stay_in_their_file_are_those_that_are_read(tmp_path, form):
+    path = tmp_path / "sentences.jsonl"
+    lines = [json.dumps(one.to_row(), ensure_ascii=False, default=list) for one in (SPICY, PLAIN)]
+    path.write_text(form(lines), "utf-8", newline="")
+    streamed, read = stream_prompts(path), read_prompts(path)
+    assert list(streamed) == read == [SPICY, PLAIN]
+    assert [streamed[1], streamed[0]] == [PLAIN, SPICY]
+    assert streamed_digest("sample", streamed) == streamed_digest("sample", read) == digest("sample", read)
+
+
+def test_plain_text_is_streamed_as_it_is_read(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("one\n\ntwo\n")
+    assert list(stream_prompts(path)) == read_prompts(path)
+    assert [one.id for one in stream_prompts("words:ja/test_words")] == [
+        one.id for one in read_prompts("words:ja/test_words")
+    ]
+
+
+def test_no_more_sentences_are_in_memory_than_are_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "_AT_HAND", 8)
+    path = tmp_path / "sentences.jsonl"
+    write_prompts(path, (SentencePrompt(f"s{number}", f"{number} " * 100) for number in range(2000)))
+    tracemalloc.start()
+    streamed = stream_prompts(path)
+    assert sum(len(one.text) for one in streamed) > 400_000
+    kept, _ = tracemalloc.get_traced_memory()
+    read_too = read_prompts(path)
+    with_list, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(read_too) == len(streamed)
+    assert kept < (with_list - kept) / 10
 
 
 def test_a_bare_reading_stands_for_a_list_of_one():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_align.evaluation.parts import SpeaksAndListens
-from tts_align.evaluation.prompts import read_prompts
+from tts_align.evaluation.prompts import stream_prompts
 from tts_align.evaluation.speaking import (
     ReadTexts,
     UtteranceRequests,
@@ -68,7 +68,7 @@ def sample(
     if audio and vocoder is None:
         raise ValueError("nothing to make sound with: the recipe must set model.vocoder, or leave out --audio")
     seed = part_seed(seed)
-    sentences = read_prompts(prompts)
+    sentences = stream_prompts(prompts)
     voices = chosen_speakers(module.policy, module.vocoder, sentences, speakers, "--speakers")
     items = UtteranceRequests(sentences, voices, samples, seed)
     check_speakers(module.policy, items, module.vocoder)

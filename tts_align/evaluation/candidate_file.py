@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tts_align.evaluation.candidates import Candidate
 from tts_align.utils.assets import resolve
-from tts_align.utils.readers import ReadError, byte_lines, parse_json
+from tts_align.utils.lines import line_at, placed_lines, row_of
 
 
 class CandidateFile(Sequence[Candidate]):
@@ -30,7 +30,7 @@ class CandidateFile(Sequence[Candidate]):
         self.path = resolve(path)
         self.ids: list[str] = []
         offsets, lengths, known = [], [], set[str]()
-        for number, offset, line in _lines(self.path):
+        for number, offset, line in placed_lines(self.path):
             candidate = _read(line, f"{path}:{number}")
             if candidate.id in known:
                 raise ValueError(f"{path}:{number}: utterance {candidate.id!r} appears twice")
@@ -80,33 +80,12 @@ class CandidateFile(Sequence[Candidate]):
         if isinstance(place, slice):
             return self.take(range(*place.indices(len(self))))
         number = int(self._kept[place])
-        with self.path.open("rb") as file:
-            file.seek(int(self._offsets[number]))
-            candidate = _read(file.readline(), self.path)
+        candidate = _read(line_at(self.path, int(self._offsets[number])), self.path)
         return replace(candidate, audio="") if self._silent[number] else candidate
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number, place and content of each line that is not blank."""
-    offset = 3 if _is_marked(path) else 0
-    for number, line in byte_lines(path):
-        if line.strip():
-            yield number, offset, line
-        offset += len(line)
-
-
-def _is_marked(path: Path) -> bool:
-    """Whether a file begins with a byte order mark."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(3) == b"\xef\xbb\xbf"
-
-
 def _read(line: bytes, where: str | Path) -> Candidate:
-    row = parse_json(line, where)
-    if not isinstance(row, dict):
-        raise ReadError(where, f"expected an object with columns, got {type(row).__name__}")
+    row = row_of(line, where)
     try:
         return Candidate.from_row(row)
     except (ValueError, TypeError) as error:

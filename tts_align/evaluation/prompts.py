@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tts_align.data import words
 from tts_align.data.columns import LANGUAGE
@@ -14,9 +17,13 @@ from tts_align.data.records import Span
 from tts_align.evaluation.judges.base import Expected
 from tts_align.utils.assets import resolve
 from tts_align.utils.files import read_json_lines, write_json_lines
+from tts_align.utils.lazy import Lazy
+from tts_align.utils.lines import line_at, placed_lines, row_of
 from tts_align.utils.readers import read_text
 
 _MAX_FAULTS = 20
+_AT_HAND = 4096
+"""Sentences that are kept in memory at a time of a file that is not."""
 
 
 @dataclass(frozen=True)
@@ -139,25 +146,61 @@ def read_prompts(path: str | Path) -> list[SentencePrompt]:
     Raises:
         ValueError: with file and line of every fault, twenty at most.
     """
-    prompts: list[SentencePrompt] = []
+    return [prompt for _, prompt in _checked(path, _rows(path))]
+
+
+def stream_prompts(path: str | Path) -> Sequence[SentencePrompt]:
+    """The same sentences, checked at once, but those of a JSONL file stay in it and are read when they are asked for.
+
+    Args:
+        path: see :func:`read_prompts`.
+
+    Raises:
+        ValueError: with file and line of every fault, twenty at most.
+    """
+    place = None if str(path).startswith(words.PREFIX) else resolve(path)
+    if place is None or place.suffix == ".txt":
+        return read_prompts(path)
+    offsets: dict[int, int] = {}
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, offset, content in placed_lines(place):
+            offsets[number] = offset
+            yield number, row_of(content, f"{path}:{number}")
+
+    for _ in _checked(path, rows()):
+        pass
+    places = np.fromiter(offsets.values(), np.int64, len(offsets))
+
+    @lru_cache(_AT_HAND)
+    def read(number: int) -> SentencePrompt:
+        return SentencePrompt.from_row(row_of(line_at(place, int(places[number])), path))
+
+    return Lazy(len(places), read)
+
+
+def _checked(path: str | Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, SentencePrompt]]:
+    """Number of the line and sentence of each row; raises at the end if there were faults."""
     lines: dict[str, int] = {}
     faults: list[str] = []
-    for number, row in _rows(path):
+    count = 0
+    for number, row in rows:
         try:
             prompt = SentencePrompt.from_row(row)
+            if prompt.id in lines:
+                raise ValueError(f"id {prompt.id!r} is taken by line {lines[prompt.id]}")
         except (ValueError, TypeError) as error:
-            faults.append(f"{path}:{number}: {error}")
+            count += 1
+            if count <= _MAX_FAULTS:
+                faults.append(f"{path}:{number}: {error}")
             continue
-        if prompt.id in lines:
-            faults.append(f"{path}:{number}: id {prompt.id!r} is taken by line {lines[prompt.id]}")
         lines[prompt.id] = number
-        prompts.append(prompt)
-    if not prompts and not faults:
-        faults = [f"{path}: holds no sentence"]
+        yield number, prompt
+    if not lines and not faults:
+        raise ValueError(f"{path}: holds no sentence")
     if faults:
-        more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
-        raise ValueError("\n".join(faults[:_MAX_FAULTS] + more))
-    return prompts
+        more = [f"and {count - _MAX_FAULTS} more"] if count > _MAX_FAULTS else []
+        raise ValueError("\n".join(faults + more))
 
 
 def _rows(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:

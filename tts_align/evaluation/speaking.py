@@ -235,11 +235,11 @@ class ReadTexts(EncodedTexts):
 
     def __init__(self, policy: CodecLM, items: UtteranceRequests) -> None:
         self.policy, self._requests = policy, items
-        self._prompts = {prompt.id: prompt for prompt in items.prompts}
+        self._numbers = {prompt.id: number for number, prompt in enumerate(items.prompts)}
         self._at_hand = lru_cache(256)(self._look)
 
     def _look(self, sentence: str, speaker: str) -> tuple[tuple[str, Encoded], ...]:
-        return _read(self.policy, speaker, self._prompts[sentence])
+        return _read(self.policy, speaker, self._requests.prompts[self._numbers[sentence]])
 
     def __getitem__(self, name: tuple[str, str]) -> tuple[tuple[str, Encoded], ...]:
         """The pieces of a sentence in a voice."""

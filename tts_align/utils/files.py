@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tts_align.utils.lines import row_of
 from tts_align.utils.processes import HOST, is_alive
-from tts_align.utils.readers import ReadError, byte_lines, parse_json, read_json_object
+from tts_align.utils.readers import byte_lines, read_json_object
 
 _HERE, _EXCHANGE = -100, 2
 """``AT_FDCWD`` and ``RENAME_EXCHANGE`` of Linux's ``renameat2``."""
@@ -296,7 +297,4 @@ def read_json_lines(path: Path, cut_tail: bool = False) -> Iterator[tuple[int, d
     for number, line in byte_lines(path):
         if not line.strip() or (cut_tail and not line.endswith(b"\n")):
             continue
-        row = parse_json(line, f"{path}:{number}")
-        if not isinstance(row, dict):
-            raise ReadError(f"{path}:{number}", f"expected an object with columns, got {type(row).__name__}")
-        yield number, row
+        yield number, row_of(line, f"{path}:{number}")

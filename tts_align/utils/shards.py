@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from tts_align.utils.files import json_line, naming, write_json_lines
+from tts_align.utils.lazy import Lazy
 from tts_align.utils.readers import ReadError, byte_lines, parse_json
 
 KEY = "made_with"
@@ -39,7 +40,7 @@ def listed_digest(*settings: object, rows: Iterable[object]) -> str:
 
 
 def streamed_digest(*settings: object) -> str:
-    """The same digest; what lists and mappings hold is looked at one after the other, not put into words together.
+    """The same digest; what lists, lazy ones too, and mappings hold is looked at member by member, not put together.
 
     >>> streamed_digest("a", [1, 2], {"b": 3}) == digest("a", [1, 2], {"b": 3})
     True
@@ -54,7 +55,7 @@ def streamed_digest(*settings: object) -> str:
 
 
 def _in_words(one: object) -> Iterator[str]:
-    if isinstance(one, list):
+    if isinstance(one, list | Lazy):
         yield "["
         yield from (f"{', ' if number else ''}{part!r}" for number, part in enumerate(one))
         yield "]"
