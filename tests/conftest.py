@@ -38,6 +38,16 @@ def pytest_collection(session: pytest.Session) -> None:
             import_module(name)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is loaded stays: collections of garbage need not look at its million objects each time."""
+    from hypothesis.internal.entropy import deterministic_PRNG
+
+    with deterministic_PRNG():  # registers the generators of Python and NumPy, and looks who refers to them
+        pass
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; otherwise the order stays."""
     rank = {name: place for place, name in enumerate(LONG)}

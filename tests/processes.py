@@ -60,11 +60,11 @@ def launched(
     return done
 
 
-_SERVER = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
 _OURS = ("cli.entry", "cli.help", "cli.lightning", "cli.sample", "evaluation.judges.ctc", "training.interfaces")
 _OURS += ("models.codec.vocoder", "models.flow.token_flow", "models.policy.qwen2", "models.reward.model")
 _THEIRS = ("pandas", "peft", "pytest", "torch.utils.tensorboard")  # pyarrow looks for pandas when it makes an array
-_SERVER.set_forkserver_preload([*(f"tts_align.{name}" for name in _OURS), *_THEIRS])
+FORKS.set_forkserver_preload([*(f"tts_align.{name}" for name in _OURS), *_THEIRS])
 
 
 def ranks(count: int) -> list[dict[str, str]]:
@@ -107,7 +107,7 @@ def forked(
             folder.mkdir(parents=True, exist_ok=True)
             environment = {**os.environ, "OMP_NUM_THREADS": "1", **change}
             files = (str(said / f"{number}.out"), str(said / f"{number}.err"))
-            one = _SERVER.Process(target=_run, args=(list(command[1:]), str(folder), environment, *files))
+            one = FORKS.Process(target=_run, args=(list(command[1:]), str(folder), environment, *files))
             one.start()
             started.append(one)
     finally:
@@ -135,7 +135,7 @@ def forked(
 
 def side_by_side(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
     """``function(rank, *arguments)`` of a test's own module in so many processes; one that fails fails the test."""
-    started = [_SERVER.Process(target=function, args=(rank, *arguments)) for rank in range(count)]
+    started = [FORKS.Process(target=function, args=(rank, *arguments)) for rank in range(count)]
     for one in started:
         one.start()
     for one in started:
