@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python benchmarks/trl_profile.py    # ten minutes of one core; writes results/trl_profile.json
 
 The steps are those of ``trl_step.py`` with the reference precomputed, under PyTorch's profiler, which takes time at
-every operation itself. Operations are put together by kind; what is left of a step's CPU seconds is Python, the
-profiler and the reading of rows. A multiplication and its addition are two operations of ``matrix_gflop``; attention's
-are not counted in it.
+every operation itself and counts by the wall clock: the core must not be shared. Operations are put together by kind;
+what is left of a step is Python, the profiler and the reading of rows. A multiplication and its addition are two
+operations of ``matrix_gflop``; attention's are not counted in it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Profiles(Turns):
 
     def end(self, name: str) -> None:
         """Add up the turn's operations by kind."""
-        seconds = self.clock.read()["cpu"]
+        seconds = self.clock.read()["wall"]
         self.profiler.__exit__(None, None, None)
         counts: Counter[str] = Counter()
         for one in self.profiler.key_averages():
