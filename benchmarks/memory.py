@@ -4,7 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/memory.py    # some minutes of one core; writes results/memory.json
 
 Each measurement is a process of its own: AdamW, SFT's loss, random weights, one micro-batch; what the process takes at
-most beyond what it holds before the first step. ``wide`` has CosyVoice's width and vocabulary, a quarter of its layers.
+most beyond what it holds before the first step, which on a CPU contains what the C library keeps for later. The same
+step is counted tensor by tensor too (PyTorch's ``MemTracker``), which is what a GPU would have to hold. ``wide`` has
+CosyVoice's width and vocabulary, a quarter of its layers.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import torch
 from jsonargparse import auto_cli
 from machine import machine, save
 from sampling import BIG, COSYVOICE, random_model
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from tts_align.models.base.layout import TokenRow, collate
 from tts_align.training.memory import estimate
@@ -28,7 +32,11 @@ from tts_align.training.memory import estimate
 WIDE = replace(
     BIG, hidden_size=896, layers=6, heads=14, key_value_heads=2, intermediate_size=4864, text_vocabulary=2000
 )
+CPU = torch.device("cpu")
 SIZES = {"small": BIG, "larger": COSYVOICE, "wide": WIDE}
+
+
+Step = Callable[[], None]
 
 
 def _resident(name: str) -> int:
@@ -44,14 +52,35 @@ def one(size: str, rows: int, tokens: int, recompute: bool, steps: int) -> dict[
     batch = collate([TokenRow((1,) * 20, (2,) * (tokens - 22))] * rows, model.layout)
     found = estimate(model, model.parameters(), [optimizer], len(batch.token))
     assert found is not None
-    before, seconds = _resident("VmRSS"), []
-    for _ in range(steps):
-        begun = time.process_time()
+
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         (-model(batch).logp.mean()).backward()
         optimizer.step()
+
+    before, seconds = _resident("VmRSS"), []
+    for _ in range(steps):
+        begun = time.process_time()
+        step()
         seconds.append(time.process_time() - begun)
-    return {"measured_bytes": _resident("VmHWM") - before, "estimated_bytes": found.total, "cpu_seconds": min(seconds)}
+    measured = _resident("VmHWM") - before
+    return {
+        "measured_bytes": measured,
+        "counted_bytes": counted(step, model, optimizer),
+        "estimated_bytes": found.total,
+        "cpu_seconds": round(min(seconds), 3),
+    }
+
+
+def counted(step: Step, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all tensors that a step holds at once, at most, beyond the weights."""
+    optimizer.zero_grad(set_to_none=True)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        step()
+    peak = {str(getattr(kind, "value", kind)): size for kind, size in tracker.get_tracker_snapshot("peak")[CPU].items()}
+    return peak["Total"] - peak["Parameter"]
 
 
 def main(
@@ -90,8 +119,12 @@ def main(
                 **pair,
                 "memory_ratio": round(other["measured_bytes"] / kept["measured_bytes"], 3),
                 "time_ratio": round(other["cpu_seconds"] / kept["cpu_seconds"], 3),
-                "estimate_to_measured": {
-                    name: round(one_["estimated_bytes"] / one_["measured_bytes"], 3) for name, one_ in pair.items()
+                "counted_ratio": round(other["counted_bytes"] / kept["counted_bytes"], 3),
+                **{
+                    f"estimate_to_{what}": {
+                        name: round(case["estimated_bytes"] / case[f"{what}_bytes"], 3) for name, case in pair.items()
+                    }
+                    for what in ("measured", "counted")
                 },
             }
         )
