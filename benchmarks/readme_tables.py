@@ -193,6 +193,32 @@ def trl(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trl_profile(found: dict[str, Any]) -> str:
+    """Where the seconds of a step go, here and in TRL."""
+    lines = ["| model | objective | side | step, s | matrix products, s | attention, s | the rest, s | GFLOP of products |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        seconds = row["seconds"]
+        whole, products, attention = (seconds[key] for key in ("whole", "matrix products", "attention"))
+        side = "ours" if row["side"] == "ours" else "TRL"
+        lines.append(
+            f"| {row['size']} | `{row['objective']}` | {side} | {whole:.2f} | {products:.2f} | {attention:.2f}"
+            f" | {whole - products - attention:.2f} | {seconds['matrix_gflop']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def memory(found: dict[str, Any]) -> str:
+    """Memory of a step beside the weights, with layers kept and computed again."""
+    lines = ["| model | layers | tensors, MB | process, MB | estimate, MB | CPU time |", "|---|---|---|---|---|---|"]
+    for row in found["found"]:
+        for name, what in (("kept", "kept"), ("recomputed", "computed again")):
+            case = row[name]
+            sizes = " | ".join(f"{case[key] / 1e6:.0f}" for key in ("counted_bytes", "measured_bytes", "estimated_bytes"))
+            lines.append(f"| {row['size']} | {what} | {sizes} | {case['cpu_seconds'] / row['kept']['cpu_seconds']:.2f} |")
+    return "\n".join(lines)
+
+
 def decoding(found: dict[str, Any]) -> str:
     """Tokens a second against ``generate`` and the bare products, and what coarser weights change."""
     lines = ["| model | weights | tokens/s | to `generate` | bare products to it | greedy tokens that change |"]
@@ -444,6 +470,8 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "table1": ("demo_table1.json", table1),
         "cost": ("step.json", cost),
         "trl": ("trl_step.json", trl),
+        "trl_profile": ("trl_profile.json", trl_profile),
+        "memory": ("memory.json", memory),
         "decoding": ("decoding.json", decoding),
         "profile": ("decoding.json", profile),
         "batched": ("sampling.json", batched),
