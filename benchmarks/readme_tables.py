@@ -195,7 +195,7 @@ def trl(found: dict[str, Any]) -> str:
 
 def trl_profile(found: dict[str, Any]) -> str:
     """Where the seconds of a step go, here and in TRL."""
-    lines = ["| model | objective | side | step, s | matrix products, s | attention, s | the rest, s | GFLOP of products |"]
+    lines = ["| model | objective | side | step, s | matrix products, s | attention, s | the rest, s | products, GFLOP |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in found["rows"]:
         seconds = row["seconds"]
@@ -214,8 +214,9 @@ def memory(found: dict[str, Any]) -> str:
     for row in found["found"]:
         for name, what in (("kept", "kept"), ("recomputed", "computed again")):
             case = row[name]
-            sizes = " | ".join(f"{case[key] / 1e6:.0f}" for key in ("counted_bytes", "measured_bytes", "estimated_bytes"))
-            lines.append(f"| {row['size']} | {what} | {sizes} | {case['cpu_seconds'] / row['kept']['cpu_seconds']:.2f} |")
+            sizes = " | ".join(f"{case[f'{key}_bytes'] / 1e6:.0f}" for key in ("counted", "measured", "estimated"))
+            time = case["cpu_seconds"] / row["kept"]["cpu_seconds"]
+            lines.append(f"| {row['size']} | {what} | {sizes} | {time:.2f} |")
     return "\n".join(lines)
 
 
