@@ -195,7 +195,7 @@ def trl(found: dict[str, Any]) -> str:
 
 def trl_profile(found: dict[str, Any]) -> str:
     """Where the seconds of a step go, here and in TRL."""
-    lines = ["| model | objective | side | step, s | matrix products, s | attention, s | the rest, s | products, GFLOP |"]
+    lines = ["| model | objective | side | step, s | products, s | attention, s | the rest, s | products, GFLOP |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in found["rows"]:
         seconds = row["seconds"]
