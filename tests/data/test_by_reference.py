@@ -175,6 +175,9 @@ def test_rows_by_key_are_those_of_a_dictionary():
     assert list(Keyed(parts, last=True).items()) == list(dict(flat).items())
     with pytest.raises(KeyError):
         Keyed(parts)["f" * 32]
+    for count in (1, 7, 59, 60, 1000):
+        chosen = flat[:: max(60 // count, 1)][:count]
+        assert Keyed(parts).spread(count) == dict(chosen)
 
 
 class Named(Letters):

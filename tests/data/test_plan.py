@@ -61,6 +61,19 @@ def test_check_finds_before_training_what_would_fail_in_it(tokens: Any, budget: 
             plan.deal(items, world, accumulate)
 
 
+@given(
+    tokens=st.lists(st.integers(1, 5), min_size=1, max_size=200),
+    bucket=st.integers(1, 9),
+    shuffle=st.booleans(),
+    count=st.integers(1, 60),
+)
+def test_the_fullest_steps_are_those_of_all_in_order(tokens: Any, bucket: int, shuffle: bool, count: int):
+    plan = Plan(np.array(tokens), 1, rows_per_step=3, bucket_steps=bucket, shuffle=shuffle)
+    expected = sorted(plan.steps(0), key=lambda items: -sum(tokens[item] for item in items))[:count]
+    assert [one.tolist() for one in plan.fullest(count)] == [one.tolist() for one in expected]
+    assert plan.largest(1, 1) == max(sum(tokens[item] for item in items) for items in expected)
+
+
 def test_steps_of_tokens_are_about_as_large_as_asked():
     tokens = np.random.default_rng(0).integers(10, 100, 1000)
     sums = [tokens[items].sum() for items in Plan(tokens, tokens_per_step=1000).steps(0)]

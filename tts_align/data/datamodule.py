@@ -298,7 +298,7 @@ class AlignData(LightningDataModule):
         """Optimiser steps of a whole training epoch."""
         return self._splits["train"].plan.steps_per_epoch
 
-    def rows(self, split: Literal["train", "validation", "all"] = "all") -> Mapping[str, TokenRow]:
+    def rows(self, split: Literal["train", "validation", "all"] = "all") -> Keyed[TokenRow]:
         """Every distinct row that will be scored, mismatched ones included, by its key: what a cache must hold."""
         parts: list[tuple[Any, Sequence[TokenRow]]] = []
         for one in self._chosen(split):

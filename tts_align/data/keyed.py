@@ -61,6 +61,21 @@ class Keyed(Mapping[str, Value], Generic[Value]):
         keys = np.concatenate([np.zeros((0, 16), np.uint8), *self._keys])
         return keys[np.sort(self._sorted[1])].view("S16").ravel()  # :: (k, 16) -> (k)
 
+    def spread(self, count: int) -> dict[str, Value]:
+        """Some keys and what belongs to them, spread evenly from the first place on; equal keys count once.
+
+        Args:
+            count: most that are wanted.
+        """
+        step = max(int(self._starts[-1]) // count, 1)
+        return dict(self._at(place) for place in range(0, int(self._starts[-1]), step)[:count])
+
+    def _at(self, place: int) -> tuple[str, Value]:
+        """Key and value of a place in all parts."""
+        part = int(np.searchsorted(self._starts, place, side="right")) - 1
+        within = place - int(self._starts[part])
+        return hex_key(self._keys[part][within]), self._values[part][within]
+
     def __len__(self) -> int:
         """How many keys differ."""
         return len(self._sorted[0])
@@ -77,8 +92,6 @@ class Keyed(Mapping[str, Value], Generic[Value]):
         at = int(np.searchsorted(keys[:, 0], np.uint64(high)))
         while at < len(keys) and int(keys[at, 0]) == high:
             if int(keys[at, 1]) == low:
-                place = int((last if self._last else first)[at])
-                part = int(np.searchsorted(self._starts, place, side="right")) - 1
-                return self._values[part][place - int(self._starts[part])]
+                return self._at(int((last if self._last else first)[at]))[1]
             at += 1
         raise KeyError(key)

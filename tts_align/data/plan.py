@@ -68,6 +68,18 @@ class Plan:
 
     def steps(self, epoch: int) -> list[Indices]:
         """The items of each optimiser step; over the epoch each item comes exactly once."""
+        order, cuts, turn = self._cuts(epoch)
+        return [order[cuts[step] : cuts[step + 1]] for step in turn.tolist()]
+
+    def fullest(self, count: int) -> list[Indices]:
+        """The steps of the first epoch with the most tokens, so many of them, the fullest first."""
+        order, cuts, turn = self._cuts(0)
+        sums = np.add.reduceat(self.tokens[order], cuts[:-1])[turn]
+        chosen = turn[np.argsort(-sums, kind="stable")[:count]]
+        return [order[cuts[step] : cuts[step + 1]] for step in chosen.tolist()]
+
+    def _cuts(self, epoch: int) -> tuple[Indices, Indices, Indices]:
+        """All items, where steps begin and end among them, (steps + 1), and the order in which these come, (steps)."""
         generator = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         count = self.steps_per_epoch
         order = generator.permutation(len(self.tokens)) if self.shuffle else np.arange(len(self.tokens))
@@ -77,8 +89,8 @@ class Plan:
             windows = [self._sorted(items)[:: 1 if i % 2 == 0 else -1] for i, items in enumerate(windows)]
         order = np.concatenate(windows)
         weights = np.ones(len(order)) if self.rows_per_step is not None else self.tokens[order]
-        steps = _cut(order, weights, count, minimum=1)
-        return [steps[i] for i in generator.permutation(count)] if self.shuffle else steps
+        cuts = _borders(weights, count, minimum=1)
+        return order, cuts, generator.permutation(count) if self.shuffle else np.arange(count)
 
     def _sorted(self, items: Indices) -> Indices:
         return items[np.argsort(self.tokens[items], kind="stable")]
@@ -121,9 +133,8 @@ class Plan:
             world: number of ranks.
             most_tokens: backbone positions of a micro-batch.
         """
-        steps = self.steps(0)
-        fullest = sorted(steps, key=lambda items: -int(self.tokens[items].sum()))[:50]
-        most = min(len(items) for items in steps) // world
+        fullest = self.fullest(50)
+        most = int(np.diff(self._cuts(0)[1]).min()) // world
         for count in range(1, most + 1):
             dealt = (one for items in fullest for ranks in self.deal(items, world, count) for one in ranks)
             if all(int(self.tokens[one].sum()) <= most_tokens or len(one) == 1 for one in dealt):
@@ -137,8 +148,7 @@ class Plan:
             world: number of ranks.
             accumulate: micro-batches of a step on one rank.
         """
-        fullest = sorted(self.steps(0), key=lambda items: -int(self.tokens[items].sum()))[:20]
-        dealt = (one for items in fullest for ranks in self.deal(items, world, accumulate) for one in ranks)
+        dealt = (one for items in self.fullest(20) for ranks in self.deal(items, world, accumulate) for one in ranks)
         return max(int(self.tokens[one].sum()) for one in dealt)
 
     def check(self, world: int, accumulate: int) -> None:
@@ -164,10 +174,14 @@ class Plan:
 
 def _cut(items: Indices, weights: NDArray[np.number], parts: int, minimum: int) -> list[Indices]:
     """Cut a sequence into ``parts`` pieces of about equal weight and at least ``minimum`` items."""
+    return [items[start:stop] for start, stop in pairwise(_borders(weights, parts, minimum))]
+
+
+def _borders(weights: NDArray[np.number], parts: int, minimum: int) -> Indices:
+    """Where such pieces begin and end, (parts + 1)."""
     part = np.arange(parts + 1)
     middles = np.cumsum(weights) - weights / 2
     cuts = np.searchsorted(middles, weights.sum() * part / parts)
-    cuts[0], cuts[-1] = 0, len(items)
+    cuts[0], cuts[-1] = 0, len(weights)
     cuts = np.maximum.accumulate(cuts - minimum * part) + minimum * part
-    cuts = np.minimum(cuts, len(items) - minimum * (parts - part))
-    return [items[start:stop] for start, stop in pairwise(cuts)]
+    return np.minimum(cuts, len(weights) - minimum * (parts - part))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -46,10 +45,8 @@ class Movement(Callback):
             return
         say(_budget(trainer))
         if not self.before:
-            rows = trainer.datamodule.rows("train")  # type: ignore[attr-defined]
-            step = max(len(rows) // self.rows, 1)
-            chosen = list(islice(rows, 0, self.rows * step, step))
-            self.before = self._scores(trainer, module, {key: rows[key] for key in chosen})
+            chosen = trainer.datamodule.rows("train").spread(self.rows)  # type: ignore[attr-defined]
+            self.before = self._scores(trainer, module, chosen)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score them again, and warn."""
