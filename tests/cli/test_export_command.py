@@ -126,6 +126,13 @@ def test_other_policies_export_as_themselves(tmp_path, recipe, capsys):
     with pytest.raises(SystemExit):
         run(["export", "--config", config, "--to", str(policy), "--overwrite", "true"])
     assert "must stay as it is" in capsys.readouterr().err
+    diary = tmp_path / "out/sub/diary.txt"
+    diary.parent.mkdir()
+    diary.write_text("mine")
+    with pytest.raises(SystemExit):
+        run(["export", "--config", config, "--to", str(tmp_path / "out"), "--overwrite", "true"])
+    assert "out holds sub/diary.txt, which is not part of the model" in capsys.readouterr().err
+    assert diary.read_text() == "mine"
 
 
 def test_it_needs_a_checkpoint(tmp_path, recipe, capsys):

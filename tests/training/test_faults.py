@@ -224,18 +224,22 @@ def test_a_second_fit_and_a_test_are_told(fit: Any, capsys: pytest.CaptureFixtur
     assert "wait for it, or choose another --run.directory" in seen[0][1]
 
 
-def test_an_empty_directory_and_a_link_out_of_it_are_refused(
-    fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_directory_is_refused(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fit("one", "--run.directory=")
     assert "run.directory is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", ["checkpoints", "contrast/desirable", "test/audio/1.wav", "parts/tokenizer"])
+def test_a_link_out_of_the_run_is_refused_however_deep(
+    link: str, fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "checkpoints").symlink_to(tmp_path / "out")
+    (tmp_path / "one" / link).parent.mkdir(parents=True)
+    (tmp_path / "one" / link).symlink_to(tmp_path / "out")
     with pytest.raises(SystemExit):
         fit("one")
-    assert "one/checkpoints leads out of one" in capsys.readouterr().err
+    assert f"one/{link} leads out of one" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -22,7 +22,9 @@ from tts_align.models.base.layout import TokenRow, collate
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.cosyvoice.directory import load_state
 from tts_align.models.cosyvoice.export import (
+    CACHES,
     EMBEDDING,
+    FLOW_COPIES,
     HEAD,
     LLM,
     check_target,
@@ -33,6 +35,7 @@ from tts_align.models.cosyvoice.export import (
 from tts_align.models.cosyvoice.lm import CosyVoiceLM, backbone_names
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.utils.files import directory_written_atomically
+from tts_align.utils.model_directory import check_nothing_lost
 
 Format = Literal["cosyvoice", "vllm"]
 TOLERANCE = 1e-4
@@ -126,6 +129,7 @@ def export(
                 f"the model read back from the disk is not the trained one: a log-probability differs by "
                 f"{difference:.3g}, allowed is {tolerance or 'any number'}; nothing is kept at {to}"
             )
+        check_nothing_lost(to, scratch, CACHES + FLOW_COPIES)
     written = format or ("cosyvoice" if isinstance(policy, CosyVoiceLM) else "own")
     tokens = sum(len(one) for one in trained)
     return Checked(str(to), written, source, tensors, len(rows), tokens, of, difference, tolerance)

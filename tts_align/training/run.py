@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 
 from tts_align.training.checkpoint import LAST, PREVIOUS, read_checkpoint, whole_checkpoint
 from tts_align.training.finite import OnNotFinite
-from tts_align.utils.files import check_inside, remove_leftovers, written_atomically
+from tts_align.utils.files import check_links, remove_leftovers, written_atomically
 from tts_align.utils.locks import LOCK, locked
 from tts_align.utils.messages import first_process, say
 from tts_align.utils.readers import ReadError, read_json_object, read_yaml
@@ -183,8 +183,8 @@ class Run:
             ValueError: a link in the directory leads out of it.
         """
         with locked(self.directory / LOCK, self.directory, command, "run.directory"):
-            for name in (*ENTRIES, f"{TEST}/audio", f"{CHECKPOINTS}/{LAST}"):
-                check_inside(self.directory / name, self.directory)
+            for name in ENTRIES:
+                check_links(self.directory / name, self.directory)
             if removed := remove_leftovers(self.directory, deep=True):
                 say(f"{self.directory}: removed {len(removed)} unfinished files of a killed run")
             yield

@@ -162,6 +162,23 @@ def check_inside(path: Path, folder: Path) -> None:
         raise ValueError(f"{path} leads out of {folder}, to {path.resolve()}: remove the link; nothing was written")
 
 
+def check_links(path: Path, folder: Path) -> None:
+    """Refuse to write to a path in which any link, however deep, leads out of a folder.
+
+    Args:
+        path: file or directory, in the folder by its name; it need not exist.
+        folder: may itself be a link.
+
+    Raises:
+        ValueError: a link leads elsewhere.
+    """
+    check_inside(path, folder)
+    for place, folders, names in os.walk(path):
+        for one in map(Path(place).joinpath, (*folders, *names)):
+            if one.is_symlink():
+                check_inside(one, folder)
+
+
 def check_not_source(out: str | Path, *sources: str | Path, option: str = "out", inside: bool = False) -> None:
     """Refuse to write over what is read.
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -165,3 +167,26 @@ def check_replaceable(directory: Path) -> None:
     names = sorted(one.name for one in directory.iterdir()) if directory.is_dir() else []
     if others := [name for name in names if name not in (CONFIG, WEIGHTS, TOKENIZER)]:
         raise ValueError(f"{directory} holds {others[0]}, which is not part of a model: choose another directory")
+
+
+def check_nothing_lost(directory: Path, new: Path, dropped: Sequence[str] = ()) -> None:
+    """Raise ``ValueError`` if a directory holds a file that has no successor in the one that is to take its place.
+
+    Args:
+        directory: is to be replaced; it need not exist.
+        new: takes its place.
+        dropped: patterns of files and folders that need none.
+    """
+    for place, folders, names in os.walk(directory):
+        here = Path(place).relative_to(directory)
+        folders[:] = sorted(one for one in folders if not _is_among((here / one).as_posix(), dropped))
+        for file in (here / name for name in sorted(names)):
+            if not _is_among(file.as_posix(), dropped) and not (new / file).is_file():
+                raise ValueError(
+                    f"{directory} holds {file}, which is not part of the model that is written and would be lost: "
+                    "choose another directory, or remove the file"
+                )
+
+
+def _is_among(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

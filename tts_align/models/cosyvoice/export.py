@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tts_align.models.cosyvoice.directory import BACKBONE, ModelDirectory, load_state
 from tts_align.utils.files import directory_written_atomically, occupied
+from tts_align.utils.model_directory import check_nothing_lost
 from tts_align.utils.readers import read_json_object
 
 BODY = "llm.model.model."
@@ -74,6 +75,7 @@ def write_directory(
                 _bring(file, scratch / name)
         for name, tensors in weights.items():
             torch.save(tensors, scratch / name)
+        check_nothing_lost(directory, scratch, CACHES + FLOW_COPIES)
 
 
 def write_vllm(
@@ -111,6 +113,7 @@ def write_vllm(
         kind = str(dtype).removeprefix("torch.")
         _write_json(scratch / _CONFIG, _vllm_config(config, weights) | {"torch_dtype": kind})
         _write_json(scratch / _GENERATION, generation)
+        check_nothing_lost(directory, scratch)
 
 
 def vllm_names(state: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
