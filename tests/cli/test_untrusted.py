@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from places import ROOT
 from tiny import make_rows, save_recipe, save_rows
 
-from tts_align.cli.classes import check_classes
+from tts_align.cli.classes import PLACES, check_classes, slots
 from tts_align.cli.entry import main, run
 from tts_align.cli.errors import RecipeError
 from tts_align.cli.recipe import import_modules
@@ -111,6 +111,45 @@ def test_nothing_is_called(name: str, recipe: str, capsys: pytest.CaptureFixture
     assert "Traceback" not in said
     assert "ought not to happen" not in said
     assert sorted(os.listdir()) == sorted([*before, "over.yaml"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"model": {"optimizer": "this.s"}},
+        {"model": {"optimizer": {"class_path": "this.s"}}},
+        {"model": {"judge": {"class_path": "this.s"}}},
+        {"trainer": {"callbacks": [{"class_path": "this.s"}]}},
+        {"trainer": {"callbacks": "this.s"}},
+        {"trainer": {"callbacks": [{"class_path": "a.B", "init_args": {"inside": {"class_path": "this.s"}}}]}},
+        {"by_objective": {"kto": {"model": {"optimizer": "this.s"}}}},
+        {"objective": {"name": "this.s"}},
+        ["--model.optimizer=this.s"],
+        ["--model.optimizer", "this.s"],
+        ["--model.judge.class_path", "this.s"],
+        ["--trainer.callbacks+=this.s"],
+        ["--trainer.callbacks", '[{"class_path": "this.s"}]'],
+        ["--model.vocoder", '{"class_path": "this.s"}'],
+        ["--objective", "this.s"],
+        ["--model.optimizer=pip.__main__.x"],
+    ],
+)
+def test_nothing_of_the_standard_library_is_imported(
+    words: Any, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Module ``this`` prints a poem when it is imported."""
+    if isinstance(words, dict):
+        (tmp_path / "more.yaml").write_text(yaml.safe_dump(words))
+        words = ["--config", str(tmp_path / "more.yaml")]
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", recipe, *words])
+    said = capsys.readouterr()
+    assert "is no class that a recipe may name" in said.err
+    assert not {"this", "pip.__main__"} & set(sys.modules)
+
+
+def test_all_places_are_looked_at() -> None:
+    assert set(slots()) == PLACES
 
 
 def test_what_a_recipe_may_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,6 +21,16 @@ from tts_align.cli.errors import RecipeError
 
 STANDARD_LIBRARY = frozenset(sys.stdlib_module_names)
 _PACKAGE = "tts_align"
+_OF_THE_MODEL = ("objective", "policy", "reference", "reward", "flow", "tokenizer", "vocoder", "judge", "optimizer")
+_OF_THE_TRAINER = ("accelerator", "strategy", "callbacks", "logger", "profiler", "plugins")
+PLACES = frozenset(
+    (
+        "objective",
+        *(f"model.{name}" for name in (*_OF_THE_MODEL, "lr_scheduler")),
+        *map("trainer.{}".format, _OF_THE_TRAINER),
+    )
+)
+"""Keys of a recipe that take a class: those of :func:`slots`, without importing what they are for."""
 
 
 def check_not_standard(path: str, key: str) -> None:
@@ -33,9 +43,32 @@ def check_not_standard(path: str, key: str) -> None:
     Raises:
         RecipeError: it is one.
     """
-    root, dot, _ = path.partition(".")
-    if dot and root in STANDARD_LIBRARY:
+    root, *rest = path.split(".")
+    if rest and root in STANDARD_LIBRARY:
         raise RecipeError(f"{key}: {path} is no class that a recipe may name: it belongs to Python's standard library")
+    if "__main__" in rest[:-1]:
+        raise RecipeError(f"{key}: {path} is no class that a recipe may name: it belongs to a program")
+
+
+def check_written(recipe: Any, key: str = "") -> None:
+    """Refuse class paths into Python's standard library in a recipe that was read, not yet parsed: parsing imports.
+
+    Args:
+        recipe: what a file or a flag holds: names and values, a list of such, or a class path.
+        key: where it stands; empty for a whole recipe.
+
+    Raises:
+        RecipeError: it names one.
+    """
+    if isinstance(recipe, str) and (key in PLACES or key.endswith(".class_path")):
+        check_not_standard(recipe, key.removesuffix(".class_path"))
+    elif isinstance(recipe, Mapping):
+        for name, value in recipe.items():
+            alias = key == "objective" and name == "name"  # objective: {name: ..., ...}
+            check_written(value, key if alias else f"{key}.{name}" if key else str(name))
+    elif isinstance(recipe, list | tuple):
+        for value in recipe:
+            check_written(value, key)
 
 
 def slots() -> dict[str, tuple[type, ...]]:

@@ -15,7 +15,8 @@ import yaml
 from jsonargparse import set_loader
 
 from tts_align import PUBLIC
-from tts_align.cli.errors import debugging, did_you_mean, fail
+from tts_align.cli.classes import check_written
+from tts_align.cli.errors import RecipeError, debugging, did_you_mean, fail
 from tts_align.cli.moved import gone, new_key, new_path, outdated
 from tts_align.cli.shelf import CONFIG_FLAGS, config_places, named_at
 from tts_align.objectives import Objective
@@ -109,7 +110,36 @@ def expand(args: Sequence[str]) -> list[str]:
     check_names(args, recipes)
     check_order(args, recipes)
     import_modules(args, recipes)
-    return own_defaults(expand_flags(expand_sections(args, recipes)))
+    args = expand_flags(expand_sections(args, recipes))
+    check_imports(args)
+    return own_defaults(args)
+
+
+def check_imports(args: Sequence[str]) -> None:
+    """Refuse what would be imported from Python's standard library: parsing a class path imports its module.
+
+    Args:
+        args: with everything short written out.
+    """
+    configs = config_places(args)
+    for at, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        value = value if equals else args[at + 1] if at + 1 < len(args) else ""
+        try:
+            if at in configs:
+                check_written(recipe_at(args, at))
+            elif flag.startswith("--"):
+                check_written(load_yaml(value, flag) if value[:1] in ("{", "[") else value, flag[2:].rstrip("+"))
+        except ReadError:
+            continue  # for the parser to complain about
+        except RecipeError as error:
+            fail(str(error))
+
+
+def recipe_at(args: Sequence[str], at: int) -> Any:
+    """The recipe at a place of a command line: in a file or, as sections of overlays are put, in words."""
+    text = named_at(args, at)
+    return load_yaml(text) if "\n" in text or text.startswith("{") else _read(text)
 
 
 def read_recipes(args: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -244,8 +274,7 @@ def _optimizer(args: Sequence[str]) -> tuple[str, set[str]]:
         elif flag.startswith("--model.optimizer."):
             given.add(flag.rpartition(".")[2])
         elif at in config_places(args):
-            text = named_at(args, at)
-            recipe = load_yaml(text) if "\n" in text or text.startswith("{") else _read(text)
+            recipe = recipe_at(args, at)
             model = recipe.get("model") if isinstance(recipe, dict) else None
             optimizer = model.get("optimizer") if isinstance(model, dict) else None
             if isinstance(optimizer, str):
