@@ -9,9 +9,11 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
+from pyarrow import parquet
 
 from tts_align.data.manifest import read_manifest, to_dict, write_manifest
 from tts_align.data.records import ManifestError, Pair, Row, Sound, Span
@@ -157,6 +159,28 @@ def test_bad_rows_can_be_dropped_and_are_counted(tmp_path: Path, caplog: pytest.
     assert f"{len(FAULTS)} of {len(FAULTS) + 1} rows are left out" in caplog.text
     assert manifest.ignored == ("channel", "speeker")
     assert "columns that are not known are ignored: channel, speeker" in caplog.text
+
+
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_a_small_parquet_file_of_endless_rows_is_refused(tmp_path: Path, rows: int):
+    """Millions of zeros are a kilobyte of a file; among many rows the mean does not give them away."""
+    count = 12_000_000 if rows == 1 else 1_000_000
+    zeros = pa.ListArray.from_arrays(
+        pa.array([0, count, *range(count + 1, count + rows)], pa.int32()), pa.array(np.zeros(count + rows - 1, np.int8))
+    )
+    table = pa.table({"id": [f"u{row}" for row in range(rows)], "text": ["a"] * rows, "speech": zeros})
+    parquet.write_table(table, tmp_path / "rows.parquet", compression="zstd")
+    del zeros, table
+    assert (tmp_path / "rows.parquet").stat().st_size < 2**16
+    before = pa.total_allocated_bytes()
+    if rows == 1:
+        with pytest.raises(ManifestError, match="holds 12,000,000 values for each row in a column, more than 262,144"):
+            read_manifest(tmp_path / "rows.parquet")
+        assert pa.total_allocated_bytes() - before < 2**20
+    else:
+        with pytest.raises(ManifestError, match="row 1: holds 1,000,000 values in a column, more than 262,144"):
+            read_manifest(tmp_path / "rows.parquet")
+        assert len(read_manifest(tmp_path / "rows.parquet", "drop").rows) == rows - 1
 
 
 def test_parquet_faults_name_the_row_and_a_directory_is_read_whole(tmp_path: Path):

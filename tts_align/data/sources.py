@@ -14,7 +14,7 @@ from tts_align.data.records import Fault, ManifestError, Raw
 from tts_align.utils.readers import ReadError, byte_lines, parse_json
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import Array, RecordBatch
     from pyarrow.parquet import ParquetFile
 
 KINDS = (
@@ -22,6 +22,10 @@ KINDS = (
     "or a Kaldi-style folder with wav.scp and text"
 )
 _PARQUET = (".parquet", ".tar")
+MAX_VALUES = 2**18
+"""Numbers in one list of a row, three hours of speech tokens; more come from a file that is none of rows."""
+_VALUES_AT_ONCE = 2**24
+_TOO_MANY = f"more than {MAX_VALUES:,}: is it a file of rows?"
 
 
 @dataclass(frozen=True)
@@ -132,33 +136,61 @@ def _read_parquet(name: str, unprepared: bool, opened: Any = None) -> Iterator[R
     rows: Iterable[Raw | Block]
     try:
         with file:
-            if cosyvoice.is_shard(file):
+            most = max((_values_per_row(file, group) for group in range(file.num_row_groups)), default=0)
+            if most > MAX_VALUES:
+                rows = [Raw(name, None, f"holds {most:,} values for each row in a column, {_TOO_MANY}")]
+            elif cosyvoice.is_shard(file):
                 rows = cosyvoice.read_shard(file, Path(name), unprepared)
             else:
-                rows = _read_ours(file, name)
+                rows = _read_ours(file, name, max(1, min(4096, _VALUES_AT_ONCE // max(most, 1))))
             yield from rows
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         yield Raw(name, None, f"cannot be read to its end: {error}")
 
 
-def _read_ours(file: ParquetFile, name: str) -> Iterator[Raw | Block]:
+def _read_ours(file: ParquetFile, name: str, at_once: int) -> Iterator[Raw | Block]:
     from pyarrow import ArrowInvalid
 
     first = 1
-    for batch in file.iter_batches(4096):  # in pieces, so that a shard need not fit into memory
+    for batch in file.iter_batches(at_once):  # in pieces, so that a shard need not fit into memory
         try:
             batch.validate(full=True)
-            yield Block(name, first, batch)
+            if max(map(_longest, batch.columns), default=0) > MAX_VALUES:
+                yield from _row_by_row(name, first, batch)
+            else:
+                yield Block(name, first, batch)
         except ArrowInvalid:
             yield from _row_by_row(name, first, batch)
         first += batch.num_rows
 
 
+def _values_per_row(file: ParquetFile, group: int) -> int:
+    """Values of a group's fullest column for each row: a kilobyte of a file can stand for gigabytes of them."""
+    found = file.metadata.row_group(group)
+    fullest = max((found.column(number).num_values for number in range(found.num_columns)), default=0)
+    return -(-fullest // max(found.num_rows, 1))
+
+
+def _longest(column: Array) -> int:
+    """Length of the longest list in a column, or in a part of it."""
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type):
+        return max(map(_longest, column.flatten()), default=0)
+    if not (types.is_list(column.type) or types.is_large_list(column.type)):
+        return 0
+    return compute.max(compute.list_value_length(column)).as_py() or 0
+
+
 def _row_by_row(name: str, first: int, batch: RecordBatch) -> Iterator[Raw]:
-    """Rows of columns of which one holds what is no text."""
+    """Rows of columns of which one holds what is no text, or a list that is longer than that of any row."""
     for row in range(batch.num_rows):
-        where = f"{name}:row {first + row}"
+        where, one = f"{name}:row {first + row}", batch.slice(row, 1)
         try:
-            yield Raw(where, batch.slice(row, 1).to_pylist()[0])
+            longest = max(map(_longest, one.columns), default=0)
+            if longest > MAX_VALUES:
+                yield Raw(where, None, f"holds {longest:,} values in a column, {_TOO_MANY}")
+            else:
+                yield Raw(where, one.to_pylist()[0])
         except UnicodeDecodeError as error:
             yield Raw(where, None, f"holds text that is not UTF-8: {error}")
