@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tts_align.models.cosyvoice.features import _window
-from tts_align.utils.audio import AudioError, _cached_resampler, decode_audio, load_audio, write_wav
+from tts_align.utils.audio import AudioError, _cached_resampler, decode_audio, load_audio, read_recording, write_wav
 
 RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000]
 
@@ -81,6 +81,16 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, sound: np.ndarray, rate: i
         load_audio(path, 24000, max_seconds=1.0, lowest_rate=16000)
     with pytest.raises(AudioError, match=f"^row 3: .*{what}"):
         decode_audio(path.read_bytes(), "row 3", 24000, max_seconds=1.0, lowest_rate=16000)
+
+
+def test_hours_of_silence_in_a_small_file_are_refused(tmp_path: Path):
+    path = tmp_path / "hours.flac"
+    with soundfile.SoundFile(path, "w", 1000, 1, format="FLAC") as file:
+        for _ in range(1201):
+            file.write(np.zeros(1000))
+    for read in (lambda: load_audio(path, 16000, silent=True), lambda: read_recording(path)):
+        with pytest.raises(AudioError, match=r"lasts 1201\.0 s, expected at most 1200 s: cut it"):
+            read()
 
 
 def test_limits_are_taken_themselves():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SILENCE = 1e-4
 """A recording that never gets louder holds no sound: -80 dB, three steps of 16 bit."""
+LONGEST_SECONDS = 1200.0
+"""Longest recording that is read anywhere: a compressed file of a megabyte can hold hours of silence."""
 _RATES = (1000, 768_000)
 """Sample rates of recordings, in Hz; a header that says others would make seconds of hours, or hours of seconds."""
 _MAX_CHANNELS = 256
@@ -58,7 +60,7 @@ def load_audio(
     Args:
         path: of the file, in any format that libsndfile reads (WAV, FLAC, OGG, MP3).
         sample_rate: wanted, in Hz.
-        max_seconds: longest recording that is taken; ``None`` for any.
+        max_seconds: longest recording that is taken; ``None`` for :data:`LONGEST_SECONDS`.
         lowest_rate: lowest rate of the file that is taken, in Hz; ``None`` for any.
         silent: also take a recording without any sound.
 
@@ -80,7 +82,7 @@ def read_recording(path: str | Path) -> tuple[Float[Tensor, " time"], int]:
         The samples and how many there are in a second.
 
     Raises:
-        AudioError: the file is missing, unreadable, empty, or not finite.
+        AudioError: the file is missing, unreadable, empty, too long, or not finite.
     """
     import soundfile
 
@@ -105,7 +107,7 @@ def decode_audio(
         data: the file's bytes.
         name: what errors call it.
         sample_rate: wanted, in Hz.
-        max_seconds: longest recording that is taken; ``None`` for any.
+        max_seconds: longest recording that is taken; ``None`` for :data:`LONGEST_SECONDS`.
         lowest_rate: lowest rate of the recording that is taken, in Hz; ``None`` for any.
         silent: also take a recording without any sound.
 
@@ -167,8 +169,9 @@ def _mono(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> ND
 def _check_length(name: str, frames: int, rate: int, max_seconds: float | None) -> None:
     if frames <= 0:
         raise AudioError(name, "is empty")
-    if max_seconds is not None and frames > max_seconds * rate:
-        raise AudioError(name, f"lasts {frames / rate:.1f} s, expected at most {max_seconds:g} s: cut it")
+    longest = LONGEST_SECONDS if max_seconds is None else max_seconds
+    if frames > longest * rate:
+        raise AudioError(name, f"lasts {frames / rate:.1f} s, expected at most {longest:g} s: cut it")
 
 
 def resample(sound: Float[Tensor, " time"], old: int, new: int) -> Float[Tensor, " new_time"]:
