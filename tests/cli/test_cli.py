@@ -352,6 +352,45 @@ def test_fit_goes_on_where_it_was_and_equals_an_uncut_run(recipe: Recipe, capsys
         torch.testing.assert_close(weights(cut)[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("steps", ["1", "2", "3"])
+def test_an_epoch_that_max_steps_cut_short_is_trained_to_its_end(
+    steps: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(max_steps=-1, max_epochs=2)
+    whole = run(["fit", "--config", path, "--run.directory", "runs/whole"])
+    assert whole.trainer.global_step == 4
+    run(["fit", "--config", path, "--trainer.max_steps", steps])
+    capsys.readouterr()
+    cut = run(["fit", "--config", path])
+    assert f"continuing runs/small from step {steps}" in capsys.readouterr().out
+    assert cut.trainer.global_step == 4
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], value, rtol=0, atol=0)
+
+
+def test_a_given_checkpoint_begins_a_run_like_any_other(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(max_steps=4)
+    whole = run(["fit", "--config", path, "--run.directory", "runs/whole"])
+    run(["fit", "--config", path, "--run.directory", "runs/half", "--trainer.max_steps", "2"])
+    half = "runs/half/checkpoints/last.ckpt"
+    other = run(["fit", "--config", path, "--run.directory", "runs/other", "--ckpt_path", half])
+    assert "continuing runs/other from step 2" in capsys.readouterr().out
+    assert {"config.yaml", "checkpoints", "tensorboard"} == set(os.listdir("runs/other"))
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=0, atol=0)
+    same = run(["fit", "--config", path, "--run.directory", "runs/half", "--ckpt_path", half])
+    assert same.trainer.global_step == 4
+    for words, message in (
+        (["--run.directory", "runs/whole", "--ckpt_path", half], "runs/whole has a checkpoint of its own"),
+        (["--run.directory", "runs/half", "--ckpt_path", half, "--run.overwrite", "true"], "lies in runs/half"),
+        (["--run.directory", "runs/half", "--ckpt_path", half, "--objective", "dpo"], "holds a run of another recipe"),
+        (["--run.directory", "runs/new", "--ckpt_path", "no.ckpt"], "no checkpoint at no.ckpt: check --ckpt_path"),
+    ):
+        assert message in fails(capsys, "fit", "--config", path, *words)
+    assert Path(half).is_file()
+    assert not Path("runs/new/config.yaml").exists()
+
+
 def test_a_finished_run_says_so_and_keeps_its_weights(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe()
     first = run(["fit", "--config", path])

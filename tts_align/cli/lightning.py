@@ -182,7 +182,7 @@ class AlignCLI(LightningCLI):
 
     def _fit(self, model: AlignModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         stored = None if ckpt_path else self._stored_test()
-        ckpt_path = ckpt_path or self._begin()
+        ckpt_path = self._begin(ckpt_path)
         held_out = model.objective.trains_reward_only and kwargs["datamodule"].validation is not None
         tests = self.settings.test_after_fit and (model.test_settings is not None or held_out)
         if tests and not self._get(self.config_init, "trainer").fast_dev_run:
@@ -254,15 +254,16 @@ class AlignCLI(LightningCLI):
         trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
         return run.checkpoint
 
-    def _begin(self) -> str | None:
-        """Claim the run's directory, and say from which checkpoint to continue."""
+    def _begin(self, given: str | None) -> str | None:
+        """Claim the run's directory, and say from which checkpoint to continue: the given one or the run's last."""
         from tts_align.training.stages import check_ends
 
+        start = checkpoint_of(self.run, given) if given else None
         if self._get(self.config_init, "trainer").fast_dev_run:
-            return None
+            return given
         check_ends(self)
-        newest = self.run.begin(self.saved_recipe(), self.settings.overwrite)
-        return None if newest is None else self.run.continued(newest, self.trainer)
+        start = self.run.begin(self.saved_recipe(), self.settings.overwrite, start)
+        return None if start is None else self.run.continued(start, self.trainer)
 
     def _stored_test(self) -> Mapping[str, Any] | None:
         """Results of the test of a run with nothing left to train, if it was tested as the recipe says."""

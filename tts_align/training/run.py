@@ -213,37 +213,51 @@ class Run:
             )
         return None
 
-    def begin(self, recipe: str, anew: bool) -> Path | None:
+    def begin(self, recipe: str, anew: bool, given: Path | None = None) -> Path | None:
         """Make the directory that of a recipe's run, and give the checkpoint to continue from, if there is one.
 
         Args:
             recipe: as YAML, in full.
             anew: drop what an earlier run has left.
+            given: checkpoint to continue from instead of the run's last one.
 
         Raises:
             RecipeChanged: the directory holds the run of another recipe.
+            ReadError: the given checkpoint is damaged.
+            ValueError: the given checkpoint would take the place of the run's own, or be removed with it.
         """
         if not anew:
             self.check(recipe)
+        if given is not None:
+            self._check_given(whole_checkpoint(given), anew)
         if first_process():
             if anew:
                 self.clear()
             self.save_recipe(recipe)
-        return None if anew else self.newest()
+        return given or (None if anew else self.newest())
+
+    def _check_given(self, given: Path, anew: bool) -> None:
+        if anew and given.resolve().is_relative_to(self.directory.resolve()):
+            raise ValueError(f"--ckpt_path {given} lies in {self.directory}, which --run.overwrite would clear")
+        if not anew and self.checkpoint.exists() and not self.checkpoint.samefile(given):
+            raise ValueError(
+                f"{self.directory} has a checkpoint of its own, whose place a training from --ckpt_path {given} would "
+                "take: choose another --run.directory, or drop the earlier run with --run.overwrite true"
+            )
 
     def continued(self, checkpoint: Path, trainer: Trainer) -> str:
         """Say from where a training goes on, or that nothing is left to train; gives the checkpoint's path."""
         self.set_aside(checkpoint)
         epoch, step = self.progress(checkpoint)
         if finished(trainer, epoch, step):
-            say(f"{self.directory} is finished: {step} steps; nothing left to train")
+            say(f"{self.directory} is finished: {step} {'step' if step == 1 else 'steps'}; nothing left to train")
         else:
             say(f"continuing {self.directory} from step {step}")
         return str(checkpoint)
 
     def set_aside(self, used: Path) -> None:
         """Give a damaged last checkpoint another name, so that it never takes the place of the one that is used."""
-        if used != self.checkpoint and self.checkpoint.is_file() and first_process():
+        if self.checkpoint.is_file() and not self.checkpoint.samefile(used) and first_process():
             os.replace(self.checkpoint, self.checkpoint.with_name(DAMAGED))
 
     def save_recipe(self, recipe: str) -> None:

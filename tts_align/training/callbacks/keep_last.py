@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,10 @@ class KeepLast(Checkpoint):
                 signals.stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end."""
+        """Save the end; an epoch that ``max_steps`` cut short is not over for a run that continues with more."""
         if trainer.global_step > self.saved:
-            self._save(trainer)
+            with _open_epoch(trainer):
+                self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         for one in trainer.callbacks:  # type: ignore[attr-defined]
@@ -73,6 +76,22 @@ class KeepLast(Checkpoint):
             trainer.lightning_module.log_when_due()
         trainer.save_checkpoint(self.path)
         self.saved = trainer.global_step
+
+
+@contextmanager
+def _open_epoch(trainer: Trainer) -> Iterator[None]:
+    """Within the block an epoch of which batches are left counts as begun, as it does inside it, not as finished."""
+    epochs: Any = trainer.fit_loop.epoch_progress
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    cut = int(epochs.current.processed > 0 and batches.current.processed < trainer.num_training_batches)
+    finished = [(counts, name) for counts in (epochs.current, epochs.total) for name in ("processed", "completed")]
+    for counts, name in finished:
+        setattr(counts, name, getattr(counts, name) - cut)
+    try:
+        yield
+    finally:
+        for counts, name in finished:
+            setattr(counts, name, getattr(counts, name) + cut)
 
 
 def _validation_follows(trainer: Trainer) -> bool:
