@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -366,6 +367,23 @@ def test_an_epoch_that_max_steps_cut_short_is_trained_to_its_end(
     assert cut.trainer.global_step == 4
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(cut)[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("command", ["sample", "judge"])
+def test_no_command_writes_over_what_its_recipe_names(
+    command: str, recipe: Recipe, models: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(models / "rows.jsonl", here / "mine.jsonl")
+    (here / "sentences.txt").write_text("a\n")
+    read = {"sample": ["--prompts", "sentences.txt"], "judge": ["--candidates", "sentences.txt"]}[command]
+    path = recipe()
+    words = [command, "--config", path, "--data.manifest", "mine.jsonl", *read, "--overwrite", "true", "--out"]
+    before = (here / "mine.jsonl").read_bytes()
+    assert "--out ./mine.jsonl is what data.manifest names" in fails(capsys, *words, "./mine.jsonl").replace(
+        "out mine", "out ./mine"
+    )
+    assert "is what config names" in fails(capsys, *words, path)
+    assert (here / "mine.jsonl").read_bytes() == before
 
 
 def test_a_given_checkpoint_begins_a_run_like_any_other(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ _WITHOUT_ROWS = ("sample", "judge")
 
 
 def check_places(config: Mapping[str, Any], command: str) -> None:
-    """Refuse a recipe with a path that is still to be filled in, or an identifier of a hub instead of a directory.
+    """Refuse a recipe with a path that is still to be filled in, a hub's identifier for one, or one that is written to.
 
     Args:
         config: the parsed recipe.
@@ -33,6 +33,24 @@ def check_places(config: Mapping[str, Any], command: str) -> None:
                 raise RecipeError(f"{key} is not given: pass --{key} with {FILL_IN[value]}")
         elif key.startswith("model.") and key.endswith(".directory"):
             check_no_hub(key, value)
+    check_outputs(config)
+
+
+def check_outputs(config: Mapping[str, Any]) -> None:
+    """Refuse a command whose ``--out`` or ``--to`` is a file or directory that its recipe names, or a recipe itself.
+
+    Args:
+        config: the parsed recipe and arguments of the command.
+
+    Raises:
+        RecipeError: with both options.
+    """
+    given = {name: Path(str(config[name])) for name in ("out", "to") if config.get(name)}
+    read = [("config", str(one)) for one in config.get("config") or []]
+    for key, value in (*_leaves({**config, "config": None}), *read):
+        for name, out in given.items():
+            if key != name and out.exists() and Path(value).exists() and out.samefile(value):
+                raise RecipeError(f"--{name} {out} is what {key} names: choose another name for what is written")
 
 
 def check_no_hub(option: str, value: str) -> None:
@@ -63,3 +81,6 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(node, Mapping):
         for name, value in node.items():
             yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _leaves(value, key)
