@@ -76,6 +76,13 @@ def test_test_export_and_sample_use_what_was_heard_best(
     run(["test", "--config", "run/config.yaml"])
     assert "checkpoint:   run/checkpoints/chosen-2.ckpt" in capsys.readouterr().out
     assert Path("run/test/utterances.jsonl").read_text() == first
+    whole = Path("run/checkpoints/chosen-2.ckpt").read_bytes()
+    Path("run/checkpoints/chosen-2.ckpt").write_bytes(whole[: len(whole) // 2])
+    run(["export", "--config", "run/config.yaml", "--to", "spoiled"])
+    said = capsys.readouterr().out
+    assert "run/checkpoints/chosen-2.ckpt" in said
+    assert "it was heard best; the last checkpoint is used instead: run/checkpoints/last.ckpt" in said
+    Path("run/checkpoints/chosen-2.ckpt").write_bytes(whole)
     again = run(["fit", *recipe])  # finished: the table is shown, nothing is tested again
     assert again.trainer.state.fn == "fit"
     (tmp_path / "one.txt").write_text("a\n")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonargparse import Namespace
 from tiny import LORA, checkpoint_weights, gap, make_rows, save_recipe, save_rows, weights
 
 from tts_align.batch import Reads
@@ -25,6 +26,9 @@ from tts_align.models.base.layout import collate
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.training import stages
 from tts_align.training.cache import TokenCache
+from tts_align.training.callbacks.guards import HackingGuard
+from tts_align.training.callbacks.keep_best import KeepBest
+from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.contrast import (
     WEIGHTS,
     Contrast,
@@ -252,6 +256,20 @@ def test_an_average_of_the_weights_is_the_policys_alone(recipe: Callable[..., st
     for side in SIDES:
         assert gap(*(final(f"runs/{name}/contrast/{side}") for name in ("plain", "averaged"))) == 0
     assert gap(final("runs/plain"), final("runs/averaged")) > 1e-5
+
+
+class OwnGuard(HackingGuard):
+    """A user's guard."""
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_listens_to_the_policy_stays_out_of_the_pair(several: bool):
+    named = [Namespace(class_path=f"{kind.__module__}.{kind.__qualname__}") for kind in (KeepBest, OwnGuard, KeepLast)]
+    for one in named:
+        given = [one] if several else one
+        left = stages._without_guards(Namespace(trainer=Namespace(callbacks=given)))["trainer.callbacks"]
+        assert left == ([one] if one.class_path.endswith("KeepLast") else [])
+    assert stages._without_guards(Namespace(trainer=Namespace(callbacks=None))) == {}
 
 
 @pytest.mark.parametrize(("good", "bad"), [(3, 1), (1, 6), (5, 5)])

@@ -130,6 +130,8 @@ class Run:
     def chosen(self) -> Path:
         """The checkpoint that was heard best, which ``test`` and the others use; the last one if none was chosen.
 
+        One that is damaged is named, and the last one used instead.
+
         Raises:
             FileNotFoundError: somebody removed it.
         """
@@ -141,7 +143,13 @@ class Run:
                 f"no checkpoint at {path}, which {self.choice} says was heard best: put it back, or remove "
                 f"{self.choice.name} to use {self.checkpoint.name}"
             )
-        return path
+        try:
+            return whole_checkpoint(path)
+        except ReadError as error:
+            if (last := self.newest()) is None:
+                raise
+            say(f"{error}\nit was heard best; the last checkpoint is used instead: {last}")
+            return last
 
     def stopped(self) -> str:
         """Why a guard has stopped the run for good, by its last checkpoint; empty if none has."""

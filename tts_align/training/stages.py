@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -107,10 +108,17 @@ def _variant(
 def _without_guards(recipe: Namespace, *others: type) -> dict[str, Any]:
     """The recipe's callbacks but for those that listen to the policy of the fit itself, and some others."""
     callbacks = recipe.trainer.callbacks
-    left_out = [kind.__module__ for kind in (HackingGuard, KeepBest, KeepBase, *others)]
-    if not isinstance(callbacks, list):
+    if not callbacks:
         return {}
-    return {"trainer.callbacks": [one for one in callbacks if one.class_path.rpartition(".")[0] not in left_out]}
+    listed = callbacks if isinstance(callbacks, list) else [callbacks]
+    left_out = (HackingGuard, KeepBest, KeepBase, *others)
+    return {"trainer.callbacks": [one for one in listed if not issubclass(_class(one.class_path), left_out)]}
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    found: type = getattr(import_module(module), name)
+    return found
 
 
 def _named(objective: type[Objective], knobs: Mapping[str, Any]) -> Namespace:
