@@ -162,6 +162,14 @@ def test_what_would_be_another_result_is_tested_anew(flags: list[str], tested: s
     assert Path("run/test/summary.json").stat().st_mtime_ns > before
 
 
+def test_other_sentences_under_the_same_name_are_tested_anew(tested: str):
+    before = Path("run/test/summary.json").stat().st_mtime_ns
+    lines = Path("prompts.txt").read_text().splitlines()
+    Path("prompts.txt").write_text("\n".join([*lines[1:], lines[0], ""]))
+    run(["fit", "--config", tested])
+    assert Path("run/test/summary.json").stat().st_mtime_ns > before
+
+
 def test_two_processes_agree_on_whether_to_test(tested: str):
     """The second process starts when the first has already saved the new recipe."""
     Path("two.py").write_text(

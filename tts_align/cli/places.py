@@ -27,7 +27,7 @@ def check_places(config: Mapping[str, Any], command: str) -> None:
     Raises:
         RecipeError: with the option to pass, or how to download.
     """
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         if value in FILL_IN and not Path(value).exists():
             if not (key.startswith("data.") and command in _WITHOUT_ROWS):
                 raise RecipeError(f"{key} is not given: pass --{key} with {FILL_IN[value]}")
@@ -47,7 +47,7 @@ def check_outputs(config: Mapping[str, Any]) -> None:
     """
     given = {name: Path(str(config[name])) for name in ("out", "to") if config.get(name)}
     read = [("config", str(one)) for one in config.get("config") or []]
-    for key, value in (*_leaves({**config, "config": None}), *read):
+    for key, value in (*leaves({**config, "config": None}), *read):
         for name, out in given.items():
             if key != name and out.exists() and Path(value).exists() and out.samefile(value):
                 raise RecipeError(f"--{name} {out} is what {key} names: choose another name for what is written")
@@ -74,13 +74,13 @@ def check_no_hub(option: str, value: str) -> None:
     )
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Dotted key and value of every text in a recipe."""
     if isinstance(node, str):
         yield key, node
     elif isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _leaves(value, key)
+            yield from leaves(value, key)

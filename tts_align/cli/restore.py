@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import yaml
 
+from tts_align.cli.places import leaves
 from tts_align.evaluation.html.report import REPORT
 from tts_align.evaluation.reward import print_numbers
 from tts_align.evaluation.table import print_table
@@ -110,10 +111,19 @@ def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:
         return None
     if any(found[0].stat().st_mtime < path.stat().st_mtime for path in made_of):
         return None
+    named = [value for key, value in leaves(yaml.safe_load(recipe)) if value and key.startswith(TESTED_WITH)]
+    if any(found[0].stat().st_mtime < _last_changed(Path(value)) for value in named):
+        return None
     old, new = read_yaml(run.recipe), yaml.safe_load(recipe)
     if any(key.startswith(TESTED_WITH) for key, *_ in changed(old, new)):
         return None
     return read_json_object(found[0])
+
+
+def _last_changed(path: Path) -> float:
+    """When a file, or any in a directory, was last changed or put there; long ago if there is none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return max((one.stat().st_ctime for one in files if one.is_file()), default=0.0)
 
 
 def show_test(results: Mapping[str, Any]) -> None:
