@@ -73,6 +73,33 @@ def test_what_cannot_be_compared_is_said_in_a_line(runs, monkeypatch, capsys, wo
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": ', "summary.json: not JSON: Expecting value at column 7"),
+        (b"[" * 100_000, "summary.json: is nested too deeply, expected at most 64 levels"),
+        (b'{"a": "\xff"}', "summary.json: expected text in UTF-8"),
+        (b"[1]", "summary.json: expected names and values in braces, got list"),
+        (b'{"measures": 5, "models": 5}', "summary.json: models: expected names and values, got 5"),
+        (b'{"measures": [1]}', "summary.json: measures: expected names and values, got [1]"),
+        (b'{"forgetting": {"ja": 5}}', "summary.json: forgetting.ja: expected names and values, got 5"),
+        (b'{"forgetting": {"ja": {"base": [1]}}}', "forgetting.ja.base: expected names and values, got [1]"),
+        (
+            b'{"forgetting": {"ja": {"difference": {"value": "1"}}}}',
+            "forgetting.ja.difference.value: expected a number",
+        ),
+    ],
+)
+def test_a_spoiled_summary_is_said_in_a_line(runs, monkeypatch, capsys, content, message):
+    (runs / "good/test/summary.json").write_bytes(content)
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, runs / "good")
+    assert raised.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") <= 2
+
+
 def test_the_readmes_commands_run(runs, monkeypatch, capsys):
     readme = (Path(tts_align.__file__).parent / "evaluation/README.md").read_text("utf-8")
     block = next(text for text in re.findall(r"^```\n(.*?)^```", readme, re.M | re.S) if "tts-align compare" in text)

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from tts_align.data.columns import read_codes
 from tts_align.data.labels import read_label
 from tts_align.data.records import Row, Span
+from tts_align.evaluation.columns import are_numbers, wrong_types
 from tts_align.evaluation.judges.base import Reading, Verdict
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.utils.assets import resolve
@@ -216,15 +216,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "margin": (int, float),
 }
 """What each column holds; a number in quotes, or a fraction where a whole number belongs, is a fault and no number."""
-_NAMES = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 
 
 def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
     """A phrase for each column that holds something else than it should."""
-    for name, kinds in _TYPES.items():
-        known = name not in row or type(row[name]) in kinds or (str in kinds and isinstance(row[name], str))
-        if not known:
-            yield f"{name}: expected {_NAMES[kinds[-1]]}, got {row[name]!r:.60}"
+    yield from wrong_types(row, _TYPES)
     for name in ("sample", "seed", "cer", "nearest_cer"):
         if type(row.get(name)) in (int, float) and not row[name] >= 0:
             yield f"{name}: expected at least 0, got {row[name]}"
@@ -232,7 +228,7 @@ def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
         if type(row.get(name)) is float and math.isinf(row[name]):
             yield f"{name}: expected a finite number, got {row[name]}"
     for name in ("measures", "readings"):
-        if (numbers := row.get(name)) is not None and not _are_numbers(numbers):
+        if (numbers := row.get(name)) is not None and not are_numbers(numbers):
             yield f"{name}: expected a finite number for each name, got {numbers!r:.60}"
     if (pieces := row.get("pieces")) and not _are_pieces(pieces, row["speech"]):
         yield (
@@ -249,13 +245,6 @@ def _wrong_types(row: Mapping[str, Any]) -> Iterator[str]:
         and all(type(one) in (int, float) and 0 <= one <= 1 for one in share)
     ):
         yield f"target_share: expected two numbers from 0 to 1, got {share!r:.60}"
-
-
-def _are_numbers(given: Any) -> bool:
-    """Whether this is a mapping to finite numbers; huge whole numbers are none."""
-    return isinstance(given, dict) and all(
-        type(one) in (int, float) and abs(one) <= sys.float_info.max for one in given.values()
-    )
 
 
 def _are_pieces(given: Any, speech: Any) -> bool:

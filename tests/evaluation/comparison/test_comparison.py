@@ -217,3 +217,33 @@ def test_rows_round_trip_to_json(both):
     found = json.loads(json.dumps(compare_systems(*both, 50).to_json()))
     assert found["readings"] == {"mended": 32, "broken": 1, "p_value": pytest.approx(2 * 34 / 2**33)}
     assert found["numbers"]["accuracy"]["second"]["n"] == 80
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("cer", "0.1", r"cer: expected a number, got '0\.1'"),
+        ("error_rate", [1], r"error_rate: expected a number, got \[1\]"),
+        ("seconds", 10**400, "seconds: expected a number that a float can hold, got one of 401 digits"),
+        ("reading", 3, "reading: expected text, got 3"),
+        ("measures", "abc", "measures: expected a number for each name, got 'abc'"),
+        ("measures", [1], r"measures: expected a number for each name, got \[1\]"),
+        ("measures", {"similarity": "0.7"}, "measures: expected a number for each name, got {'similarity'"),
+        ("measures", {"similarity": None}, "measures: expected a number for each name, got {'similarity'"),
+        ("text", 5, "text: expected text, got 5"),
+        ("sentence", ["a"], r"sentence: expected text, got \['a'\]"),
+        ("audio", {"a": 1}, "audio: expected text, got {'a': 1}"),
+        ("speech", 5, "speech: expected a list of speech tokens, got 5"),
+    ],
+)
+def test_columns_of_wrong_type_are_named_with_file_and_line(tmp_path, column, value, what):
+    folder = scored(tmp_path, [row(0), row(1, **{column: value})])
+    with pytest.raises(ValueError, match=rf"utterances\.jsonl:2: {what}"):
+        read_systems(folder)
+
+
+def test_columns_without_a_value_are_as_good_as_missing(tmp_path):
+    empty = dict.fromkeys(("cer", "reading", "measures", "text", "sentence", "audio", "speech", "seconds"))
+    one = system_of(scored(tmp_path, [row(0) | empty], measures=None)).utterances["s0-v0"]
+    assert (one.text("reading"), one.sentence, one.audio) == ("", "s0-v0", None)
+    assert one.number("cer") != one.number("cer")

@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tts_align.evaluation.columns import are_numbers, is_number, wrong_types
 from tts_align.evaluation.judges.base import Reading
 from tts_align.utils.files import read_json_lines
+from tts_align.utils.readers import ReadError, read_json_object
 
 UTTERANCES, SUMMARY, TEST = "utterances.jsonl", "summary.json", "test"
 NEWEST = "aligned"
 """System of a run that is compared with another run."""
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("sentence", "text", "reading", "transcript", "audio", "failure", "error"), (str,)),
+    **dict.fromkeys(("language", "speaker", "system"), (str,)),
+    **dict.fromkeys(("cer", "nearest_cer", "error_rate", "seconds"), (int, float)),
+}
+"""What the columns hold that are compared or shown."""
 _MARKED = (Reading.RIGHT, Reading.WRONG, Reading.NEITHER)
 
 
@@ -116,12 +123,13 @@ def read_systems(path: Path) -> dict[str, ScoredSystem]:
         ValueError: with file and line of the first row that is no utterance, or that appears twice.
     """
     folder = scored_folder(path)
-    summary = folder / SUMMARY
-    read = json.loads(summary.read_text("utf-8")) if summary.is_file() else {}
+    read = _read_summary(folder / SUMMARY)
     found: dict[str, dict[str, ScoredUtterance]] = {}
     for number, row in read_json_lines(folder / UTTERANCES):
         if not isinstance(row.get("id"), str):
             raise ValueError(f"{folder / UTTERANCES}:{number}: expected an utterance with an id, got {sorted(row)}")
+        if faults := list(_wrong_columns(row)):
+            raise ValueError(f"{folder / UTTERANCES}:{number}: {'; '.join(faults)}")
         system = found.setdefault(str(row.get("system") or "scored"), {})
         if row["id"] in system:
             raise ValueError(f"{folder / UTTERANCES}:{number}: utterance {row['id']!r} appears twice")
@@ -129,6 +137,47 @@ def read_systems(path: Path) -> dict[str, ScoredSystem]:
     if not found:
         raise ValueError(f"{folder / UTTERANCES} holds no utterance")
     return {name: ScoredSystem(name, folder, utterances, read) for name, utterances in found.items()}
+
+
+def _wrong_columns(row: Mapping[str, Any]) -> Iterator[str]:
+    """A phrase for each column that holds something else than it should; ``null`` is as good as a missing column."""
+    yield from wrong_types(row, _TYPES, nullable=True)
+    measures, speech = row.get("measures"), row.get("speech")
+    if measures is not None and not are_numbers(measures, finite=False):
+        yield f"measures: expected a number for each name, got {measures!r:.60}"
+    if speech is not None and not isinstance(speech, list):
+        yield f"speech: expected a list of speech tokens, got {speech!r:.60}"
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """What a folder's summary says; empty if there is none.
+
+    Raises:
+        ReadError: it is damaged, or a part of it that is compared or shown holds something else than it should.
+    """
+    if not path.is_file():
+        return {}
+    summary = read_json_object(path)
+    for name in ("models", "measures"):
+        _part(summary, name, str(path))
+    forgetting = _part(summary, "forgetting", str(path))
+    for language in forgetting:
+        entry, where = _part(forgetting, language, f"{path}: forgetting"), f"{path}: forgetting.{language}"
+        for side in ("base", "aligned", "difference"):
+            for name, value in _part(entry, side, where).items():
+                if name in ("value", "p_value") and not (value is None or is_number(value, finite=False)):
+                    raise ReadError(f"{where}.{side}.{name}", f"expected a number, got {value!r:.60}")
+    return summary
+
+
+def _part(parent: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """Names and values under a name; empty if it is missing."""
+    part = parent.get(name) or {}
+    if not isinstance(part, dict):
+        key = f"{where}{'.' if ': ' in where else ': '}{name}"
+        anew = "remove the file, or write it anew with `tts-align test` or `tts-align score`"
+        raise ReadError(key, f"expected names and values, got {part!r:.60}; {anew}")
+    return part
 
 
 def system_of(path: Path, name: str = "") -> ScoredSystem:
