@@ -197,6 +197,34 @@ def test_another_judges_accuracy_does_not_count(
         read_calibration(file)
 
 
+_GOOD: dict[str, Any] = {"judge": {"weights": "x"}, "source": "policy", "words": {}, "failed": 0, "unspoken": 0}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("[" * 100_000, "is nested too deeply"),
+        ("[1]", "expected names and values in braces, got list"),
+        (_GOOD | {"words": []}, r"words: expected names and values, got \[\]"),
+        (_GOOD | {"judge": "x"}, "judge: expected names and values, got 'x'"),
+        (_GOOD | {"judge": {"weights": 1}}, "judge.weights: expected text, got 1"),
+        (_GOOD | {"source": None}, "source: expected text, got None"),
+        (_GOOD | {"failed": "0"}, "failed: expected a whole number, got '0'"),
+        (_GOOD | {"words": {"a/b": 3}}, "words.a/b: expected names and values, got 3"),
+        (_GOOD | {"words": {"a/b": {"right": "1"}}}, "words.a/b.right: expected a whole number, got '1'"),
+        (_GOOD | {"words": {"a/b": {"right": -1}}}, "words.a/b.right: expected at least 0, got -1"),
+        (_GOOD | {"words": {"a/b": {"wright": 1}}}, "words.a/b.wright: expected one of right, wrong, abstained"),
+        ({name: value for name, value in _GOOD.items() if name != "words"}, "words: is missing"),
+    ],
+)
+def test_a_spoiled_accuracy_is_said_in_a_line(tmp_path: Path, content: Any, fault: str) -> None:
+    file = tmp_path / "accuracy.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=rf"accuracy\.json: .*{fault}") as raised:
+        read_calibration(file)
+    assert "\n" not in str(raised.value)
+
+
 def test_under_the_bound_it_is_refused() -> None:
     poor = Calibration({"weights": "x"}, "policy", {"a/b": WordCount(7, 3, 2)})
     with pytest.raises(UnreliableJudgeError, match=r"no labels: the judge's own accuracy is 70.0% .*at least 80%"):

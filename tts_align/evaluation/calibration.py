@@ -9,17 +9,18 @@ of a policy says nothing: a judge that guesses finds every policy half right.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tts_align.evaluation.columns import wrong_types
 from tts_align.evaluation.judges.base import Judge, Reading
 from tts_align.evaluation.statistics.intervals import wilson
 from tts_align.evaluation.table import accuracy_line
 from tts_align.utils.files import write_json
+from tts_align.utils.readers import read_json_object
 from tts_align.utils.shards import digest
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,42 @@ class Calibration:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Calibration:
-        """Read what :meth:`to_row` wrote."""
+        """Read what :meth:`to_row` wrote.
+
+        Raises:
+            ValueError: a part is missing, or holds something else than it should.
+        """
+        if faults := list(_faults(row)):
+            raise ValueError("; ".join(faults))
         words = {name: WordCount(**one) for name, one in row["words"].items()}
         return cls(row["judge"], row["source"], words, row["failed"], row["unspoken"])
+
+
+_COUNTS = tuple(one.name for one in dataclasses.fields(WordCount))
+
+
+def _faults(row: Mapping[str, Any]) -> Iterator[str]:
+    """A phrase for each part of a calibration that is missing, or holds something else than it should."""
+    yield from (f"{one.name}: is missing" for one in dataclasses.fields(Calibration) if one.name not in row)
+    yield from wrong_types(row, {"source": (str,), "failed": (int,), "unspoken": (int,)})
+    judge, words = row.get("judge", {}), row.get("words", {})
+    yield from (
+        f"{name}: expected names and values, got {one!r:.60}"
+        for name, one in (("judge", judge), ("words", words))
+        if not isinstance(one, dict)
+    )
+    if isinstance(judge, dict):
+        yield from (f"judge.{fault}" for fault in wrong_types(judge, dict.fromkeys(judge, (str,))))
+    for word, counts in words.items() if isinstance(words, dict) else ():
+        if not isinstance(counts, dict):
+            yield f"words.{word}: expected names and values, got {counts!r:.60}"
+            continue
+        yield from (f"words.{word}.{fault}" for fault in wrong_types(counts, dict.fromkeys(counts, (int,))))
+        for name, count in counts.items():
+            if name not in _COUNTS:
+                yield f"words.{word}.{name}: expected one of {', '.join(_COUNTS)}"
+            elif type(count) is int and count < 0:
+                yield f"words.{word}.{name}: expected at least 0, got {count}"
 
 
 def is_same_judge(calibration: Calibration, judge: Judge) -> bool:
@@ -123,11 +157,15 @@ def read_calibration(path: Path) -> Calibration | None:
         ValueError: the file is no calibration.
     """
     try:
-        return Calibration.from_row(json.loads(Path(path).read_text("utf-8")))
+        row = read_json_object(path)
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a judge's accuracy ({error!r}): measure it with `tts-align judge`") from None
+    try:
+        return Calibration.from_row(row)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not a judge's accuracy ({error}): measure it with `tts-align judge --calibrate`"
+        ) from None
 
 
 def calibration_of(path: Path, judge: Judge) -> Calibration | None:
