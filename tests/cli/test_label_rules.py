@@ -124,6 +124,21 @@ def test_measures_of_a_scored_folder(judged: Path, tmp_path: Path) -> None:
         with_measures(read_candidates(judged), scored)
 
 
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"id": "s-1", "measures": "abc"}, "measures: expected a finite number for each name, got 'abc'"),
+        ({"id": "s-1", "measures": {"similarity": "high"}}, "measures: expected a finite number for each name"),
+        ({"id": "s-1", "measures": {"similarity": math.nan}}, "measures: expected a finite number for each name"),
+        ({"id": 1, "measures": {}}, "id: expected text, got 1"),
+    ],
+)
+def test_measures_that_are_no_numbers_are_named(judged: Path, tmp_path: Path, row: dict[str, Any], what: str) -> None:
+    write_json_lines(tmp_path / "measures.jsonl", [{"id": "s-0", "measures": {"similarity": 0.5}}, row])
+    with pytest.raises(ValueError, match=rf"measures\.jsonl:2: {what}"):
+        with_measures(read_candidates(judged), tmp_path / "measures.jsonl")
+
+
 def test_a_judge_under_the_bound_labels_nothing(
     judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

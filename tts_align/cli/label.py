@@ -13,6 +13,7 @@ from tts_align.data.manifest import write_manifest
 from tts_align.data.records import Row
 from tts_align.evaluation.calibration import accuracy_of, check_reliable, read_calibration
 from tts_align.evaluation.candidates import Candidate, read_candidates
+from tts_align.evaluation.columns import are_numbers, wrong_types
 from tts_align.evaluation.judges.base import Reading
 from tts_align.evaluation.measures.attributes import measured_attributes
 from tts_align.evaluation.metrics.functional import normalise
@@ -216,15 +217,20 @@ def with_measures(candidates: Sequence[Candidate], path: Path) -> list[Candidate
             recording.
 
     Raises:
-        ValueError: no row is of any candidate, or two rows are of one.
+        ValueError: no row is of any candidate, two rows are of one, or a measure is no finite number.
     """
     file = path / "utterances.jsonl" if path.is_dir() else path
     found: dict[str, dict[str, float]] = {}
     for number, row in read_json_lines(file):
-        name = str(row.get("id", ""))
+        faults = list(wrong_types(row, {"id": (str,)}))
+        if (numbers := row.get("measures")) is not None and not are_numbers(numbers):
+            faults.append(f"measures: expected a finite number for each name, got {numbers!r:.60}")
+        if faults:
+            raise ValueError(f"{file}:{number}: {'; '.join(faults)}")
+        name = row.get("id", "")
         if name in found:
             raise ValueError(f"{file}:{number}: measures of {name!r} appear twice: score one system at a time")
-        found[name] = row.get("measures") or {}
+        found[name] = numbers or {}
     named = [found.get(one.id, found.get(file_name(one.id))) for one in candidates]
     if not any(named):
         raise ValueError(f"{file}: holds no measures of these candidates, such as {candidates[0].id!r}")
