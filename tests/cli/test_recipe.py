@@ -62,6 +62,34 @@ def test_a_section_for_no_objective_is_a_mistake(write, capsys):
     assert "did you mean 'tkto'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ([1], "by_objective: expected a section for each objective, got [1]"),
+        (None, "by_objective: expected a section for each objective, got None"),
+        ({5: {"data": {}}}, "by_objective: expected the name of an objective, got 5"),
+        ({"dpo": "x"}, "by_objective.dpo: expected names and values, got 'x'"),
+        ({"dpo": [1]}, "by_objective.dpo: expected names and values, got [1]"),
+        ({"dpo": {1: 2}}, "by_objective.dpo: expected names and values, got 1 for a name"),
+        ({"sft": {}, "dpo": {"data": 3}}, "by_objective.dpo.data: expected names and values, got 3"),
+    ],
+)
+def test_sections_that_are_none_are_refused_when_recipes_are_read(write, capsys, sections, message):
+    overlay = write("b.yaml", {"by_objective": sections})
+    with pytest.raises(SystemExit) as raised:
+        run(["fit", "--config", write("a.yaml", {"objective": "sft"}), "--config", overlay])
+    assert raised.value.code == 2
+    said = capsys.readouterr().err
+    assert f"b.yaml: {message}" in said
+    assert said.count("\n") == 1
+
+
+def test_a_section_without_values_changes_nothing(write):
+    overlay = write("b.yaml", {"by_objective": {"sft": None}})
+    args = ["fit", "--config", overlay, "--objective", "sft"]
+    assert expand_sections(args) == args
+
+
 def test_sections_are_no_option_of_the_parser():
     assert load_recipe(yaml.safe_dump(OVERLAY)) == {"trainer": {"max_epochs": 2}}
 

@@ -81,11 +81,7 @@ def load_recipe(text: str) -> Any:
     recipe = _expand(load_yaml(text))
     if not isinstance(recipe, dict):
         return recipe
-    for key, value in recipe.items():
-        if not isinstance(key, str):
-            raise ReadError("recipe", f"expected names and values, got {key!r} for a name")
-        if key in GROUPS and not isinstance(value, dict):
-            raise ReadError(key, f"expected names and values, got {value!r:.60}")
+    _check_groups(recipe)
     recipe.pop(SECTIONS, None)  # for expand_sections, which knows the objective
     objective = recipe.get("objective")
     if isinstance(objective, str):
@@ -97,6 +93,27 @@ def load_recipe(text: str) -> Any:
     if isinstance(model, dict):
         recipe["model"] = {key: full_path(v) if isinstance(v, str) else v for key, v in model.items()}
     return recipe
+
+
+def _check_groups(recipe: Mapping[Any, Any], within: str = "") -> None:
+    """Refuse a recipe, or a section of one, whose names are no text or whose parts are no names and values."""
+    for key, value in recipe.items():
+        if not isinstance(key, str):
+            raise ReadError(within or "recipe", f"expected names and values, got {key!r:.60} for a name")
+        if key in GROUPS and not isinstance(value, dict):
+            raise ReadError(f"{within}.{key}" if within else key, f"expected names and values, got {value!r:.60}")
+
+
+def _check_sections(sections: Any) -> None:
+    """Refuse sections for single objectives that are not what their names say, whichever objective is chosen."""
+    if not isinstance(sections, dict):
+        raise ReadError(SECTIONS, f"expected a section for each objective, got {sections!r:.60}")
+    for name, section in sections.items():
+        if not isinstance(name, str):
+            raise ReadError(SECTIONS, f"expected the name of an objective, got {name!r:.60}")
+        if section is not None and not isinstance(section, dict):
+            raise ReadError(f"{SECTIONS}.{name}", f"expected names and values, got {section!r:.60}")
+        _check_groups(section or {}, f"{SECTIONS}.{name}")
 
 
 def expand(args: Sequence[str]) -> list[str]:
@@ -157,7 +174,14 @@ def _read(path: str) -> dict[str, Any]:
         return {}
     except OSError:
         return {}
-    return recipe if isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe) else {}
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        return {}
+    if SECTIONS in recipe:
+        try:
+            _check_sections(recipe[SECTIONS])
+        except ReadError as error:
+            fail(f"{path}: {error}")
+    return recipe
 
 
 def check_names(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
@@ -237,7 +261,7 @@ def expand_sections(args: Sequence[str], recipes: Mapping[int, dict[str, Any]] |
     for at, arg in enumerate(args):
         expanded.append(arg)
         for name, section in sections.get(at, {}).items():
-            if objective_path(name) == chosen:
+            if objective_path(name) == chosen and section is not None:
                 expanded += [CONFIG_FLAGS[0], yaml.safe_dump(section)]
     return expanded
 
