@@ -17,7 +17,7 @@ from sources import sound
 from talker import Module, Talker, make_prompts
 from tiny_directory import FAMILIES, make_directory
 
-from tts_align.cli.sample import sample
+from tts_align.cli.sample import WRITTEN, remove_stale, sample
 from tts_align.data.manifest import read_manifest
 from tts_align.evaluation.parts import Parts
 from tts_align.models.base.generation import Context, Sampling
@@ -255,6 +255,21 @@ def test_recordings_of_earlier_candidates_do_not_stay(audio: bool, tmp_path: Pat
     assert there == named | {"of-the-user.wav"}
     assert named < before
     assert bool(named) is audio
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["7", '{"a.wav": 1}', "[1", "[[1], 2]", '["", "..", "kept", "/x", "\\u0000"]', f'["{"x" * 300}"]', "[" * 100_000],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_note_that_lists_no_names_removes_nothing(named: bool, note: str, tmp_path: Path):
+    folder = tmp_path / "out.jsonl.audio"
+    (folder / "kept").mkdir(parents=True)
+    (folder / WRITTEN).write_text(note)
+    remove_stale(folder, [{"audio": "out.jsonl.audio/a.wav"}] if named else [])
+    assert (folder / "kept").is_dir()
+    assert (folder / WRITTEN).is_file() is named
+    assert not named or json.loads((folder / WRITTEN).read_text()) == ["a.wav"]
 
 
 def test_another_voice_of_the_same_name_is_spoken_anew(place: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tts_align.evaluation.speaking import (
 )
 from tts_align.utils.files import write_json
 from tts_align.utils.progress import bar
-from tts_align.utils.readers import read_json
+from tts_align.utils.readers import ReadError, read_json
 from tts_align.utils.seeds import part_seed
 from tts_align.utils.shards import Shards, streamed_digest
 from tts_align.utils.signals import check, finishing
@@ -116,12 +117,21 @@ def remove_stale(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     named = {Path(row["audio"]).name for row in rows if "audio" in row}
     note = folder / WRITTEN
-    earlier = set(map(str, read_json(note))) if note.is_file() else set()
-    for name in earlier - named:
-        Path(folder, Path(name).name).unlink(missing_ok=True)
+    for name in _written(note) - named:
+        if os.path.isfile(path := folder / Path(name).name):  # which, unlike pathlib's, takes any name
+            path.unlink(missing_ok=True)
     if named:
         write_json(note, sorted(named))
     elif note.is_file():
         note.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _written(note: Path) -> set[str]:
+    """Names in the list of written recordings; a file that holds anything else counts as none."""
+    try:
+        names = read_json(note)
+    except (ReadError, FileNotFoundError):
+        return set()
+    return set(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else set()
