@@ -24,6 +24,12 @@ RATE = 8000
 WORDS = ("hello world", "hello", "hello you", "something else entirely")
 
 
+BOMB_INLINE = ", ".join(
+    ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))]
+)
+BOMB = BOMB_INLINE.replace(", a", "\na")
+
+
 class Meter(Judge):
     """Hears a sentence by the length of its recording."""
 
@@ -143,6 +149,35 @@ def test_what_cannot_be_scored_is_said(work, capsys, flags, message):
         entry.score(flags)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, "odd.yaml: holds more than 100000 values, most of them behind aliases"),
+        (f"judge: {{class_path: x, init_args: {{{BOMB_INLINE}}}}}", "odd.yaml: holds more than 100000 values"),
+        ("a: [", "odd.yaml: not YAML: while parsing"),
+        ("model: [1]", "odd.yaml: model: expected names and values, got [1]"),
+        ("model: 5", "odd.yaml: model: expected names and values, got 5"),
+        ("judge: [1]", "odd.yaml: judge: expected class_path and init_args, got [1]"),
+        ("judge: {class_path: [1]}", "odd.yaml: judge.class_path: expected the name of a class, got [1]"),
+        ("model: {judge: {class_path: 5}}", "odd.yaml: model.judge.class_path: expected the name of a class, got 5"),
+        ("judge: {class_path: a, init_args: {b: 2001-01-01}}", "odd.yaml: judge: expected text, numbers and lists"),
+        ("judge: {class_path: a, init_args: {[1]: 2}}", "odd.yaml: not YAML: while constructing a mapping"),
+        ("- 1", "odd.yaml names no model.judge"),
+        ("", "odd.yaml names no model.judge"),
+        (None, "odd.yaml: there is no such file"),
+    ],
+)
+def test_a_recipe_that_names_no_listener_is_said_in_a_line(work, capsys, content, message):
+    if content is not None:
+        (work / "odd.yaml").write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        entry.score(["theirs", "--suite", "seed", "--prompts", "meta.lst", "--judge", "odd.yaml"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") <= 2
 
 
 def test_measures_alone_need_no_judge(work):

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule
 
 from tts_align.cli.prepare import Processes
@@ -23,6 +22,7 @@ from tts_align.utils.assets import resolve
 from tts_align.utils.files import check_not_source
 from tts_align.utils.messages import quiet, say
 from tts_align.utils.progress import bar
+from tts_align.utils.readers import ReadError, read_yaml
 
 
 class _Listening(LightningModule):
@@ -146,9 +146,21 @@ def _listener(word: str) -> str:
     """A class or a recipe as the parser takes it."""
     if not word.endswith((".yaml", ".yml")):
         return word if word.startswith("{") else full_path(word)
-    recipe = yaml.safe_load(Path(word).read_text("utf-8"))
+    recipe = read_yaml(word)
     recipe = recipe if isinstance(recipe, Mapping) else {}
-    node = recipe.get("judge") or (recipe.get("model") or {}).get("judge")
-    if not isinstance(node, Mapping) or "class_path" not in node:
+    model, key = recipe.get("model") or {}, "judge"
+    if not isinstance(model, Mapping):
+        raise ReadError(f"{word}: model", f"expected names and values, got {model!r:.60}")
+    node = recipe.get("judge")
+    if not node:
+        node, key = model.get("judge"), "model.judge"
+    if not node:
         raise ValueError(f"{word} names no model.judge to listen with")
-    return json.dumps({**node, "class_path": full_path(str(node["class_path"]))})
+    if not isinstance(node, Mapping) or "class_path" not in node:
+        raise ReadError(f"{word}: {key}", f"expected class_path and init_args, got {node!r:.60}")
+    if not isinstance(name := node["class_path"], str):
+        raise ReadError(f"{word}: {key}.class_path", f"expected the name of a class, got {name!r:.60}")
+    try:
+        return json.dumps({**node, "class_path": full_path(name)})
+    except TypeError as error:
+        raise ReadError(f"{word}: {key}", f"expected text, numbers and lists ({error})") from None
