@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tts_align.evaluation.suites import SUITES, read_suite
+from tts_align.evaluation.suites.base import Faults
 from tts_align.utils.audio import write_wav
 
 ROW = {
@@ -81,6 +82,20 @@ def test_twenty_faults_are_shown(tmp_path):
     path = write(tmp_path / "meta.lst", *["only"] * 30)
     with pytest.raises(ValueError, match="and 10 more"):
         read_suite("seed", path)
+
+
+def test_faults_after_the_twentieth_are_counted_and_not_kept(tmp_path):
+    faults = Faults("a.lst")
+    for line in range(100_000):
+        faults.add(line, "x")
+    assert len(faults.found.lines) == 20
+    with pytest.raises(ValueError, match=r"a\.lst:19: x\nand 99980 more$"):
+        faults.finish([])
+    lines = [f"u{number}|Hi.|no-{number}.wav" for number in range(30)]
+    suite = read_suite("seed", write(tmp_path / "meta.lst", *lines))
+    with pytest.raises(ValueError, match=r"there is no recording .*\nand 10 more$") as caught:
+        suite.write_voices(tmp_path / "voices.jsonl")
+    assert str(caught.value).count("\n") == 20
 
 
 @pytest.fixture

@@ -83,19 +83,19 @@ class Suite:
             ValueError: a recording is missing, with file and line of each, twenty at most.
         """
         rows: dict[str, dict[str, Any]] = {}
-        faults = []
+        faults = FirstFaults()
         for item in self.items:
             if item.prompt_audio is None or item.sentence.speaker in rows:
                 continue
             if not item.prompt_audio.is_file():
-                faults.append(f"{item.where}: there is no recording {item.prompt_audio}")
+                faults.add(f"{item.where}: there is no recording {item.prompt_audio}")
             text = {"text": item.prompt_text} if item.prompt_text else {}
             rows[item.sentence.speaker] = {
                 "speaker": item.sentence.speaker,
                 "audio": str(item.prompt_audio.absolute()),
                 **text,
             }
-        raise_faults(faults)
+        faults.check()
         old = path.read_bytes() if path.is_file() else None
         scratch = path.with_name(f"{path.name}.new")
         write_json_lines(scratch, rows.values())
@@ -127,6 +127,37 @@ class VoiceNames:
         return self._names[audio, text]
 
 
+class FirstFaults:
+    """The first twenty faults, and how many there are: a file of a million wrong lines fills no memory.
+
+    Args:
+        lines: faults that are known already.
+    """
+
+    def __init__(self, lines: Iterable[str] = ()) -> None:
+        self.lines: list[str] = []
+        self.total = 0
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: str) -> None:
+        """Count a fault, and keep it if it is among the first."""
+        self.total += 1
+        if len(self.lines) < _MAX_FAULTS:
+            self.lines.append(line)
+
+    def join(self, later: FirstFaults) -> None:
+        """Put others behind these."""
+        self.lines += later.lines[: _MAX_FAULTS - len(self.lines)]
+        self.total += later.total
+
+    def check(self) -> None:
+        """Raise ``ValueError`` if there are any, with each on a line, twenty at most."""
+        if self.total:
+            more = [f"and {self.total - len(self.lines)} more"] if self.total > len(self.lines) else []
+            raise ValueError("\n".join([*self.lines, *more]))
+
+
 class Faults:
     """What is wrong with the lines of a test set, and which names are taken.
 
@@ -136,12 +167,12 @@ class Faults:
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
-        self.found: list[str] = []
+        self.found = FirstFaults()
         self._lines: dict[str, int] = {}
 
     def add(self, line: int, what: str) -> None:
         """Note a fault."""
-        self.found.append(f"{self.path}:{line}: {what}")
+        self.found.add(f"{self.path}:{line}: {what}")
 
     def check_id(self, line: int, name: str) -> bool:
         """Whether a name is a new one that stays in its folder as a file's name; a fault is noted if not."""
@@ -157,16 +188,9 @@ class Faults:
 
     def finish(self, items: Sequence[SuiteItem]) -> None:
         """Raise if there were faults, or if nothing was found."""
-        if not items and not self.found:
-            self.found = [f"{self.path}: holds no sentence"]
-        raise_faults(self.found)
-
-
-def raise_faults(faults: Sequence[str]) -> None:
-    """Raise ``ValueError`` with each fault on a line, twenty at most."""
-    if faults:
-        more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
-        raise ValueError("\n".join([*faults[:_MAX_FAULTS], *more]))
+        if not items and not self.found.total:
+            self.found.add(f"{self.path}: holds no sentence")
+        self.found.check()
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

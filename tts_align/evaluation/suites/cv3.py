@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.evaluation.protocols import Reference
-from tts_align.evaluation.suites.base import Faults, Suite, SuiteItem, VoiceNames, listed, raise_faults, text_lines
+from tts_align.evaluation.suites.base import Faults, FirstFaults, Suite, SuiteItem, VoiceNames, listed, text_lines
 
 LANGUAGES = ("zh", "en", "ja", "ko", "de", "es", "fr", "it", "ru")
 """Languages of the benchmark, with which its folders' names end: ``ja``, ``hard_zh``, ``to_en``."""
@@ -49,7 +49,7 @@ def read_cv3(path: Path, language: str = "") -> Suite:
     spoken_in = language or _language(path)
     texts = _read(path / "text", faults)
     prompts, recordings = (_read(path / name, faults) for name in ("prompt_text", "prompt_wav.scp"))
-    raise_faults(_incomplete(texts, prompts, recordings))
+    FirstFaults(_incomplete(texts, prompts, recordings)).check()
     across = "cross_lingual" in str(path)
     items = []
     for name, text in texts.values.items():
@@ -87,19 +87,17 @@ def _read(path: Path, faults: Faults) -> _Table:
             checked.add(number, f"expected a name and a value, got {line!r}")
         elif checked.check_id(number, name):
             values[name], lines[name] = rest[0], number
-    faults.found += checked.found
+    faults.found.join(checked.found)
     return _Table(path, values, lines)
 
 
-def _incomplete(texts: _Table, *others: _Table) -> list[str]:
+def _incomplete(texts: _Table, *others: _Table) -> Iterator[str]:
     """A table that exists names every utterance."""
-    return [
-        f"{texts.path}:{texts.lines[name]}: {other.path.name} has no line for {name!r}"
-        for other in others
-        if other.path.is_file()
-        for name in texts.values
-        if name not in other.values
-    ]
+    for other in others:
+        if other.path.is_file():
+            for name in texts.values:
+                if name not in other.values:
+                    yield f"{texts.path}:{texts.lines[name]}: {other.path.name} has no line for {name!r}"
 
 
 def _located(name: str, folder: Path) -> Path:
