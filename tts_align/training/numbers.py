@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from tts_align.data.keyed import Keyed
 from tts_align.utils.files import scratch_beside, written_atomically
+from tts_align.utils.readers import parse_json
 
 Numbers = NDArray[np.float32]
 Names = NDArray[Any]
@@ -96,7 +97,7 @@ class Columns:
         try:
             with safe_open(path, "pt") as file:  # whose tensors look at the file; those of "numpy" are copies
                 found = {name: file.get_tensor(name).numpy() for name in ("keys", "offsets", "values")}
-                identity = json.loads((file.metadata() or {}).get("identity", "{}"))
+                identity = parse_json((file.metadata() or {}).get("identity", "{}"), "its identity")
         except (SafetensorError, TypeError, RuntimeError) as error:
             raise ValueError(str(error)) from None
         keys, offsets, values = (found[name] for name in ("keys", "offsets", "values"))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Trainer
 
 from tts_align.training.checkpoint import LAST, PREVIOUS, read_checkpoint, whole_checkpoint
@@ -20,7 +19,7 @@ from tts_align.training.finite import OnNotFinite
 from tts_align.utils.files import check_links, remove_leftovers, written_atomically
 from tts_align.utils.locks import LOCK, locked
 from tts_align.utils.messages import first_process, say
-from tts_align.utils.readers import ReadError, read_json_object, read_yaml
+from tts_align.utils.readers import ReadError, load_yaml, read_json_object, read_yaml
 
 RECIPE, CHECKPOINTS, LOGS, TEST = "config.yaml", "checkpoints", "tensorboard", "test"
 DAMAGED = "damaged"
@@ -162,7 +161,7 @@ class Run:
         """Raise :class:`RecipeChanged` if the directory holds a begun run of another recipe than this YAML text."""
         if not self.begun:
             return
-        changed = list(differences(read_yaml(self.recipe), yaml.safe_load(recipe)))
+        changed = list(differences(read_yaml(self.recipe), load_yaml(recipe)))
         if changed:
             raise RecipeChanged(
                 f"{self.directory} holds a run of another recipe:\n"

@@ -323,6 +323,13 @@ def test_nisqa_of_what_it_cannot_hear(nisqa, tmp_path):
     torch.save({"weights": 1}, tmp_path / "other.tar")
     with pytest.raises(ValueError, match="settings under 'args'"):
         NISQA(str(tmp_path / "other.tar"))
+    for settings in (5, {}):
+        torch.save({"args": settings, "model_state_dict": {}}, tmp_path / "other.tar")
+        with pytest.raises(ValueError, match=r"other\.tar: expected the settings and weights of NISQA"):
+            NISQA(str(tmp_path / "other.tar"))
+    (tmp_path / "other.tar").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"other\.tar: "):
+        NISQA(str(tmp_path / "other.tar"))
 
 
 class Loudest(nn.Module):
@@ -345,5 +352,9 @@ def test_distillmos_by_its_package_and_with_other_weights(tmp_path, monkeypatch)
     assert DistillMOS().measure(sounds) == [{"distillmos": 1.0}, {}]
     torch.save({"scale": torch.tensor(6.0)}, tmp_path / "weights.pth")
     assert DistillMOS(str(tmp_path / "weights.pth")).measure(sounds)[0] == {"distillmos": 3.0}
+    for other in ({"scales": torch.tensor(6.0)}, 5):
+        torch.save(other, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"other\.pth: expected the weights of Distill-MOS"):
+            DistillMOS(str(tmp_path / "other.pth"))
     with pytest.raises(FileNotFoundError, match="Distill-MOS is not at"):
         DistillMOS(str(tmp_path / "gone.pth"))

@@ -16,6 +16,7 @@ from torch import Tensor
 from tts_align.evaluation.measures.base import MeasuredSample, UtteranceMeasure
 from tts_align.evaluation.measures.similarity import found
 from tts_align.models.cosyvoice.features import mel_filters
+from tts_align.utils.readers import load_tensors
 
 SAMPLE_RATE = 48_000
 """NISQA hears the whole band."""
@@ -41,12 +42,16 @@ class NISQA(UtteranceMeasure):
         from torchmetrics.functional.audio.nisqa import _NISQADIM
 
         path = found(model, "NISQA", "weights/nisqa.tar from github.com/gabrielmittag/NISQA")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_tensors(path)
         if not isinstance(checkpoint, dict) or not {"args", "model_state_dict"} <= checkpoint.keys():
             raise ValueError(f"{path}: expected NISQA's settings under 'args' and its weights under 'model_state_dict'")
         self.settings: Mapping[str, Any] = checkpoint["args"]
-        self.network = _NISQADIM(checkpoint["args"]).eval()
-        self.network.load_state_dict(checkpoint["model_state_dict"])
+        try:
+            self.network = _NISQADIM(checkpoint["args"]).eval()
+            self.network.load_state_dict(checkpoint["model_state_dict"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path}: expected the settings and weights of NISQA ({said})") from None
         self.path = path
 
     def model_files(self) -> Iterable[Path]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tts_align.evaluation.measures.base import MeasuredSample, UtteranceMeasure
 from tts_align.evaluation.measures.similarity import SAMPLE_RATE, SHORTEST_SECONDS, found
+from tts_align.utils.readers import load_tensors
 
 DNSMOS_SECONDS = 9.01
 _POLYNOMIALS = {
@@ -100,7 +101,11 @@ class DistillMOS(UtteranceMeasure):
         self.network: nn.Module = package.ConvTransformerSQAModel()
         if model is not None:
             path = found(model, "Distill-MOS", "weights of github.com/microsoft/Distill-MOS")
-            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            try:
+                self.network.load_state_dict(load_tensors(path))
+            except (TypeError, AttributeError, RuntimeError) as error:
+                said = " ".join(str(error).split())[:300]
+                raise ValueError(f"{path}: expected the weights of Distill-MOS ({said})") from None
         self.network.eval()
 
     def measure(self, samples: Sequence[MeasuredSample]) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tts_align.evaluation.measures.base import MeasuredSample, UtteranceMeasure
 from tts_align.evaluation.measures.ecapa import build_backbone, build_head, split_weights
+from tts_align.utils.readers import load_tensors
 
 SAMPLE_RATE = 16_000
 SHORTEST_SECONDS = 0.1
@@ -119,7 +120,7 @@ class SeedSimilarity(SpeakerSimilarity):
             "the speaker encoder of Seed-TTS-Eval",
             "wavlm_large_finetune.pth as the README of github.com/BytedanceSpeech/seed-tts-eval says",
         )
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_tensors(path)
         if not isinstance(weights, dict) or not isinstance(weights.get("model"), dict):
             raise ValueError(f"{path}: expected a checkpoint with weights under 'model', as published")
         try:

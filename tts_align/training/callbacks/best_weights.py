@@ -9,12 +9,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
 from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.run import CHECKPOINTS
 from tts_align.utils.distributed import gathered
+from tts_align.utils.readers import ReadError, load_tensors
 
 
 class KeptWeights:
@@ -126,8 +126,8 @@ def callback_states(path: Path) -> dict[str, Any] | None:
     """What callbacks keep in a checkpoint; nothing in one of weights alone, ``None`` if it cannot be read."""
     file = path / "meta.pt" if path.is_dir() else path
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=not path.is_dir())
-    except Exception:  # whatever another library's file holds: what cannot be read may refer to anything
+        saved = load_tensors(file)
+    except (ReadError, OSError):  # of another library, or damaged: what cannot be read may refer to anything
         return None
     states = saved.get("callbacks", {}) if isinstance(saved, dict) else None
     return states if isinstance(states, dict) else None

@@ -25,6 +25,7 @@ from tts_align.training.callbacks.watched import Watched
 from tts_align.training.run import Run
 from tts_align.utils.distributed import gathered
 from tts_align.utils.files import write_json
+from tts_align.utils.readers import load_tensors
 from tts_align.utils.seeds import part_seed
 from tts_align.utils.sharded import is_sharded, whole
 
@@ -332,7 +333,7 @@ def use_chosen(trainer: Trainer, model: LightningModule) -> Path | None:
         return None
     path = Path(found)
     shared = all(gathered(path.exists()))
-    own = torch.load(path, map_location="cpu", weights_only=True) if shared or trainer.is_global_zero else {}
+    own = load_tensors(path) if shared or trainer.is_global_zero else {}
     saved = own if shared else trainer.strategy.broadcast(own)
     model.load_state_dict(saved["state_dict"], strict=False)
     return path
