@@ -87,6 +87,13 @@ def test_numbers_go_into_the_summary_and_are_said(tmp_path, capsys):
     assert [row["system"] for row in rows] == ["aligned", "base"]
 
 
+@pytest.mark.parametrize(("content", "fault"), [("[1]", "in braces, got list"), ("{", "not JSON")])
+def test_a_spoiled_summary_is_named(tmp_path, content, fault):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"summary\.json: .*{fault}"):
+        write_forgetting(tmp_path, {"base": [candidate("a", 0.1)], "aligned": [candidate("a", 0.3)]})
+
+
 def test_the_embedded_models_are_probed_and_know_their_grammar(tmp_path):
     """The base experiment says all of a sentence but its marked word right: few errors, the same in both systems."""
     policy = Qwen2CodecLM("demo:audio/base").eval()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -79,6 +80,30 @@ def test_what_never_ends_is_read_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
     with pytest.raises(ReadError, match="/dev/zero:1: the line is longer"):
         next(byte_lines("/dev/zero"))
+
+
+RAW = re.compile(r"\b(json\.loads?|yaml\.\w*load\w*|torch\.load|np\.load|(pickle|joblib|marshal)\.\w*[lL]oad\w*)\(")
+RAW_IMPORT = re.compile(
+    r"^\s*(from (json|yaml|pickle|joblib|marshal) import .*load|from torch import .*\bload\b)", re.M
+)
+ALLOWED = {
+    "utils/readers.py": "the readers themselves",
+    "data/refused.py": "lines of a temporary file without a name, written by the same process",
+    "data/table/columns.py": "a column of the cache of rows, read for every row, whose file is checked as a whole",
+    "data/demo/espeak.py": "lines and arrays that a process and its worker leave for each other",
+    "models/cosyvoice/vllm.py": "answers of a process that this one has started",
+    "models/cosyvoice/vllm_process.py": "questions of the process that has started this one",
+    "cli/restore.py": "what json.dumps has just written, to make plain values of it",
+}
+"""Files of the package that read something else than files of others, and what."""
+
+
+def test_files_are_read_through_the_readers_alone() -> None:
+    """Raw readers end in a traceback, or expand what they read without a limit."""
+    package = Path(readers.__file__).parents[1]
+    texts = {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in package.rglob("*.py")}
+    raw = {name for name, text in texts.items() if RAW.search(text) or RAW_IMPORT.search(text)}
+    assert raw == ALLOWED.keys()
 
 
 def test_good_files_come_as_they_are(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-import yaml
-
 from tts_align.cli.places import leaves
 from tts_align.evaluation.html.report import REPORT
 from tts_align.evaluation.reward import print_numbers
@@ -19,7 +17,7 @@ from tts_align.training.contrast import SIDES, Contrast
 from tts_align.training.run import REWARD_NUMBERS, SUMMARY, Run, changed
 from tts_align.training.stages import prepare_contrast
 from tts_align.utils.messages import say
-from tts_align.utils.readers import read_json_object, read_yaml
+from tts_align.utils.readers import load_yaml, read_json_object, read_yaml
 
 TESTED_WITH = ("model.test", "model.vocoder", "model.judge", "model.sampling", "data.validation")
 """Keys of a recipe that change what a test says of a finished training."""
@@ -111,10 +109,10 @@ def stored_test(run: Run, recipe: str) -> Mapping[str, Any] | None:
         return None
     if any(found[0].stat().st_mtime < path.stat().st_mtime for path in made_of):
         return None
-    named = [value for key, value in leaves(yaml.safe_load(recipe)) if value and key.startswith(TESTED_WITH)]
+    old, new = read_yaml(run.recipe), load_yaml(recipe)
+    named = [value for key, value in leaves(new) if value and key.startswith(TESTED_WITH)]
     if any(found[0].stat().st_mtime < _last_changed(Path(value)) for value in named):
         return None
-    old, new = read_yaml(run.recipe), yaml.safe_load(recipe)
     if any(key.startswith(TESTED_WITH) for key, *_ in changed(old, new)):
         return None
     return read_json_object(found[0])

@@ -9,7 +9,6 @@ say nothing but its own grammar: there sentences of its dev set are spoken, and 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from tts_align.evaluation.statistics.intervals import RESAMPLES, cluster_bootstr
 from tts_align.evaluation.utterances import SYSTEMS
 from tts_align.models.base.policy import CodecLM
 from tts_align.utils.files import write_json, write_json_lines
+from tts_align.utils.readers import read_json_object
 from tts_align.utils.seeds import part_seed
 
 FORGETTING, ROWS = "forgetting", "forgetting.jsonl"
@@ -184,7 +184,7 @@ def write_forgetting(folder: Path, judged: Mapping[str, Sequence[Candidate]]) ->
     write_json_lines(folder / ROWS, sorted(rows, key=lambda row: (row["id"], row["system"])))
     found = forgetting_summary(judged)
     path = folder / "summary.json"
-    write_json(path, json.loads(path.read_text("utf-8")) | {FORGETTING: found})
+    write_json(path, read_json_object(path) | {FORGETTING: found})
     for language, entry in found.items():
         print(f"general sentences, {language}: {_sentence(entry)}", flush=True)
     return found

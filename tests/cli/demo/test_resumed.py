@@ -43,6 +43,20 @@ def test_resumes_where_it_was_kept(tmp_path, monkeypatch):
     assert not kept.exists()
 
 
+@pytest.mark.parametrize("stamp", ["", "[1]", "[" * 100_000, "{}", None])
+def test_a_stage_that_says_nothing_of_itself_is_made_anew(tmp_path, stamp):
+    stages, made = Stages(tmp_path, "sound"), []
+    stages.run("base", [1], made.append)
+    stages.run("base", [1], made.append)
+    assert len(made) == 1
+    (tmp_path / "base.json").unlink()
+    if stamp is not None:
+        (tmp_path / "base.json").write_text(stamp)
+    assert stages.seconds(["base"]) == {"base": 0.0}
+    stages.run("base", [1], made.append)
+    assert len(made) == 2
+
+
 def test_other_inputs_do_not_resume_it(tmp_path):
     stages = Stages(tmp_path, "sound")
     assert stages.unfinished("base", [1]) == stages.unfinished("base", [1])

@@ -171,6 +171,25 @@ def test_words_are_spelled_with_what_stands_between_them(tmp_path: Path) -> None
     assert alphabet.text([alphabet.ids[token] for token in tokens]) == "IT AB C"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("vocab.json", "[1]", "expected names and values in braces, got list"),
+        ("vocab.json", "[" * 100_000, "is nested too deeply"),
+        ("vocab.json", '{"a": "b"}', "expected the number of each token, got 'b' for 'a'"),
+        ("vocab.json", '{"jpn": {"a": null}}', "jpn: expected the number of each token, got None for 'a'"),
+        ("vocab.json", '{"jpn": 5, "eng": {}}', "jpn: expected the number of each token, got 5"),
+        ("tokenizer_config.json", "[1]", "expected names and values in braces, got list"),
+        ("tokenizer_config.json", "{", "not JSON"),
+    ],
+)
+def test_a_spoiled_vocabulary_is_said_in_a_line(tmp_path: Path, name: str, content: str, fault: str) -> None:
+    folder = save_ctc(tmp_path / "ctc", list("ABC"))
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: {fault}"):
+        read_alphabet(folder, 0, "jpn")
+
+
 def test_missing_weights_and_another_process(tmp_path: Path, taught: Path) -> None:
     with pytest.raises(MissingWeightsError, match=r"is not there(.|\n)*hf download facebook/mms-1b-all"):
         TransformersCTCJudge(str(tmp_path / "none"))

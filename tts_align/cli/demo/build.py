@@ -16,7 +16,6 @@ Stages, each written whole, and skipped when it is there and nothing it depends 
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +45,7 @@ from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.utils.assets import ASSETS
 from tts_align.utils.files import write_json
+from tts_align.utils.readers import read_json
 
 REPORT = "build.json"
 
@@ -164,7 +164,7 @@ class _Build:
             inputs = [*common, sizes, schedule, plan.flow_clips]
             self.stages.run(name, inputs, partial(self._flow, sizes=sizes, schedule=schedule))
         self.stages.run("gates", [plan], self._gates)
-        gates = [Gate(**gate) for gate in json.loads((self.work / "gates" / "gates.json").read_text())]
+        gates = [Gate(**gate) for gate in read_json(self.work / "gates" / "gates.json")]
         for gate in gates:
             print(gate)
         if failed := [gate.name for gate in gates if not gate.passed]:
@@ -281,7 +281,7 @@ class _Build:
         report = {
             "plan": dataclasses.asdict(self.plan),
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
-            "measured": json.loads((self.work / "gates" / "measured.json").read_text()),
+            "measured": read_json(self.work / "gates" / "measured.json"),
             "seconds": self.stages.seconds(stages),
         }
         write_json(scratch / REPORT, report)

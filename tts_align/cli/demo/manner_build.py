@@ -11,7 +11,6 @@ model, and candidates that the base spoke, for the policy.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +45,7 @@ from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.utils.assets import ASSETS, resolve
 from tts_align.utils.files import write_json
+from tts_align.utils.readers import read_json
 
 DRAWN_TOP_P = 0.97
 """Candidates are drawn a little wilder than tests, as those of the audio experiment."""
@@ -184,7 +184,7 @@ class _Build:
         resumed = self.stages.unfinished("base", speaking)
         self.stages.run("base", speaking, lambda out: self._refined_base(out, resumed))
         self.stages.run("gates", [*speaking, plan.heard, plan.spoken], self._gates)
-        gates = [Gate(**gate) for gate in json.loads((self.work / "gates" / "gates.json").read_text())]
+        gates = [Gate(**gate) for gate in read_json(self.work / "gates" / "gates.json")]
         for gate in gates:
             print(gate)
         if failed := [gate.name for gate in gates if not gate.passed]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_align.utils.files import write_json
+from tts_align.utils.readers import ReadError, read_json_object
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Stages:
         """Run `make` on an empty directory unless its result is there and was made from the same inputs."""
         target, stamp = self.work / name, self.work / f"{name}.json"
         digest = _digest([*inputs, self.sound])
-        if target.exists() and stamp.exists() and json.loads(stamp.read_text())["digest"] == digest:
+        if target.exists() and self._stamp(name).get("digest") == digest:
             print(f"{name}: already there")
             return
         scratch = self.work / f".{name}"
@@ -51,7 +51,14 @@ class Stages:
 
     def seconds(self, names: Sequence[str]) -> dict[str, float]:
         """How long each stage took."""
-        return {name: json.loads((self.work / f"{name}.json").read_text())["seconds"] for name in names}
+        return {name: self._stamp(name).get("seconds", 0.0) for name in names}
+
+    def _stamp(self, name: str) -> dict[str, Any]:
+        """What a finished stage says of itself; a file that says nothing counts as none, and the stage is made anew."""
+        try:
+            return read_json_object(self.work / f"{name}.json")
+        except (ReadError, FileNotFoundError):
+            return {}
 
 
 def _digest(inputs: Sequence[Any]) -> str:

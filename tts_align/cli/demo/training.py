@@ -24,6 +24,7 @@ from tts_align.models.codec.log_mel import LogMel, log_mel_batch
 from tts_align.models.codec.mel import CodecSizes, MelCodec
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.utils.files import written_atomically
+from tts_align.utils.readers import load_tensors
 
 KEPT_STEPS = 50
 """A training that can be resumed is kept every so many steps."""
@@ -99,7 +100,7 @@ def _resumed(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, kep
     """Steps that an interrupted training has done; its states are put in place."""
     if kept is None or not kept.exists():
         return 0
-    states = torch.load(kept, weights_only=True)
+    states = load_tensors(kept)
     model.load_state_dict(states["model"])
     optimizer.load_state_dict(states["optimizer"])
     scheduler.load_state_dict(states["scheduler"])

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from tts_align.utils.files import written_atomically
+from tts_align.utils.readers import parse_json
 
 VERSION = 1
 """Changes when the same manifest would give another table."""
@@ -84,4 +85,4 @@ def write_table(path: Path, columns: dict[str, pa.Array], meta: dict[str, Any]) 
 def read_table(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
     """What was written so; the columns stay on the disk until they are looked at."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    return reader.get_batch(0), json.loads((reader.schema.metadata or {}).get(_META, b"{}"))
+    return reader.get_batch(0), parse_json((reader.schema.metadata or {}).get(_META, b"{}"), path)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tts_align.evaluation.readings.japanese import hiragana, katakana
 from tts_align.evaluation.readings.spelling import Script
+from tts_align.utils.readers import ReadError, read_json_object
 
 _SPECIAL = re.compile(r"<.*>|\[(PAD|UNK|CLS|SEP|MASK)\]")
 _PINYIN = re.compile(r"[bpmfdtnlgkhjqxzcsryw]?h?[aeiouvü]+(n|ng|r)?[1-5]")
@@ -135,19 +135,25 @@ def read_alphabet(folder: Path, blank: int, target_language: str = "", script: S
         script: what it writes; found out from its tokens by default.
 
     Raises:
-        ValueError: the vocabulary is of several languages, and none of them was named.
+        ValueError: the vocabulary is of several languages, and none of them was named; or it is no vocabulary.
     """
-    vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+    path: str | Path = folder / "vocab.json"
+    vocabulary = read_json_object(path)
     if any(isinstance(value, dict) for value in vocabulary.values()):
         if target_language not in vocabulary:
             known = ", ".join(sorted(vocabulary)[:20])
             raise ValueError(
-                f"{folder / 'vocab.json'} holds the letters of several languages: expected "
+                f"{path} holds the letters of several languages: expected "
                 f"model.judge.init_args.target_language to be one of {known}, got {target_language!r}"
             )
-        vocabulary = vocabulary[target_language]
+        vocabulary, path = vocabulary[target_language], f"{path}: {target_language}"
+    if not isinstance(vocabulary, dict):
+        raise ReadError(path, f"expected the number of each token, got {vocabulary!r:.60}")
+    odd = next(((token, number) for token, number in vocabulary.items() if type(number) is not int), None)
+    if odd is not None:
+        raise ReadError(path, f"expected the number of each token, got {odd[1]!r:.60} for {odd[0]!r:.60}")
     stored = folder / "tokenizer_config.json"
-    settings = json.loads(stored.read_text("utf-8")) if stored.is_file() else {}
+    settings = read_json_object(stored) if stored.is_file() else {}
     space = str(settings.get("word_delimiter_token", "|"))
     ids = {token: number for token, number in vocabulary.items() if number != blank and not _SPECIAL.fullmatch(token)}
     return Alphabet(ids, blank, space if space in ids else " " if " " in ids else "", script or written_by(ids))

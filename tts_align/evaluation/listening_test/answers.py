@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from tts_align.evaluation.listening_test.records import (
     ListeningTestError,
     Trial,
 )
+from tts_align.utils.readers import ReadError, parse_json, read_bytes, read_json
 
 _LARGEST_FILE = 50_000_000
 
@@ -95,11 +95,11 @@ def read_key(path: Path) -> Key:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise ListeningTestError(f"{path}: there is no such key: `listen make` wrote it beside the page") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise ListeningTestError(f"{path}: not the key of a listening test: {error}") from None
+    except ReadError as error:
+        raise ListeningTestError(f"{path}: not the key of a listening test: {error.what}") from None
     try:
         return Key.from_json(found, path.parent.resolve())
     except ListeningTestError as error:
@@ -160,19 +160,17 @@ def read_sheet(path: Path, key: Key) -> Sheet:
         ListeningTestError: it is not there, not whole, of another test, or not what the page writes.
     """
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ListeningTestError(f"larger than {_LARGEST_FILE // 1_000_000} MB: not a file of answers")
-        found = json.loads(path.read_text("utf-8-sig"))
+        content = read_bytes(path, _LARGEST_FILE)
     except FileNotFoundError:
         raise ListeningTestError("there is no such file") from None
-    except OSError as error:
-        raise ListeningTestError(f"cannot be read: {error.strerror}") from None
+    except ReadError as error:
+        raise ListeningTestError(f"not a file of answers: {error.what}") from None
+    try:
+        found = parse_json(content.decode("utf-8-sig"), path)
     except UnicodeDecodeError:
         raise ListeningTestError("not text in UTF-8: ask the listener to save it again") from None
-    except ListeningTestError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ListeningTestError(f"not whole, or not JSON ({error}): ask the listener to save it again") from None
+    except ReadError as error:
+        raise ListeningTestError(f"not whole, or not JSON ({error.what}): ask the listener to save it again") from None
     return _sheet(path, found, key)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tts_align.evaluation.listening_test.design import Drawn, Plan
 from tts_align.evaluation.listening_test.records import ANSWERS_FORMAT, Key, Trial
 from tts_align.evaluation.listening_test.sound import flac_uri
+from tts_align.utils.readers import parse_json
 
 TEXTS = "texts.json"
 
@@ -39,7 +40,7 @@ def page(drawn: Drawn, plan: Plan) -> str:
         title=html.escape(key.title or "Listening test"),
         style=_part("page.css"),
         script=_part("page.js"),
-        texts=_embedded(json.loads(_part(TEXTS))),
+        texts=_embedded(parse_json(_part(TEXTS), TEXTS)),
         test=_embedded(shown),
     )
 
