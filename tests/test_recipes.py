@@ -139,6 +139,36 @@ def test_a_reward_model_is_trained_tested_and_kept(tmp_path: Path, capsys: pytes
     assert (place / "model/model.safetensors").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:The number of training batches .*")
+@pytest.mark.parametrize("name", ["sft", "tkto", "mtr", "diffro", "e2e"])
+def test_half_precision_serves_every_objective(name: str, tmp_path: Path):
+    """DPO's run is below, KTO is in TKTO's; weights stay in float32, and what is heard is heard in full precision."""
+    short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.max_rows", "30"]
+    short += ["--run.directory", str(tmp_path / "run"), "--run.threads", "1"]
+    recipe = with_short_hearings(name, tmp_path) if name in ("diffro", "e2e") else RECIPES / f"{name}.yaml"
+    if name == "e2e":
+        short += [
+            "--model.stage_fit.epochs",
+            "1",
+            "--model.vocoder.init_args.steps",
+            "1",
+            "--data.validation",
+            "null",
+            "--trainer.callbacks",
+            "null",
+        ]
+        short += ["--config", str(RECIPES / "e2e/rm.yaml"), "--config", str(RECIPES / "e2e/stage2.yaml")]
+    short += ["--trainer.limit_test_batches", "1"] if name == "mtr" else [*TESTED, "--model.test.sentences", "1"]
+    short += ["--model.reward_fit.epochs", "1"] if name == "diffro" else []
+    run(["fit", "--config", str(recipe), "--config", str(RECIPES / "precision/bf16.yaml"), *short])
+    trained = checkpoint_weights(tmp_path / "run")
+    assert all(value.dtype == torch.float32 for value in trained.values())
+    assert all(value.isfinite().all() for value in trained.values())
+    if name != "mtr":
+        summary = json.loads((tmp_path / "run/test/summary.json").read_text())
+        assert summary["base"]["cer"]["value"] < 0.5
+
+
 OVERLAYS = [[path] for kind in ("strategy", "precision") for path in sorted((RECIPES / kind).glob("*.yaml"))]
 OVERLAYS += [[RECIPES / "strategy/fsdp.yaml", RECIPES / "precision/bf16.yaml"]]
 
