@@ -223,7 +223,7 @@ def main(
             for name in objectives:
                 for precomputed in (True, False):
                     found = compare(name, shapes[size], Path(scratch), precomputed, rounds)
-                    rows.append({"size": size, **found})
+                    rows.append({"size": size, "rounds": rounds, **found})
                     print(rows[-1], flush=True)
                     result = {"machine": machine(), "trl": version("trl"), "rounds": rounds, "rows": rows}
                     path = save(out, result)
