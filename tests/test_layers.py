@@ -35,6 +35,8 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
+                if node.module == "tts_align":  # a public name stands for the module that it comes from
+                    name = tts_align.PUBLIC.get(alias.name, name)
                 yield node.lineno, name if _file(name) else str(node.module)
 
 
