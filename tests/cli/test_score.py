@@ -2,7 +2,10 @@
 """Recordings of any system, scored without a model that speaks."""
 
 import json
+import os
 import shlex
+import signal
+import sys
 import unicodedata
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from places import ROOT
+from processes import forked, ranks
 
 from tts_align.cli import entry
 from tts_align.cli.score import with_recipes
@@ -40,6 +44,24 @@ class Meter(Judge):
         assert all(one.sample_rate == RATE for one in samples)
         said = [WORDS[len(one.waveform) // 800 - 1] for one in samples]
         return [Verdict(words, Reading.UNMARKED, 0.0, 0.0) for words in said]
+
+
+class Stopped(Meter):
+    """Is asked to end while it hears its second batch, in the process of this rank."""
+
+    rank = 0
+    heard = 0
+
+    def judge(self, samples, expected):
+        found = super().judge(samples, expected)
+        type(self).heard += 1
+        if type(self).heard == 2 and int(os.environ.get("RANK", "0")) == self.rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+
+class SecondStopped(Stopped):
+    rank = 1
 
 
 class Tokens(Judge):
@@ -130,6 +152,38 @@ def test_it_resumes_and_a_changed_recording_is_heard_anew(work):
     assert (work / "theirs.scored/utterances.jsonl").read_bytes() == before
     write_wav(work / "theirs/gone.wav", tone(800), RATE)
     assert scored(work)["gone"].error_rate == 0
+
+
+STOPPABLE = ["score", "theirs", "--suite", "seed", "--prompts", "meta.lst", "--batch_rows", "1"]
+STOPPABLE += ["--trainer.accelerator", "cpu"]
+
+
+def transcribed(work):
+    """Rows that were heard, of all processes."""
+    parts = (work / "theirs.scored/stages").glob("transcribe-theirs.jsonl.parts/*.jsonl")
+    return [json.loads(line)["id"] for path in parts for line in path.read_text().splitlines()]
+
+
+def test_a_signal_waits_for_the_batch_and_it_resumes(work, monkeypatch):
+    monkeypatch.setattr(Stopped, "heard", 0)
+    with pytest.raises(SystemExit) as ended:
+        entry.main([*STOPPABLE, "--judge", "test_score.Stopped", "--trainer.devices", "1"])
+    assert ended.value.code == 143
+    assert transcribed(work) == ["a1-0", "a2-0"]
+    entry.main([*STOPPABLE, "--judge", "test_score.Stopped", "--trainer.devices", "1"])
+    assert Stopped.heard == 5  # of nine recordings, five hold anything to hear
+    assert (work / "theirs.scored/summary.json").exists()
+
+
+@pytest.mark.parametrize("judge", ["Stopped", "SecondStopped"])
+def test_of_two_processes_both_end_at_a_signal_for_one(work, judge):
+    words = [*STOPPABLE, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--judge", f"test_score.{judge}"]
+    path = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/cli")))}
+    places = [one | path for one in ranks(2)]
+    done = forked([[sys.executable, "-m", "tts_align", *words]] * 2, [work] * 2, places, timeout=100)
+    assert [one.returncode for one in done] == [143, 143], done[0].stderr[-2000:] + done[1].stderr[-2000:]
+    assert len(transcribed(work)) >= 2  # of the process that got it
+    assert not (work / "theirs.scored/summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from tts_align.evaluation.readings.lexicon import Lexicon
 from tts_align.models.base.generation import Spoken
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.audio import write_wav
+from tts_align.utils.signals import Interrupted, handled
 
 KANA = list("からいつのべ")
 SPAN = Span(2, 4, ("からい",), ("つらい",))
@@ -132,6 +135,33 @@ def test_a_killed_calibration_resumes(
     assert asked == [1, 1, 2], "the first recording is not heard again"
     assert calibrate(module, folder, out) == whole
     assert asked == [1, 1, 2]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_signal_waits_for_the_batch(
+    recorded: bool, tmp_path: Path, judge: TransformersCTCJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings are heard one by one, and so is what the policy speaks: one sentence with both readings."""
+    write_prompts(tmp_path / "sentences.jsonl", [PROMPT])
+    folder = recordings(tmp_path, [("からい", "べのからい"), ("つらい", "べのつらい")])
+    source = folder if recorded else tmp_path / "sentences.jsonl"
+    module, out = Module(policy=Speller(), judge=judge, vocoder=Tones()), tmp_path / "accuracy.json"
+    heard = judge.judge
+    asked: list[int] = []
+
+    def stopped(samples: Any, expected: Any) -> Any:
+        asked.append(len(samples))
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return heard(samples, expected)
+
+    monkeypatch.setattr(judge, "judge", stopped)
+    with pytest.raises(Interrupted, match="SIGTERM"), handled():
+        calibrate(module, source, out, batch_rows=1)
+    (part,) = tmp_path.glob("accuracy.jsonl.parts/*.jsonl")
+    assert len(part.read_text().splitlines()) == 1
+    assert calibrate(module, source, out, batch_rows=1).failed == 0
+    assert asked == [1, 1], "the first one is not heard again"
 
 
 def test_a_recording_that_is_not_there_is_counted_and_named(

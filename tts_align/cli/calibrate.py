@@ -29,6 +29,7 @@ from tts_align.utils.audio import AudioError
 from tts_align.utils.messages import say
 from tts_align.utils.progress import bar
 from tts_align.utils.shards import Shards, digest
+from tts_align.utils.signals import check, finishing
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class _Heard:
         sizes = [(prompt.id, prompt.right, audio.is_file() and audio.stat().st_size) for prompt, audio in recordings]
         again = self._begin([prompt.id for prompt, _ in recordings], sizes)
         mine = [one for one in recordings[self.rank :: self.world] if one[0].id in again]
-        with bar(len(mine), 0, "calibrate", self.rank) as shown:
+        with bar(len(mine), 0, "calibrate", self.rank) as shown, finishing():
             for start in range(0, len(mine), self.batch_rows):
                 batch = mine[start : start + self.batch_rows]
                 known: dict[str, KnownUtterance] = {}
@@ -142,6 +143,7 @@ class _Heard:
                         self._keep(prompt.id, _name(prompt), str(error))
                 self._judge(known)
                 shown.advance(len(batch))
+                check()
 
     def listen_to_policy(
         self,
@@ -159,7 +161,7 @@ class _Heard:
             [item.id for item in items], (module.policy.speech_digest(), voice, module.sampling, seed, texts)
         )
         mine = [item for item in items[self.rank :: self.world] if item.id in again]
-        with bar(len(mine), 0, "calibrate", self.rank) as shown:
+        with bar(len(mine), 0, "calibrate", self.rank) as shown, finishing():
             for candidates in speak(module.policy, module.sampling, mine, self.batch_rows):
                 loud = [one for one in candidates if one.speech]
                 for one in candidates:
@@ -172,6 +174,7 @@ class _Heard:
                     known[one.id] = KnownUtterance(sample, prompt.expected, word_of(prompt))
                 self._judge(known)
                 shown.advance(len(candidates))
+                check()
 
     def _judge(self, known: Mapping[str, KnownUtterance]) -> None:
         for (name, one), verdict in zip(known.items(), hear(self.judge, list(known.values())), strict=True):

@@ -23,6 +23,7 @@ from tts_align.utils.files import check_not_source
 from tts_align.utils.messages import quiet, say
 from tts_align.utils.progress import bar
 from tts_align.utils.readers import ReadError, read_yaml
+from tts_align.utils.signals import check, finishing
 
 
 class _Listening(LightningModule):
@@ -104,13 +105,16 @@ def score_share(
         batch_rows: recordings heard together.
         rank: number of this process.
         world: number of processes that share the work.
-        barrier: not needed, as the rows are gathered.
+        barrier: waits for the other processes, so that the rows are gathered by all of them or by none.
     """
     batches = test.begin(out, batch_rows, rank, world)
-    with bar(sum(map(len, batches)), 0, "score", rank) as shown:
+    with bar(sum(map(len, batches)), 0, "score", rank) as shown, finishing():
         for batch in batches:
             test.step(batch)
             shown.advance(len(batch))
+            check()
+    if barrier is not None:
+        barrier()
     summary = test.finish(out, rank == 0)
     if summary is not None:
         print_table(summary)
