@@ -134,7 +134,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
         mine.load()
 
 
-def test_nothing_is_left_of_an_interrupted_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_write_leaves_the_old_file_and_what_was_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = ensure(tmp_path, Model(), dict(list(ROWS.items())[:2])).path
     before = path.read_bytes()
 
@@ -144,8 +146,12 @@ def test_nothing_is_left_of_an_interrupted_write(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tts_align.training.cache.write_numbers", dies)
     with pytest.raises(KeyboardInterrupt):
         ensure(tmp_path, Model())
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.parts"]
     assert path.read_bytes() == before
+    monkeypatch.undo()
+    model = Model()
+    assert ensure(tmp_path, model).numbers.keys() == ROWS.keys()
+    assert len(model.asked) == CHECKED_ROWS
 
 
 def test_read_by_path(tmp_path: Path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
+import os
 
 import pytest
 
@@ -25,6 +26,41 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         fail(scratch)
     assert "辛い" in path.read_text("utf-8")
     assert [one.name for one in path.parent.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def umask():
+    """Sets the process's umask for the time of a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mask, mode):
+    umask(mask)
+    with written_atomically(tmp_path / "a") as scratch:
+        assert scratch.stat().st_mode & 0o777 == 0o600  # nobody reads half
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+    with directory_written_atomically(tmp_path / "b") as scratch:
+        assert scratch.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "b").stat().st_mode & 0o777 == mode | 0o700 | (mode & 0o044) >> 2
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o640])
+def test_what_is_replaced_gives_its_mode(tmp_path, umask, mode):
+    umask(0o022)
+    path, directory = tmp_path / "a.json", tmp_path / "b"
+    path.touch()
+    directory.mkdir()
+    path.chmod(mode)
+    directory.chmod(mode | 0o100)
+    write_json(path, 1)
+    with directory_written_atomically(directory, overwrite=True):
+        pass
+    assert path.read_text() == "1\n"
+    assert path.stat().st_mode & 0o777 == mode
+    assert directory.stat().st_mode & 0o777 == mode | 0o100
 
 
 def test_lines_come_back_with_their_numbers(tmp_path):

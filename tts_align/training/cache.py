@@ -8,7 +8,7 @@ keeps the file, new data add rows to it, and other weights get another file.
 The numbers stay in their files (see :mod:`~tts_align.training.numbers`), however many rows there are. Where several
 processes work, the first one decides what is stored and tells the others: on a network disk, or with a working
 directory of their own, they may not see the same files. What a process has computed goes to a part of the file of its
-own every half minute, so a kill loses little.
+own every half minute, so a kill loses little; a signal ends all of them after the batch in which it came.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor
 from tts_align.batch import Rows
 from tts_align.models.base.layout import Layout, TokenRow, collate
 from tts_align.training.numbers import Columns, Names, Numbers, StoredNumbers, key_of, names_of, write_numbers
+from tts_align.utils import agreement, signals
 from tts_align.utils.distributed import agreed, gathered
 from tts_align.utils.progress import bar
 
@@ -158,6 +159,7 @@ class TokenCache:
 
         Raises:
             StaleCacheError: a recomputed number differs.
+            Interrupted: this process, or one of the others, was asked to end; all end, and resume.
         """
         done, names = self._load_everywhere(), names_of(rows)
         held = self.numbers.holds(names)
@@ -174,12 +176,14 @@ class TokenCache:
         order = np.lexsort((names[missing], counts))[rank::world]
         cut = (missing[order[batch]] for batch in _batches(counts[order]))
         todo = [names[batch] for batch in cut if not held[batch].all()]
-        computed = self._compute(todo, rows, score, layout, device, what, rank)
-        self._exchange(computed, rank)
-        self.numbers.replace(computed)
-        if rank == 0:
-            self.save()
-        gathered(None)  # nobody looks for the file before it is there
+        with signals.finishing():
+            computed = self._compute(todo, rows, score, layout, device, what, rank)
+            agreement.together()
+            self._exchange(computed, rank)
+            self.numbers.replace(computed)
+            if rank == 0:
+                self.save()
+            agreement.together()  # nobody looks for the file before it is there
         if rank != 0:
             self._look_again()
 
@@ -193,7 +197,7 @@ class TokenCache:
         what: str,
         rank: int,
     ) -> StoredNumbers:
-        """This process's numbers; what is done is kept when it ends before its time, or has to wait for others."""
+        """This process's numbers, up to the batch in which any was asked to end; what is done is kept."""
         computed, kept = StoredNumbers(), time.monotonic()
 
         def keep() -> None:
@@ -208,10 +212,9 @@ class TokenCache:
                     if time.monotonic() - kept >= KEPT_EVERY_SECONDS or computed.fresh_bytes >= KEPT_EVERY_BYTES:
                         keep()
                         kept = time.monotonic()
-        except BaseException:
-            keep()
-            raise
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                    if signals.look():
+                        break
+        finally:
             keep()
         return computed
 

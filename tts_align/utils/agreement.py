@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tts_align.utils import signals
+from tts_align.utils.distributed import gathered
 
 PATIENCE_SECONDS = 60.0
 """So long a process that ends waits for the others to end too: they may be in the middle of an item."""
@@ -106,14 +107,33 @@ def barrier() -> None:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
+    _meet(signals.check)
+
+
+def together() -> None:
+    """Wait for the other processes of a run; if any was asked to end, all end here, otherwise all go on.
+
+    For whoever does with the others what cannot be done without one of them. Unlike at a :func:`barrier`, nobody leaves
+    before all are here: who works item by item looks (:func:`signals.look`) after each, and comes here.
+
+    Raises:
+        Interrupted: a process was asked to end.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        signals.check()
+        return
+    _meet(signals.look)
+    if number := max(gathered(signals.asked())):  # what comes later waits for the next time
+        signals.ask(number)
+        signals.stop()
+
+
+def _meet(meanwhile: Callable[[], object]) -> None:
+    """Wait until all processes are here, and do something now and then."""
     devices = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
     work = dist.barrier(async_op=True, device_ids=devices)
     assert work is not None
-    _wait(work.is_completed)
-    work.wait()
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    while not done():
-        signals.check()
+    while not work.is_completed():
+        meanwhile()
         time.sleep(_POLLED_SECONDS)
+    work.wait()

@@ -148,10 +148,18 @@ def check() -> None:
     Raises:
         Interrupted: it was, or one of those that share its work.
     """
+    if look():
+        stop()
+
+
+def look() -> int:
+    """Number of the signal that this process, or one of those that share its work, got; 0 before.
+
+    For whoever has to meet the others before it ends: see :func:`tts_align.utils.agreement.together`.
+    """
     if _State.share is not None:
         ask(_State.share(_State.asked))
-    if _State.asked:
-        stop()
+    return _State.asked
 
 
 def ask(number: int) -> None:
