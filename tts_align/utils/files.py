@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,8 @@ def scratch_beside(path: Path, suffix: str = "") -> Path:
 def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
     """A scratch file beside ``path`` that takes its place when the block ends well, and is removed when it does not.
 
-    The scratch file keeps the suffix of ``path``, for writers that go by it.
+    The scratch file keeps the suffix of ``path``, for writers that go by it. What appears has the mode of the file that
+    it replaces, and that of any new file where there was none.
 
     Args:
         path: what appears.
@@ -69,10 +71,12 @@ def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_beside(path, path.suffix)
-    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        mode = _mode(path if path.is_file() else scratch)
+        scratch.chmod(0o600)
         yield scratch
-        scratch.chmod(0o644)
+        scratch.chmod(mode & 0o777)
         if durable:
             synced(scratch)
         os.replace(scratch, path)
@@ -85,6 +89,11 @@ def written_atomically(path: Path, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """Who may do what with a file or directory."""
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def _raise_of_system(error: Exception, path: Path) -> None:
@@ -209,6 +218,8 @@ def occupied(directory: Path) -> bool:
 def directory_written_atomically(directory: Path, overwrite: bool = False) -> Iterator[Path]:
     """A scratch directory that takes the place of another when the block ends well, and is removed when it does not.
 
+    What appears has the mode of the directory that it replaces, and that of any new one where there was none.
+
     Args:
         directory: what appears; it need not exist.
         overwrite: replace what is there.
@@ -223,10 +234,12 @@ def directory_written_atomically(directory: Path, overwrite: bool = False) -> It
     if directory.is_mount():
         raise ValueError(f"something is mounted at {directory}, which cannot be replaced: name a folder inside it")
     scratch = scratch_beside(directory)
-    scratch.mkdir(mode=0o700)
+    scratch.mkdir()
     try:
+        mode = _mode(directory if directory.is_dir() else scratch)
+        scratch.chmod(0o700)
         yield scratch
-        scratch.chmod(0o755)
+        scratch.chmod(mode)
         for place, _, names in os.walk(scratch):
             for name in names:
                 synced(Path(place, name))

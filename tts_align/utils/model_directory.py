@@ -157,7 +157,7 @@ def write_model(
         for name, text in {CONFIG: f"{config}\n", **(texts or {})}.items():
             (scratch / name).write_text(text, "utf-8")
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, scratch / WEIGHTS)
-        (scratch / WEIGHTS).chmod(0o644)
+        (scratch / WEIGHTS).chmod((scratch / CONFIG).stat().st_mode & 0o777)  # safetensors lets nobody else read it
 
 
 def check_replaceable(directory: Path) -> None:
