@@ -2,11 +2,14 @@
 """Test sets as their authors lay them out, and every way in which a line can be wrong."""
 
 import json
+from contextlib import suppress
 
 import pytest
+from killed import Killed, killed_at
 
 from tts_align.evaluation.suites import SUITES, read_suite
 from tts_align.evaluation.suites.base import Faults
+from tts_align.utils import files
 from tts_align.utils.audio import write_wav
 
 ROW = {
@@ -190,6 +193,12 @@ def test_voices_are_written_for_the_models_that_speak(tmp_path):
     ]
     before = path.stat().st_mtime_ns
     assert suite.write_voices(path).stat().st_mtime_ns == before
+    fewer = read_suite("seed", write(tmp_path / "meta.lst", "a|Hello.|v.wav|One."), "en")
+    for step in range(4):
+        with suppress(Killed), killed_at(step):
+            fewer.write_voices(path)
+        assert all(files._SCRATCH.fullmatch(one.name) for one in path.parent.iterdir() if one != path)
+    assert json.loads(fewer.write_voices(path).read_text())["text"] == "Hello."
     missing = read_suite("seed", write(tmp_path / "other.lst", "a|Hi.|gone.wav|One."), "en")
     with pytest.raises(ValueError, match=r"other.lst:1: there is no recording .*gone.wav"):
         missing.write_voices(tmp_path / "voices.jsonl")

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from killed import Killed, killed_at
 from lightning.pytorch.callbacks import ModelCheckpoint
 from places import ROOT
 from processes import forked, free_port
 from tiny import gap, save_policy, save_rows, weights
 from told import Notes, Told, fit, save_prompts
 
+from tts_align.training.callbacks.best_weights import _copy
 from tts_align.training.callbacks.guards import HackingGuard
 from tts_align.training.callbacks.hearings import Hearing, harm
+from tts_align.utils import files
 
 pytestmark = [
     pytest.mark.whole_runs,
@@ -118,6 +121,23 @@ def test_a_checkpoint_that_cannot_be_read_may_refer_to_anything(tmp_path: Path):
     assert callback_states(tmp_path / "broken.ckpt") is None
     torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
     assert callback_states(tmp_path / "plain.ckpt") == {}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_copy_that_was_killed_is_known_as_one(sharded: bool, tmp_path: Path):
+    """The next fit removes it; what it holds is in nobody's way."""
+    source, target = tmp_path / "one/best-4.ckpt", tmp_path / "two/best-4.ckpt"
+    file = source / "shard" if sharded else source
+    for folder in (file.parent, target.parent):
+        folder.mkdir(parents=True)
+    file.write_text("weights")
+    with pytest.raises(Killed), killed_at(0):
+        _copy(source, target)
+    (left,) = target.parent.iterdir()
+    assert files._SCRATCH.fullmatch(left.name)
+    _copy(source, target)
+    assert (target / "shard" if sharded else target).read_text() == "weights"
+    assert sorted(target.parent.iterdir()) == sorted([left, target])
 
 
 @pytest.mark.parametrize("minimum", [{"min_steps": 3}, {"min_epochs": 2, "max_epochs": 2}])

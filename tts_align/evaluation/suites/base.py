@@ -10,7 +10,7 @@ from typing import Any
 
 from tts_align.evaluation.prompts import SentencePrompt
 from tts_align.evaluation.protocols import Reference
-from tts_align.utils.files import write_json_lines
+from tts_align.utils.files import json_line, write_json_lines
 from tts_align.utils.readers import read_text
 from tts_align.utils.shards import digest
 
@@ -96,13 +96,9 @@ class Suite:
                 **text,
             }
         faults.check()
-        old = path.read_bytes() if path.is_file() else None
-        scratch = path.with_name(f"{path.name}.new")
-        write_json_lines(scratch, rows.values())
-        if scratch.read_bytes() == old:
-            scratch.unlink()
-        else:
-            scratch.replace(path)
+        lines = "".join(map(json_line, rows.values())).encode()
+        if not path.is_file() or path.read_bytes() != lines:
+            write_json_lines(path, rows.values())
         return path
 
 

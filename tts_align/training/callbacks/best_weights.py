@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from tts_align.training.callbacks.keep_last import KeepLast
 from tts_align.training.run import CHECKPOINTS
 from tts_align.utils.distributed import gathered
+from tts_align.utils.files import directory_written_atomically, written_atomically
 from tts_align.utils.readers import ReadError, load_tensors
 
 
@@ -134,12 +135,13 @@ def callback_states(path: Path) -> dict[str, Any] | None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    scratch = target.with_name(f".{target.name}.tmp")
+    """Copy a checkpoint, which may be a directory; the copy appears whole or not at all."""
     if source.is_dir():
-        shutil.copytree(source, scratch, dirs_exist_ok=True)
+        with directory_written_atomically(target) as scratch:
+            shutil.copytree(source, scratch, dirs_exist_ok=True)
     else:
-        shutil.copyfile(source, scratch)
-    scratch.replace(target)
+        with written_atomically(target) as scratch:
+            shutil.copyfile(source, scratch)
 
 
 class BestWeights(KeptWeights):
