@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From recordings to a manifest: whatever the source, wherever it was killed, however many processes there were."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
+from killed import Killed, killed_at
 from places import ROOT
 from processes import in_two_processes
 from sources import save_kaldi, save_shard, save_sounds, shard_rows, sound, sound_file
 
 from tts_align.cli import entry as cli
 from tts_align.cli import prepare as command
+from tts_align.data import prepared
 from tts_align.data.manifest import read_manifest
 from tts_align.data.prepared import Target
 from tts_align.data.recording_encoder import RecordingEncoder
@@ -419,6 +423,56 @@ def test_other_inputs_are_not_mixed_in(change: str, encoders: Directory, tmp_pat
         command.prepare_share(again, str(source), Target(out), limits, 4)
     command.prepare_share(again, str(source), Target(out, overwrite=True), limits, 4)
     assert len(read_manifest(out).rows) == 3
+
+
+def test_a_full_disk_leaves_what_was_to_be_replaced(
+    encoders: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source, out = recorded(tmp_path, 3), tmp_path / "out.jsonl"
+    share(encoders(), source, out)
+    before = results_of(out), Target(out).summary.read_bytes()
+
+    def full(rows: object, path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    encode = partial(command.prepare_share, RecordingEncoder.of(encoders(), 2, True), str(source))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "write_manifest", full)
+        with pytest.raises(OSError, match="No space left") as raised:
+            encode(Target(out, overwrite=True), Limits(max_seconds=20.0), 4)
+    assert raised.value.filename == str(out)
+    assert (results_of(out), Target(out).summary.read_bytes()) == before
+    assert Target(out).is_finished(json.loads(before[1])["made_with"])
+    encode(Target(out, overwrite=True), Limits(max_seconds=20.0), 4)
+    assert results_of(out)[0] == before[0][0]  # the same rows are taken
+    assert Target(out).summary.read_bytes() != before[1]
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_kill_while_it_is_written_leaves_a_manifest_or_none_and_it_resumes(
+    replaces: bool, encoders: Directory, tmp_path: Path
+):
+    source, out, limits = recorded(tmp_path, 3), tmp_path / "out.jsonl", Limits(max_seconds=20.0)
+    encode = partial(command.prepare_share, RecordingEncoder.of(encoders(), 2, True), str(source))
+    for step in range(20):
+        for path in (out, Target(out).summary):
+            path.unlink(missing_ok=True)
+        if replaces:
+            encode(Target(out), Limits(), 4)
+        try:
+            with killed_at(step):
+                encode(Target(out, overwrite=replaces), limits, 4)
+            break
+        except Killed:
+            assert len(read_manifest(out).rows if out.exists() else []) in ((3,) if replaces else (0, 3))
+            encode(Target(out, overwrite=replaces), limits, 4)
+            assert Target(out).is_finished(json.loads(Target(out).summary.read_text())["made_with"])
+            with pytest.raises(ValueError, match="made with other settings"):
+                encode(Target(out), Limits(), 4)
+    else:
+        pytest.fail("it never ends")
+    assert step > 3
 
 
 def test_only_what_changed_is_done_again(encoders: Directory, tmp_path: Path):

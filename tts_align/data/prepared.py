@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +14,14 @@ from tts_align.data.manifest import write_manifest
 from tts_align.data.parse import Rules, parse
 from tts_align.data.records import Faults, Manifest, ManifestError, Row
 from tts_align.data.refused import Refused
-from tts_align.utils.files import write_json, write_json_lines
+from tts_align.utils.files import write_json, write_json_lines, written_atomically
 from tts_align.utils.messages import say
 from tts_align.utils.readers import read_json_object
 
 OnBadRow = Literal["drop", "stop"]
 _SHOWN = 10
+_WRITING = "writing"
+"""Key of a summary whose manifest is just being put in its place; holds what that is made with."""
 _MOST_REASONS, _OTHERS = 1000, "other reasons"
 """Reasons that are counted each by itself."""
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)/\S+|\d+(\.\d+)?")
@@ -115,9 +117,10 @@ class Target:
             return False
         summary = read_json_object(self.summary) if self.summary.exists() else {}
         if summary.pop("made_with", None) == made_with:
+            self.work.unlink(missing_ok=True)  # killed at the very end
             self.tell(Summary(**summary))
             return True
-        if self.overwrite:
+        if self.overwrite or summary.get(_WRITING) == made_with:
             return False
         raise ValueError(f"{self.out} was made with other settings or inputs: choose another file, or overwrite it")
 
@@ -131,6 +134,9 @@ def finish(
 ) -> None:
     """Write the manifest, the refused rows and the summary, a row at a time.
 
+    A manifest that is replaced stays until the new one is on the disk whole. Only then the summary stops to speak of
+    the old one, and comes last: without it nothing is finished.
+
     Args:
         target: where.
         lines: gives every row, prepared or refused, in order; called twice.
@@ -142,20 +148,30 @@ def finish(
         ManifestError: no row is left, or one was refused and none shall be.
     """
     tally = _Tally()
-    if left_out.count or any("refused" in line for line in lines()):
-        write_json_lines(target.refused, tally.refused(_refused(left_out, lines)))
-    else:
-        target.refused.unlink(missing_ok=True)
+    deque(tally.refused(_refused(left_out, lines)), maxlen=0)
     for line in lines():
         tally.add(line)
     if not tally.rows or (tally.faults.total and target.on_bad_row == "stop"):
+        _write_refused(target, tally, left_out, lines)
         raise ManifestError(given.path, tally.faults)
     summary = tally.summary()
-    target.out.unlink(missing_ok=True)  # so that a summary never stands beside another manifest
+    with written_atomically(target.out) as scratch:
+        write_manifest((_row(line["row"]) for line in lines() if "row" in line), scratch)
+        _write_refused(target, tally, left_out, lines)
+        write_json(target.summary, {_WRITING: made_with})  # it never stands beside another manifest than its own
     write_json(target.summary, {"made_with": made_with, **asdict(summary)})
-    write_manifest((_row(line["row"]) for line in lines() if "row" in line), target.out)
     target.work.unlink(missing_ok=True)
     target.tell(summary)
+
+
+def _write_refused(
+    target: Target, tally: _Tally, left_out: Refused, lines: Callable[[], Iterable[Mapping[str, Any]]]
+) -> None:
+    """Name the refused rows, if there are any."""
+    if tally.faults.total:
+        write_json_lines(target.refused, _refused(left_out, lines))
+    else:
+        target.refused.unlink(missing_ok=True)
 
 
 def _refused(left_out: Refused, lines: Callable[[], Iterable[Mapping[str, Any]]]) -> Iterator[Mapping[str, str]]:
