@@ -3,7 +3,6 @@
 
 import importlib
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ temporary.mkdir()
 result = {{
     "kills": [kills.killed(place, command, 1, 1, temporary) for command in ("fit",)],
     "signals": [kills.stopped(place, command, signal.SIGTERM, 0.6) for command in ("judge",)],
-    "several": [several.stopped(place, "sample", signal.SIGTERM, 0.45, (1,))],
+    "several": [several.stopped(place, command, signal.SIGTERM, 0.45, (1,)) for command in ("sample", "score")],
     "full": [disks.full(place, command, 20_000) for command in ("fit",)],
     "two": [disks.two_at_once(place, "sample")],
     "hostile": campaign.in_a_copy(lambda: campaign.hostile_inputs(place, folder, 80, 5)),
@@ -55,12 +54,23 @@ def test_nothing_is_lost(part: str, found: Any) -> None:
     if part == "kills":
         assert all(one["kills"] == 1 for one in found[part])
     if part == "signals":
-        assert {one["code"] for one in found[part]} <= {0, 128 + signal.SIGTERM}
+        assert [one["code"] for one in found[part]] == [0 if one["late"] else 143 for one in found[part]]
+        assert not all(one["late"] for one in found[part])
     if part == "several":  # the signal reached one of two
-        assert [one["codes"] for one in found[part]] == [[143, 143]]
+        assert [one["codes"] for one in found[part] if not one["late"]] == [[143, 143]] * 2
     if part == "full":
         assert found[part][0]["code"] == 2
         assert "larger than a file may be here" in found[part][0]["said"]
+
+
+def test_a_signal_that_is_not_heeded_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was made before the signal excuses an end with 0."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "faults"))
+    in_time = importlib.import_module("kills").in_time
+    assert in_time({}, {"a": (1, 1)})
+    assert in_time({"a": (1, 1)}, {"a": (1, 2)})
+    assert in_time({}, {})  # a command without outputs
+    assert not in_time({"a": (1, 1)}, {"a": (1, 1)})
 
 
 def test_hostile_inputs_are_taken_or_refused(found: Any) -> None:

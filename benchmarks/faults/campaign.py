@@ -28,7 +28,7 @@ import kills  # noqa: E402
 import several  # noqa: E402
 from forked import forked, preload  # noqa: E402
 from machine import machine  # noqa: E402
-from place import COMMANDS, Place, make_inputs  # noqa: E402
+from place import COMMANDS, SIGNALLED, Place, make_inputs  # noqa: E402
 
 PARTS = ("kills", "signals", "several", "disks", "hostile")
 
@@ -131,7 +131,7 @@ def main() -> None:
     if "signals" in args.parts:
         results["signals"] = [
             kills.stopped(place, command, number, share)
-            for command in COMMANDS
+            for command in SIGNALLED
             for number, share in ((signal.SIGTERM, 0.4), (signal.SIGINT, 0.7))
         ]
     if "several" in args.parts:

@@ -61,6 +61,7 @@ def preload() -> None:
     import tts_align.cli.lightning
     import tts_align.cli.prepare
     import tts_align.cli.sample
+    import tts_align.cli.score
     import tts_align.training.stages
 
     assert all((lightning.pytorch, pyarrow.parquet, safetensors.torch, soundfile, tensorboard, torchaudio, tts_align))

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from forked import Ended, forked
+from forked import Ended, Started, forked
 from place import COMMANDS, Place
 
 SUMMARY, TABLE = "summary.json", "table"
@@ -46,7 +46,7 @@ def prepared(place: Place, command: str) -> None:
         place.work.unlink()
     shutil.rmtree(place.work, ignore_errors=True)
     place.work.mkdir(parents=True)
-    if command in ("test", "export"):
+    if command in ("test", "export", "validate"):
         shutil.copytree(place.inputs / "run", place.run)
         shutil.rmtree(place.run / "test")
 
@@ -61,8 +61,9 @@ def undisturbed(place: Place, command: str) -> tuple[dict[str, str], float]:
 
 
 def leftovers(place: Place) -> list[str]:
-    """Unfinished files, and files outside of what a command may write to."""
-    odd = [path for path in place.work.rglob("*") if ".scratch" in path.name or path.name.endswith((".lock", ".old"))]
+    """Unfinished files, whoever may have begun them."""
+    endings = (".lock", ".old", ".tmp", ".new")
+    odd = [path for path in place.work.rglob("*") if ".scratch" in path.name or path.name.endswith(endings)]
     return [str(path.relative_to(place.work)) for path in odd]
 
 
@@ -161,8 +162,29 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
+def made(place: Place, command: str) -> dict[str, tuple[int, int]]:
+    """Which outputs a command has made so far, each with its size and time."""
+    states = {path.name: path.stat() for path in place.outputs(command) if path.exists()}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def in_time(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> bool:
+    """Whether a signal came before a command had ended its work.
+
+    Once its outputs are there, the last look at signals is behind it: it may end with 0, as ``utils/signals.py`` keeps
+    a signal for the next look, and there is none. Whoever leaves no outputs has to end as it was asked at any time.
+
+    Args:
+        before: what was made when the signal was sent.
+        after: what was there when the command had ended.
+    """
+    return not before or before != after
+
+
 def stopped(place: Place, command: str, number: int, share: float) -> dict[str, Any]:
     """Ask a command to end, some share into its work, and give the same command again.
+
+    It must end with 128 plus the number of the signal, unless that came too late, as :func:`in_time` says.
 
     Args:
         place: where it works.
@@ -172,9 +194,16 @@ def stopped(place: Place, command: str, number: int, share: float) -> dict[str, 
     """
     expected, seconds = undisturbed(place, command)
     prepared(place, command)
-    ended = forked(place.args(command), place.work, signal_after=(share * seconds, number))
+    started = Started(place.args(command), place.work)
+    ended = started.wait(started.begun + share * seconds)
+    late, there = ended is not None, made(place, command)
+    if ended is None:
+        started.send(number)
+        ended = started.wait()
+    assert ended is not None
+    late = late or not in_time(there, made(place, command))
     faults = []
-    if ended.code not in (0, STOPPED[signal.Signals(number)]):
+    if ended.code != STOPPED[signal.Signals(number)] and (ended.code or not late):
         faults.append(f"ended with {ended.code}: {ended.err[-500:]}")
     if ended.traceback:
         faults.append(f"a traceback: {ended.err[-500:]}")
@@ -184,7 +213,14 @@ def stopped(place: Place, command: str, number: int, share: float) -> dict[str, 
         faults.append(f"cannot resume: {again.code}: {again.err[-500:]}")
     faults += _verified(place, command, expected, "resumed")
     name = signal.Signals(number).name
-    return {"command": command, "signal": name, "share": round(share, 2), "code": ended.code, "faults": faults}
+    return {
+        "command": command,
+        "signal": name,
+        "share": round(share, 2),
+        "late": late,
+        "code": ended.code,
+        "faults": faults,
+    }
 
 
 def all_killed(place: Place, kills: int, seed: int, temporary: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,12 @@ for _folder in (ROOT / "tests", ROOT / "tests/models/cosyvoice"):
     if str(_folder) not in sys.path:
         sys.path.append(str(_folder))
 
-COMMANDS = ("fit", "test", "sample", "judge", "label", "prepare", "export")
+COMMANDS = ("fit", "test", "sample", "judge", "label", "prepare", "score", "export")
+SIGNALLED = (*COMMANDS, "validate")
+"""Commands that are asked to end; ``validate`` leaves nothing that could be compared."""
+
+
+_RHYTHM = "tts_align.evaluation.measures.rhythm.DurationRatio"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Place:
         sentences, recordings = self.inputs / "sentences.jsonl", self.inputs / "recordings.jsonl"
         drawing = ["--samples", "2", "--speakers", '["sakura"]', "--batch_rows", "2"]
         preparing = ["--batch_size=1", "--num_workers=1", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+        scoring = ["--prompts", str(sentences), "--measures+", _RHYTHM, "--batch_rows", "1"]
+        scoring += ["--out", str(self.work / "scored"), "--trainer.accelerator=cpu", "--trainer.devices=1"]
         directory = ["--directory", str(self.inputs / "cosyvoice")]
         return {
             "fit": ["fit", *recipe, "--run.test_after_fit", "false"],
@@ -54,6 +62,8 @@ class Place:
             "judge": ["judge", *recipe, "--candidates", str(drawn), *self._out("heard"), "--batch_rows", "2"],
             "label": ["label", "--judged", str(heard), *self._out("rows")],
             "prepare": ["prepare", *directory, "--source", str(recordings), *self._out("prepared"), *preparing],
+            "score": ["score", str(self.inputs / "spoken"), *scoring],
+            "validate": ["validate", *recipe],
             "export": ["export", *recipe, "--to", str(self.work / "exported"), "--overwrite", "true"],
         }[command]
 
@@ -69,6 +79,8 @@ class Place:
             "judge": [self.work / "heard.jsonl"],
             "label": [self.work / "rows.jsonl"],
             "prepare": [self.work / "prepared.jsonl"],
+            "score": [self.work / "scored/utterances.jsonl", self.work / "scored/summary.json"],
+            "validate": [],
             "export": [self.work / "exported/model.safetensors", self.work / "exported/config.json"],
         }[command]
 
@@ -89,6 +101,9 @@ def make_inputs(folder: Path, steps: int = 12, sentences: int = 8) -> Path:
     names = save_sounds(folder / "sounds", 6)
     recordings = [{"id": f"u{i}", "text": f"say {i}", "audio": f"sounds/{name}"} for i, name in enumerate(names)]
     (folder / "recordings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recordings))
+    for number, one in enumerate(read_prompts(folder / "sentences.jsonl")):
+        (folder / "spoken").mkdir(exist_ok=True)
+        shutil.copy(folder / "sounds" / names[number % len(names)], folder / "spoken" / f"{one.id}.wav")
     save_directory(folder / "cosyvoice", "cosyvoice2")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(_recipe(folder, steps), allow_unicode=True))
     return folder

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from forked import Ended, Started
-from kills import STOPPED, _verified, content, leftovers, prepared
+from kills import STOPPED, _verified, content, in_time, leftovers, made, prepared
 from place import Place
 
-SHARED = ("fit", "test", "sample", "judge")
+SHARED = ("fit", "test", "sample", "judge", "score")
 """Commands that share their work."""
 _REGISTERED = "All distributed processes registered"
 
@@ -56,6 +56,9 @@ def undisturbed(place: Place, command: str) -> tuple[dict[str, str], float]:
 def stopped(place: Place, command: str, number: int, share: float, whom: tuple[int, ...]) -> dict[str, Any]:
     """Ask processes of a command to end, some share into its work, and give the same command again.
 
+    All must end with 128 plus the number of the signal, whichever of them got it. If it came too late, as
+    :func:`kills.in_time` says, one that has taken leave of the others does not hear of it any more: each may give 0.
+
     Args:
         place: where it works.
         command: which.
@@ -70,13 +73,15 @@ def stopped(place: Place, command: str, number: int, share: float, whom: tuple[i
     while _REGISTERED not in both[0].logs[1].read_text(errors="replace") and time.monotonic() < both[0].begun + 60:
         time.sleep(0.01)
     asked = max(time.monotonic() + 0.05, both[0].begun + share * seconds)
-    early = both[0].wait(asked)
+    early, there = both[0].wait(asked), made(place, command)
     if early is None:
         for rank in whom:
             os.kill(both[rank].process, number)
     ends = [early or both[0].wait(), both[1].wait()]
     codes = [one.code for one in ends if one is not None]
-    faults = [] if set(codes) <= {0, STOPPED[signal.Signals(number)]} and len(set(codes)) == 1 else [f"codes {codes}"]
+    late = early is not None or not in_time(there, made(place, command))
+    allowed = {STOPPED[signal.Signals(number)]} | ({0} if late else set())
+    faults = [] if set(codes) <= allowed else [f"codes {codes}"]
     faults += [f"a traceback: {one.err[-1500:]}" for one in ends if one is not None and one.traceback]
     faults += [f"said: {one.err[-1500:]}" for one in ends if one is not None and one.code not in (0, 128 + number)]
     faults += [f"{name} is left over" for name in leftovers(place)]
@@ -88,6 +93,7 @@ def stopped(place: Place, command: str, number: int, share: float, whom: tuple[i
         "command": command,
         "signal": signal.Signals(number).name,
         "to": list(whom),
+        "late": late,
         "codes": codes,
         "seconds_after_signal": round(slowest - (asked - both[0].begun), 2),
         "faults": faults,

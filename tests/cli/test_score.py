@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import unicodedata
 
@@ -23,6 +24,8 @@ from tts_align.evaluation.recordings import RecordedTest
 from tts_align.evaluation.report import read_utterances
 from tts_align.evaluation.stages.sound import heard, is_clipped, read_sound
 from tts_align.utils.audio import write_wav
+from tts_align.utils.locks import lock_of, locked
+from tts_align.utils.processes import HOST
 
 RATE = 8000
 WORDS = ("hello world", "hello", "hello you", "something else entirely")
@@ -152,6 +155,19 @@ def test_it_resumes_and_a_changed_recording_is_heard_anew(work):
     assert (work / "theirs.scored/utterances.jsonl").read_bytes() == before
     write_wav(work / "theirs/gone.wav", tone(800), RATE)
     assert scored(work)["gone"].error_rate == 0
+
+
+def test_what_a_killed_one_left_is_removed_and_two_do_not_write_at_once(work):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = work / f"theirs.scored/.summary.{gone.pid}-{HOST}-0123abcd.scratch.json"
+    left.parent.mkdir()
+    left.write_text("half")
+    with locked(lock_of(left.parent), left.parent, "score", "out"), pytest.raises(SystemExit):
+        scored(work)
+    scored(work)
+    assert not left.exists()
+    assert not lock_of(left.parent).exists()
 
 
 STOPPABLE = ["score", "theirs", "--suite", "seed", "--prompts", "meta.lst", "--batch_rows", "1"]

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 
 from tts_align.cli.prepare import Processes
 from tts_align.cli.recipe import full_path
+from tts_align.cli.writing import writing_into
 from tts_align.evaluation.judges.base import Judge
 from tts_align.evaluation.listening import MAX_FAILED_SHARE
 from tts_align.evaluation.measures.base import UtteranceMeasure
@@ -85,7 +86,8 @@ def score(
         say(line)
     module = _Listening([one for one in (judge, readings, *measures) if one is not None])
     work = partial(score_share, test=test, out=place, batch_rows=batch_rows)
-    (trainer or Processes()).trainer().work(module, lambda _, **where: work(**where))
+    with writing_into(place, "score"):
+        (trainer or Processes()).trainer().work(module, lambda _, **where: work(**where))
     say(f"scored:       {place}")
 
 
@@ -105,7 +107,8 @@ def score_share(
         batch_rows: recordings heard together.
         rank: number of this process.
         world: number of processes that share the work.
-        barrier: waits for the other processes, so that the rows are gathered by all of them or by none.
+        barrier: waits for the other processes, so that the rows are gathered by all of them or by none, and all
+            end alike.
     """
     batches = test.begin(out, batch_rows, rank, world)
     with bar(sum(map(len, batches)), 0, "score", rank) as shown, finishing():
@@ -118,6 +121,8 @@ def score_share(
     summary = test.finish(out, rank == 0)
     if summary is not None:
         print_table(summary)
+    if barrier is not None:
+        barrier()
 
 
 def with_recipes(args: Sequence[str]) -> list[str]:

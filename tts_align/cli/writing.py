@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command that writes one file at its end makes sure of before it begins."""
+"""What a command that writes a file or a folder of its own makes sure of before it begins."""
 
 from __future__ import annotations
 
@@ -35,4 +35,24 @@ def writing(out: Path, command: str) -> Iterator[None]:
     with locked(lock_of(out), out, command, "out"):
         remove_leftovers(out.parent)
         remove_leftovers(out.with_name(f"{out.name}.audio"), deep=True)
+        yield
+
+
+@contextmanager
+def writing_into(folder: Path, command: str) -> Iterator[None]:
+    """Within the block no other command writes into the same folder; its first process speaks for all.
+
+    Args:
+        folder: need not exist; what killed commands left unfinished in it is removed.
+        command: that writes there.
+
+    Raises:
+        LockedError: another one is at work.
+    """
+    if not first_process():
+        yield
+        return
+    folder = Path(folder).absolute()
+    with locked(lock_of(folder), folder, command, "out"):
+        remove_leftovers(folder, deep=True)
         yield
