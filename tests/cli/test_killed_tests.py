@@ -9,30 +9,46 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_tests import KILLS, SCORE_KILLS
+from killed_tests import KILLS, SCORE_KILLS, SHORT_KILLS
 from places import BENCHMARKS, ROOT
+from processes import forked
 
-pytestmark = pytest.mark.skipif(
-    "RUN_KILLED" not in os.environ,
-    reason="takes a minute of a core: set RUN_KILLED=1; test_stages kills the stages themselves",
-)
+LONG = pytest.mark.skipif("RUN_KILLED" not in os.environ, reason="takes a minute of a core: set RUN_KILLED=1")
+PATHS = {
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/cli", BENCHMARKS / "faults"))),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """How the commands ended, and what they left behind."""
     folder = tmp_path_factory.mktemp("killed")
-    paths = (ROOT, ROOT / "tests", ROOT / "tests/cli", BENCHMARKS / "faults")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, str(ROOT / "tests/cli/killed_tests.py"), str(folder)]
-    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env={**os.environ, **PATHS}, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.whole_runs
+def test_a_score_that_was_killed_twice_leaves_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    """The short form, which always runs: in the middle of a row, and behind the summary."""
+    words = [sys.executable, str(ROOT / "tests/cli/killed_tests.py"), str(tmp_path), "short"]
+    (done,) = forked([words], [tmp_path], [PATHS], timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "result.json").read_text())
+    codes = [one["code"] for one in found["ends"]["killed score"]]
+    assert codes == [-signal.SIGKILL] * len(SHORT_KILLS) + [0], found["ends"]["killed score"]
+    expected, others = found["files"]["whole"]["theirs"], found["files"]["killed"]["theirs"]
+    assert {"utterances.jsonl", "summary.json", "stages/transcribe-theirs.jsonl"} <= expected.keys()
+    assert others == expected
+
+
+@LONG
 def test_every_command_ended_as_it_should(found: Any) -> None:
     for name, ends in found["ends"].items():
         killed = {"killed": len(KILLS), "killed score": len(SCORE_KILLS)}.get(name, 0)
@@ -40,6 +56,7 @@ def test_every_command_ended_as_it_should(found: Any) -> None:
         assert [one["code"] for one in ends] == expected, (name, [one for one in ends if one["code"] not in (0, -9)])
 
 
+@LONG
 def test_an_undisturbed_test_and_score_leave_everything(found: Any) -> None:
     files = found["files"]["whole"]
     assert {"utterances.jsonl", "summary.json", "forgetting.jsonl"} <= files["test"].keys()
@@ -52,6 +69,7 @@ def test_an_undisturbed_test_and_score_leave_everything(found: Any) -> None:
     assert {"utterances.jsonl", "summary.json"} <= files["theirs"].keys()
 
 
+@LONG
 @pytest.mark.parametrize("how", ["two", "killed"])
 @pytest.mark.parametrize("part", ["test", "theirs"])
 def test_the_files_are_those_of_an_undisturbed_process(how: str, part: str, found: Any) -> None:
