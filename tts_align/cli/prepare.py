@@ -135,8 +135,9 @@ def prepare(
     )
     if isinstance(here := locate(source), Path):
         check_not_source(out, here)
+    processes = (trainer or Processes()).trainer()  # which knows which of them is the first
     with writing(target.out, "prepare"):
-        (trainer or Processes()).trainer().work(_Nobody(), lambda _, **place: share(**place))
+        processes.work(_Nobody(), lambda _, **place: share(**place))
 
 
 def prepare_share(

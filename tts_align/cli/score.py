@@ -86,8 +86,9 @@ def score(
         say(line)
     module = _Listening([one for one in (judge, readings, *measures) if one is not None])
     work = partial(score_share, test=test, out=place, batch_rows=batch_rows)
+    processes = (trainer or Processes()).trainer()  # which knows which of them is the first
     with writing_into(place, "score"):
-        (trainer or Processes()).trainer().work(module, lambda _, **where: work(**where))
+        processes.work(module, lambda _, **where: work(**where))
     say(f"scored:       {place}")
 
 
