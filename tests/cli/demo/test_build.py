@@ -7,6 +7,7 @@ import pytest
 from tts_align.cli.demo import build as builder
 from tts_align.cli.demo.build import GateError, Plan
 from tts_align.cli.demo.gates import Gate
+from tts_align.utils.files import write_json
 
 
 class Bank:
@@ -88,6 +89,25 @@ def test_a_failed_gate_ships_nothing(tmp_path, made):
     with pytest.raises(GateError, match="because of: accuracy"):
         builder.build(tmp_path / "audio", seed=3, work=tmp_path / "work")
     assert (tmp_path / "audio/build.json").read_text() == before
+
+
+def test_what_was_there_stays_until_its_successor_is_whole(tmp_path, made, monkeypatch):
+    """Parts are copied, the report cannot be written: the old folder is as it was, and nothing lies beside it."""
+    builder.build(tmp_path / "audio", work=tmp_path / "work")
+    before = (tmp_path / "audio/build.json").read_text()
+    (tmp_path / "audio/build.json").write_text(f"{before} ")  # of another build
+
+    def full(path: Path, value: object) -> None:
+        if path.name == builder.REPORT:
+            raise OSError(28, "No space left on device", str(path))
+        write_json(path, value)
+
+    monkeypatch.setattr(builder, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        builder.build(tmp_path / "audio", seed=3, work=tmp_path / "work")
+    assert (tmp_path / "audio/build.json").read_text() == f"{before} "
+    assert (tmp_path / "audio/codec").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"audio", "work"}
 
 
 def test_gate_says_where_the_number_must_lie():

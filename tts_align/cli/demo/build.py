@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tts_align.cli.demo.flow import FROM_NOISE, SHIPPED, reconstruction_error, train_flow
 from tts_align.cli.demo.gates import Gate, measure_base, measure_codec, measure_flow, measure_judge
@@ -44,7 +43,8 @@ from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.utils.assets import ASSETS
-from tts_align.utils.files import write_json
+from tts_align.utils.files import directory_written_atomically, write_json
+from tts_align.utils.progress import Bar
 from tts_align.utils.readers import read_json
 
 REPORT = "build.json"
@@ -225,7 +225,7 @@ class _Build:
             for speaker in SPEAKERS
         ]
         tokens: dict[tuple[str, str, str], list[tuple[int, ...]]] = {}
-        for start in tqdm(range(0, len(keys), 64), desc="tokens", unit="batch"):
+        for start in Bar(range(0, len(keys), 64), desc="tokens", unit="batch"):
             some = [key for key in keys[start : start + 64] for _ in range(self.plan.renderings)]
             speech_tokens = encode(codec, [self.bank.say(*key, generator).audio for key in some])
             for (sentence, reading, speaker), row in zip(some, speech_tokens, strict=True):
@@ -269,31 +269,27 @@ class _Build:
 
     def _ship(self, directory: Path, gates: Sequence[Gate]) -> None:
         """Put the finished parts, and a report, in place of what was there."""
-        scratch = directory.with_name(f".{directory.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
         parts = ("codec", "labeller", "judge", "base", "flow")
         stages = (*parts, "flow_from_noise", "gates")
-        for name in parts:
-            shutil.copytree(self.work / name, scratch / name)
-        for split in ("preference", "dev", "test"):
-            write_prompts(scratch / "sentences" / f"{split}.jsonl", prompts(split, self.plan.seed))
         report = {
             "plan": dataclasses.asdict(self.plan),
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
             "measured": read_json(self.work / "gates" / "measured.json"),
             "seconds": self.stages.seconds(stages),
         }
-        write_json(scratch / REPORT, report)
-        shutil.rmtree(directory, ignore_errors=True)
-        scratch.rename(directory)
+        with directory_written_atomically(directory, overwrite=True) as scratch:
+            for name in parts:
+                shutil.copytree(self.work / name, scratch / name)
+            for split in ("preference", "dev", "test"):
+                write_prompts(scratch / "sentences" / f"{split}.jsonl", prompts(split, self.plan.seed))
+            write_json(scratch / REPORT, report)
 
 
 def copy_synthesise(codec: Path, clips: Sequence[Clip]) -> list[Clip]:
     """The same clips through the codec: waveform -> tokens -> waveform."""
     vocoder = MelVocoder(str(codec))
     copies: list[Clip] = []
-    for start in tqdm(range(0, len(clips), 128), desc="copy synthesis", unit="batch"):
+    for start in Bar(range(0, len(clips), 128), desc="copy synthesis", unit="batch"):
         some = clips[start : start + 128]
         audio: list[Tensor] = vocoder.speak(
             encode(vocoder.codec, [clip.audio for clip in some]), [clip.speaker for clip in some]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tts_align.cli.demo.training import Schedule, endless_batches, log_mels, optimise, padded_rows
 from tts_align.data.demo.audio import Clip
@@ -21,6 +20,7 @@ from tts_align.models.flow.dit import DiTFlow, DiTFlowSizes
 from tts_align.models.flow.prior import PriorSizes
 from tts_align.models.flow.vocoder import FlowVocoder
 from tts_align.utils.averages import moving_average
+from tts_align.utils.progress import Bar
 
 STEPS = 5
 """Of the solver, when the flow is heard."""
@@ -111,7 +111,7 @@ def reconstructed(flow: DiTFlow, codec: Path, clips: Sequence[Clip]) -> list[Ten
     voices = MelCodec.load(codec).sizes.speakers
     vocoder.attach(flow, tokenizer, voices)
     sounds: list[Tensor] = []
-    for start in tqdm(range(0, len(clips), 128), desc="reconstruction", unit="batch"):
+    for start in Bar(range(0, len(clips), 128), desc="reconstruction", unit="batch"):
         some = clips[start : start + 128]
         sounds += vocoder.speak(tokenizer.encode([one.audio for one in some]), [one.speaker for one in some])
     return sounds

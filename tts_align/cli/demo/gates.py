@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tts_align.cli.demo.flow import reconstruction_error
 from tts_align.data.demo.audio import Clip
 from tts_align.data.demo.sentences import READINGS, SPEAKERS, Sentence
@@ -18,6 +16,7 @@ from tts_align.models.base.generation import Context, Sampling
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.flow.dit import DiTFlow
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
+from tts_align.utils.progress import Bar
 
 SAMPLES = 5
 """Utterances per test sentence and voice."""
@@ -122,7 +121,7 @@ def speak_and_judge(
     model, judge = Qwen2CodecLM(str(parts / "base")), CTCJudge(str(parts / "judge"))
     vocoder = MelVocoder(str(parts / "codec"))
     verdicts: list[Verdict] = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="gates", unit="batch"):
+    for start in Bar(range(0, len(rows), batch_size), desc="gates", unit="batch"):
         some = rows[start : start + batch_size]
         encoded = [model.encode_text(sentence.text, Context(speaker)) for sentence, speaker in some]
         prompts = [text.prompt(start + row) for row, text in enumerate(encoded)]

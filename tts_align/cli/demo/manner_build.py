@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from tts_align.cli.demo.build import REPORT, GateError, copy_synthesise
 from tts_align.cli.demo.gates import SAMPLING, Gate, measure_base, measure_codec, measure_judge
@@ -44,7 +43,8 @@ from tts_align.models.codec.mel import CodecSizes, MelCodec, encode
 from tts_align.models.codec.vocoder import MelVocoder
 from tts_align.models.policy.qwen2 import Qwen2CodecLM, Sizes
 from tts_align.utils.assets import ASSETS, resolve
-from tts_align.utils.files import write_json
+from tts_align.utils.files import directory_written_atomically, write_json
+from tts_align.utils.progress import Bar
 from tts_align.utils.readers import read_json
 
 DRAWN_TOP_P = 0.97
@@ -258,7 +258,7 @@ class _Build:
         generator = random.Random(f"{label} {self.plan.seed}")
         keys = [(sentence, speaker) for sentence in sentences for speaker in SPEAKERS for _ in range(count)]
         found: list[Rendering] = []
-        for start in tqdm(range(0, len(keys), batch_size), desc="tokens", unit="batch"):
+        for start in Bar(range(0, len(keys), batch_size), desc="tokens", unit="batch"):
             drawn = [self._drawn(*key, generator) for key in keys[start : start + batch_size]]
             tokens = encode(codec, [clip.audio for _, clip in drawn])
             found += [
@@ -323,12 +323,6 @@ class _Build:
 
     def _ship(self, directory: Path, gates: Sequence[Gate]) -> None:
         """Put the finished parts, and a report, in place of what was there."""
-        scratch = directory.with_name(f".{directory.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(self.work / "manifests", scratch)
-        for name in ("codec", "base"):
-            shutil.copytree(self.work / name, scratch / name)
-        shutil.copy(self.work / "rule" / RULE, scratch / RULE)
         report = {
             "plan": dataclasses.asdict(self.plan),
             "styles": {"manners": {name: vars(one) for name, one in MANNERS.items()}}
@@ -336,6 +330,9 @@ class _Build:
             "gates": {gate.name: round(gate.value, 4) for gate in gates},
             "seconds": self.stages.seconds(("codec", "corpus", "first-base", "base", "gates", "manifests")),
         }
-        write_json(scratch / REPORT, report)
-        shutil.rmtree(directory, ignore_errors=True)
-        scratch.rename(directory)
+        with directory_written_atomically(directory, overwrite=True) as scratch:
+            shutil.copytree(self.work / "manifests", scratch, dirs_exist_ok=True)
+            for name in ("codec", "base"):
+                shutil.copytree(self.work / name, scratch / name)
+            shutil.copy(self.work / "rule" / RULE, scratch / RULE)
+            write_json(scratch / REPORT, report)

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tts_align.utils.files import write_json
+from tts_align.utils.files import directory_written_atomically, remove_leftovers, write_json
 from tts_align.utils.readers import ReadError, read_json_object
 
 
@@ -34,13 +33,10 @@ class Stages:
         if target.exists() and self._stamp(name).get("digest") == digest:
             print(f"{name}: already there")
             return
-        scratch = self.work / f".{name}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        remove_leftovers(self.work)
         start = time.monotonic()
-        make(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        with directory_written_atomically(target, overwrite=True) as scratch:
+            make(scratch)
         seconds = round(time.monotonic() - start, 1)
         write_json(stamp, {"digest": digest, "seconds": seconds})
         print(f"{name}: done in {seconds:.0f} s")

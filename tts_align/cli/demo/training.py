@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from tts_align.data.demo.audio import Clip
 from tts_align.evaluation.judges.ctc import KanaRecogniser, RecogniserSizes
@@ -24,6 +23,7 @@ from tts_align.models.codec.log_mel import LogMel, log_mel_batch
 from tts_align.models.codec.mel import CodecSizes, MelCodec
 from tts_align.models.policy.qwen2 import Qwen2CodecLM
 from tts_align.utils.files import written_atomically
+from tts_align.utils.progress import Bar
 from tts_align.utils.readers import load_tensors
 
 KEPT_STEPS = 50
@@ -76,7 +76,7 @@ def optimise(
     begin = _resumed(model, optimizer, scheduler, kept)
     skip(begin)
     model.train()
-    with tqdm(range(begin, schedule.steps), desc=name, unit="step", initial=begin, total=schedule.steps) as bar:
+    with Bar(range(begin, schedule.steps), desc=name, unit="step", initial=begin, total=schedule.steps) as bar:
         for step in bar:
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss()

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
-from tqdm import tqdm
 
 from tts_align.data.demo import espeak
 from tts_align.data.demo.espeak import EspeakPhrase
 from tts_align.data.demo.sentences import ADVERBS, DEMONSTRATIVES, ENDINGS, NOUNS, READINGS, SPEAKERS, Sentence
+from tts_align.utils.progress import Bar
 
 SAMPLE_RATE = 16000
 VOICES = dict(zip(SPEAKERS, ("ja+f2", "ja+m3"), strict=True))
@@ -148,7 +148,7 @@ def speed_jitter(clips: Sequence[Clip], seed: str, share: float = 0.04) -> list[
     generator = random.Random(f"jitter {seed}")
     noise = torch.Generator().manual_seed(generator.getrandbits(32))
     jittered = []
-    for clip in tqdm(clips, desc="jitter", unit="clip", leave=False):
+    for clip in Bar(clips, desc="jitter", unit="clip", leave=False):
         length = max(1, round(len(clip.audio) * generator.uniform(1 - share, 1 + share)))
         audio = torch.nn.functional.interpolate(clip.audio[None, None], size=length, mode="linear")[0, 0]
         audio = audio * generator.uniform(0.6, 1.2) + torch.randn(length, generator=noise) * generator.uniform(0, 0.003)
