@@ -94,13 +94,13 @@ def save_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def command(verb: str, objective: str, family: str, directory: Path, *overlays: str, **changes: Any) -> list[str]:
+def command(subcommand: str, objective: str, family: str, directory: Path, *overlays: str, **changes: Any) -> list[str]:
     """The command of the overlay's first lines, with changes: dotted keys with ``__`` for the dot."""
     names = (f"{objective}.yaml", f"models/{family}.yaml", *overlays)
     recipes = [part for name in names for part in ("--config", str(RECIPES / name))]
     options = {"model.policy.init_args.directory": directory, **TINY}
     options |= {key.replace("__", "."): value for key, value in changes.items()}
-    return [verb, *recipes, *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
+    return [subcommand, *recipes, *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
 
 
 def fit_and_export(
@@ -298,7 +298,7 @@ def test_a_directory_that_came_out_goes_in_again(place: Path, tmp_path: Path):
     assert gap(load_state(first / "llm.pt"), load_state(second / "llm.pt")) > 1e-4
 
 
-class Ears(Judge):
+class LoudThirdJudge(Judge):
     """Finds a third of all sounds too loud for the words in them."""
 
     def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
@@ -317,7 +317,9 @@ def test_the_whole_way_from_sentences(place: Path, tmp_path: Path):
     sample += ["--prompts", str(place / "sentences.jsonl"), "--samples", "6", "--speakers", names]
     run([*sample, "--out", file["drawn"], "--audio", "true"])
     assert len(list((tmp_path / "drawn.jsonl.audio").glob("*.wav"))) == 24
-    judge = command("judge", "tkto", "cosyvoice3", source, **voices, model__judge="test_cosyvoice_round_trip.Ears")
+    judge = command(
+        "judge", "tkto", "cosyvoice3", source, **voices, model__judge="test_cosyvoice_round_trip.LoudThirdJudge"
+    )
     run([*judge, "--candidates", file["drawn"], "--out", file["heard"]])
     label(["--judged", file["heard"], "--out", file["rows"], "--rule.keep", "all", "--rule.neither", "undesirable"])
     cli, out = fit_and_export("tkto", "cosyvoice3", source, Path(file["rows"]), tmp_path, **voices)

@@ -144,7 +144,7 @@ def _positions(soft: Tensor) -> int:
 
 
 def _through_softmax(ctx: Any, soft: Tensor, upstream: Iterator[Tensor]) -> Tensor:
-    """Gradient of the logits, given that of the soft samples, so many positions at a time; special ids get none."""
+    """Gradient of the logits, given that of the soft samples, a piece at a time; special ids get none."""
     out = torch.zeros(len(soft), ctx.width, device=soft.device, dtype=ctx.dtype)
     rows = _positions(soft)
     for into, share, pull in zip(out.split(rows), soft.split(rows), upstream, strict=True):

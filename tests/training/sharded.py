@@ -4,7 +4,7 @@
     python sharded.py FOLDER ACTION...
 
 ``train`` trains every case; ``resume N [CASE...]`` continues what N processes saved in the middle; ``check`` is about
-what needs no comparison with one process; anything else is a verb of the command.
+what needs no comparison with one process; anything else is a command of tts-align.
 """
 
 from __future__ import annotations
@@ -279,14 +279,14 @@ def main(folder: Path, actions: Sequence[str]) -> None:
     quiet()
     warnings.filterwarnings("ignore")
     for action in actions:
-        verb, *rest = shlex.split(action)
-        if verb == "train":
+        command, *rest = shlex.split(action)
+        if command == "train":
             for name in CASES:
                 train(name, folder, folder / f"processes{world}", world)
-        elif verb == "check":
+        elif command == "check":
             for check in (unequal_work, plain_copies, missing_gradients, refusals):
                 check(folder, folder / check.__name__)
-        elif verb == "resume":  # what so many processes saved
+        elif command == "resume":  # what so many processes saved
             many, *names = rest
             made = folder / (f"resumed{world}" if world > 1 else "resumed1/sharded")
             for name in names or [name for name, case in CASES.items() if case.four]:
@@ -294,7 +294,7 @@ def main(folder: Path, actions: Sequence[str]) -> None:
         else:
             from tts_align.cli.entry import run
 
-            run([verb, *rest])
+            run([command, *rest])
 
 
 def processes(count: int, folder: Path, *actions: str) -> None:

@@ -49,13 +49,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stages").mkdir()
     sounds = str(folder / "sounds.jsonl")
     e2e = save_e2e_recipe(folder / "stages", folder / "policy", sounds, data__rows_per_step=4)
-    verbs = []
+    commands = []
     for name, recipe in (("pair", tkto), ("stages", e2e)):
-        verbs.append(["fit", "--config", recipe, *OVERLAY, "--run.directory", str(folder / name / "two")])
+        commands.append(["fit", "--config", recipe, *OVERLAY, "--run.directory", str(folder / name / "two")])
     config = ["--config", str(folder / "pair/two/config.yaml")]
-    verbs.append(["sample", *config, "--prompts", "prompts.jsonl", "--out", "two.jsonl"])
-    verbs.append(["validate", "--config", str(folder / "stages/two/config.yaml"), "--data.validation", sounds])
-    processes(2, folder, "train", "check", *(" ".join(verb) for verb in verbs))
+    commands.append(["sample", *config, "--prompts", "prompts.jsonl", "--out", "two.jsonl"])
+    commands.append(["validate", "--config", str(folder / "stages/two/config.yaml"), "--data.validation", sounds])
+    processes(2, folder, "train", "check", *(" ".join(command) for command in commands))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in CASES:
@@ -145,7 +145,7 @@ PLACES = ("contrast/desirable", "contrast/undesirable", "")
 
 
 def test_the_command_fits_the_pair_and_tests_and_exports(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """TKTO from its labels on, then its test, and what other verbs make of the run."""
+    """TKTO from its labels on, then its test, and what other commands make of the run."""
     monkeypatch.chdir(folder)
     for place in PLACES:
         one, two = (checkpoint_weights(folder / "pair" / how / place) for how in ("one", "two"))

@@ -127,7 +127,7 @@ class AlignCLI(LightningCLI):
 
     @property
     def chosen(self) -> Namespace:
-        """The recipe in full, as it was parsed for this verb."""
+        """The recipe in full, as it was parsed for this command."""
         return self.config[self.subcommand]
 
     def _parse_ckpt_path(self) -> None:

@@ -36,7 +36,7 @@ from tts_align.utils.signals import check, finishing
 Item = TypeVar("Item")
 
 _BATCHES_PER_WINDOW = 8
-"""Recordings are encoded by length within so many batches, which are also kept or lost together."""
+"""Recordings are encoded by length within this number of batches, which are also kept or lost together."""
 _ROWS_OF_A_SHARD = 1024
 """Neighbours inside a shard go to one process: the file must be read from its beginning."""
 
@@ -215,7 +215,7 @@ def _stamp(row: Row, given: Manifest, speaker_vectors: bool) -> str:
 
 
 def _share(windows: Sequence[Item], rank: int, world: int, together: int) -> list[Item]:
-    """Every so many-th run of neighbouring windows."""
+    """Every ``world``-th run of neighbouring windows, from that of ``rank`` on."""
     run = max(1, min(together, math.ceil(len(windows) / world)))
     return [window for number, window in enumerate(windows) if number // run % world == rank]
 

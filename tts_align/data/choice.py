@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tts_align.batch import RowsWanted
-from tts_align.data.examples import Arranged, Examples, Utterances, arrange
+from tts_align.data.examples import Arranged, Examples, SelectedUtterances, arrange
 from tts_align.data.keyed import hex_key
 from tts_align.data.records import Manifest, Row
 from tts_align.data.select import Items, Selector, Usable
@@ -108,7 +108,7 @@ class Choice:
     def _made(self, rows: RowTable, place: Path, policy: CodecLM) -> tuple[Examples, Usable]:
         selector = self.selector(rows)
         items = self.items(selector)
-        found = Utterances(items)
+        found = SelectedUtterances(items)
         text, first = found.texts()
         scratch = scratch_beside(_texts(place), place.suffix)
         try:
@@ -141,7 +141,7 @@ class Choice:
                 raise ValueError("its texts were written for something else")
             texts = Texts.open(_texts(place))
             items, arranged = _from_columns(rows, batch, meta["width"])
-            found = Utterances(items)
+            found = SelectedUtterances(items)
             examples = Examples.made(found, texts, arranged, policy.layout, self.wants.utterances)
             _check(examples, policy)
             return examples, Usable(**meta["usable"], readers=self.wants.readers)

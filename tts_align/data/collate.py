@@ -120,7 +120,7 @@ class Progress(Protocol):
         """Micro-batches this rank has trained on since the beginning, over all epochs."""
 
     def resume(self) -> None:
-        """Make sure that training can go on from here."""
+        """Make sure that training can continue from here."""
 
 
 class PlanSampler(DistributedSampler[MicroBatch]):

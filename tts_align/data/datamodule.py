@@ -117,7 +117,7 @@ class AlignData(LightningDataModule):
         self.unlabelled, self.desirable_stars, self.num_workers = unlabelled, desirable_stars, num_workers
         self.tokenizer, self.vocoder, self.acoustic = tokenizer, vocoder, acoustic
         self._wants: RowsWanted | None = None
-        self._hearer: TokenizerHead | None = None
+        self._trained_tokenizer: TokenizerHead | None = None
         self._splits: dict[str, Split] = {}
         self.folder: Path | None = None
         self._restored: dict[str, Any] = {}
@@ -184,7 +184,7 @@ class AlignData(LightningDataModule):
         """
         if wants is not None:
             self.follow(wants)
-        self._hearer = trained_tokenizer or self._hearer
+        self._trained_tokenizer = trained_tokenizer or self._trained_tokenizer
         if self.manifest is None:
             raise ValueError("nothing to train on: the recipe must set data.manifest")
         if "train" not in self._splits:
@@ -232,9 +232,9 @@ class AlignData(LightningDataModule):
 
     @property
     def _extractor(self) -> FeatureExtractor:
-        if self._hearer is None:
-            raise ValueError("nothing to hear recordings with: the recipe must set model.tokenizer")
-        return FeatureExtractor(self._hearer, self.vocoder, self.acoustic)
+        if self._trained_tokenizer is None:
+            raise ValueError("no tokenizer for recordings: the recipe must set model.tokenizer")
+        return FeatureExtractor(self._trained_tokenizer, self.vocoder, self.acoustic)
 
     def train_dataloader(self) -> AlignLoader:
         """This rank's micro-batches, from where training stands."""
@@ -328,7 +328,7 @@ class AlignData(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember it until training goes on."""
+        """Remember it until training continues."""
         self._restored = dict(state_dict)
 
     def _check_restored(self) -> None:

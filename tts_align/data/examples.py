@@ -49,7 +49,7 @@ class Arranged:
     partner_key: NDArray[np.uint8]
 
 
-class Utterances:
+class SelectedUtterances:
     """The selected utterances as arrays, one behind the other.
 
     Args:
@@ -66,7 +66,7 @@ class Utterances:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers that are not forked look at the table themselves."""
-        return Utterances, (self.items,)
+        return SelectedUtterances, (self.items,)
 
     def speech(self, number: int) -> NDArray[Any]:
         """Speech tokens of an utterance."""
@@ -87,7 +87,7 @@ class Utterances:
 
 
 def arrange(
-    utterances: Utterances,
+    utterances: SelectedUtterances,
     text: NDArray[np.int64],
     texts: Texts,
     layout: Layout,
@@ -125,7 +125,13 @@ class _Keys:
     """Layout and key of each row, with its own speech or another's."""
 
     def __init__(
-        self, utterances: Utterances, text: NDArray[np.int64], texts: Texts, layout: Layout, share: float, seed: int
+        self,
+        utterances: SelectedUtterances,
+        text: NDArray[np.int64],
+        texts: Texts,
+        layout: Layout,
+        share: float,
+        seed: int,
     ) -> None:
         self.utterances, self.text, self.texts, self.layout = utterances, text, texts, layout
         self.share, self.seed = share, seed
@@ -223,7 +229,7 @@ class Examples:
             seed: of the draws.
             utterances: let batches bring the rows as speech tokens and words, too.
         """
-        found = Utterances(Items.of(items))
+        found = SelectedUtterances(Items.of(items))
         text, rows = found.texts()
         sink = pa.BufferOutputStream()
         Texts.write(found.items.table, rows, policy, sink)
@@ -233,7 +239,7 @@ class Examples:
 
     @classmethod
     def made(
-        cls, found: Utterances, texts: Texts, arranged: Arranged, layout: Layout, utterances: bool = False
+        cls, found: SelectedUtterances, texts: Texts, arranged: Arranged, layout: Layout, utterances: bool = False
     ) -> Examples:
         """What was arranged, put together."""
         text, count = arranged.text, len(arranged.text)
@@ -258,15 +264,15 @@ class Examples:
         return self.inputs[self.items].sum(1)
 
 
-def _own(found: Utterances, texts: Texts, arranged: Arranged, number: int) -> TokenRow:
+def _own(found: SelectedUtterances, texts: Texts, arranged: Arranged, number: int) -> TokenRow:
     return _row(found, texts, arranged.text[number], number, arranged.bistream[number])
 
 
-def _twin(found: Utterances, texts: Texts, arranged: Arranged, number: int) -> TokenRow:
+def _twin(found: SelectedUtterances, texts: Texts, arranged: Arranged, number: int) -> TokenRow:
     return _row(found, texts, arranged.text[number], arranged.partner[number], arranged.partner_bistream[number])
 
 
-def _row(found: Utterances, texts: Texts, text: Any, speech: Any, bistream: Any) -> TokenRow:
+def _row(found: SelectedUtterances, texts: Texts, text: Any, speech: Any, bistream: Any) -> TokenRow:
     return TokenRow(
         text=tuple(texts.text[int(text)].tolist()),
         speech=tuple(found.speech(int(speech)).tolist()),

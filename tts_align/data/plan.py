@@ -28,8 +28,8 @@ class Plan:
         rows_per_item: 1, or 2 for pairs.
         rows_per_step: rows of one optimiser step, over all ranks and micro-batches; some steps get one item more, so
             that none is left over.
-        tokens_per_step: instead, about so many backbone positions.
-        bucket_steps: items are sorted by length within windows of so many steps; 1 for not at all.
+        tokens_per_step: backbone positions of one optimiser step, about; instead of ``rows_per_step``.
+        bucket_steps: steps of a window within which items are sorted by length; 1 for not at all.
         seed: of the shuffles.
         shuffle: another order in every epoch; otherwise always the same one.
     """
@@ -72,7 +72,7 @@ class Plan:
         return [order[cuts[step] : cuts[step + 1]] for step in turn.tolist()]
 
     def fullest(self, count: int) -> list[Indices]:
-        """The steps of the first epoch with the most tokens, so many of them, the fullest first."""
+        """The ``count`` steps of the first epoch with the most tokens, the fullest first."""
         order, cuts, turn = self._cuts(0)
         sums = np.add.reduceat(self.tokens[order], cuts[:-1])[turn]
         chosen = turn[np.argsort(-sums, kind="stable")[:count]]
@@ -125,7 +125,7 @@ class Plan:
         return [np.asarray(mine, np.int64) for mine in dealt]
 
     def micro_batches(self, world: int, most_tokens: int) -> int:
-        """Fewest micro-batches per step and rank of which none holds more than so many tokens, but for a single item.
+        """Fewest micro-batches per step and rank of which none holds more than ``most_tokens``, but for a single item.
 
         Found on the fullest steps of the first epoch; in others a micro-batch may hold a little more.
 

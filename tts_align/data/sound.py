@@ -185,7 +185,7 @@ def _resampled(sound: Tensor, before: int, after: int) -> Tensor:
 
 
 def _with_placeholders(utterance: LabelledUtterance, token_count: int) -> LabelledUtterance:
-    """The same utterance, of so many speech tokens that are not known yet."""
+    """The same utterance, of a number of speech tokens that are not known yet."""
     sound = replace(utterance.sound, speech=(PLACEHOLDER,) * token_count)
     row = utterance.row
     if row.pair is None:

@@ -45,7 +45,7 @@ class TrainerProgress:
 
     Args:
         trainer: whose fit loop counts.
-        check: raises when training cannot go on with these data.
+        check: raises when training cannot continue with these data.
     """
 
     def __init__(self, trainer: Trainer, check: Callable[[], None]) -> None:
@@ -107,7 +107,7 @@ class Split:
 
 
 def cut_by_tokens(trainer: Trainer, plan: Plan, most_tokens: int) -> None:
-    """Let a trainer accumulate over the fewest micro-batches that hold no more than so many tokens each.
+    """Let a trainer accumulate over the fewest micro-batches that hold no more than ``most_tokens`` each.
 
     Raises:
         ValueError: there can be no such micro-batches, or the recipe also says how many there are.

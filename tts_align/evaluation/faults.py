@@ -75,7 +75,7 @@ def _kind(error: Exception) -> tuple[type[Exception], str]:
 def raise_if_memory_is_exhausted(error: Exception) -> None:
     """Raise an error that says nothing about an utterance, with advice."""
     if is_out_of_memory(error):
-        error.add_note("there is not enough memory to speak and judge so many candidates at a time: lower batch_rows")
+        error.add_note("there is not enough memory to speak and judge a batch of candidates: lower batch_rows")
         raise error
 
 

@@ -51,7 +51,7 @@ class UtteranceRequest:
 
 
 def evenly_spread(prompts: Sequence[SentencePrompt], count: int | None) -> list[SentencePrompt]:
-    """So many of the sentences, spread evenly from the first to the last; all of them if there are no more.
+    """A number of the sentences, spread evenly from the first to the last; all of them if there are no more.
 
     Args:
         prompts: the sentences.

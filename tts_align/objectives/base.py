@@ -122,7 +122,7 @@ class Step:
         return -self.mean(good, self.batch.totals.desirable_tokens)
 
     def anchored(self, loss: Float[Tensor, ""], sft_weight: float) -> Float[Tensor, ""]:
-        """The loss plus so many times the SFT anchor; the loss itself with a weight of 0."""
+        """The loss plus ``sft_weight`` times the SFT anchor; the loss itself with a weight of 0."""
         return loss + sft_weight * self.cross_entropy() if sft_weight else loss
 
     def sides(self, name: str, values: Float[Tensor, "r t"]) -> dict[str, Mean]:

@@ -52,7 +52,7 @@ class E2E(Objective, name="e2e"):
     real sound of the same frames, and through the reward model.
 
     L_LM is a mean over tokens, L_FM over frames and channels, L_RM the sum over its tasks of a mean over letters (asr,
-    ctc) or rows. When a stage ends, what lies between the models is folded into their own token tables, so that they
+    ctc) or rows. When a stage ends, what lies between the models is merged into their own token tables, so that they
     work alone. The published weights are the defaults; what stage 3 freezes is this project's choice.
 
     A model that the recipe names by its directory keeps what it has learnt: in stage 1 its bridge starts as the image

@@ -40,7 +40,7 @@ CHECKED_ROWS = 4
 KEPT_EVERY_SECONDS = 30.0
 """How often a process writes down what it has computed."""
 KEPT_EVERY_BYTES = 2**26
-"""So many of them, too."""
+"""How many bytes it computes before it writes them down, too."""
 BATCH_TOKENS = 16384
 """Positions of a batch that is scored, about."""
 TOLERANCE = 1e-3
@@ -320,7 +320,7 @@ def _chosen(rows: Mapping[str, TokenRow], names: Names) -> dict[str, TokenRow]:
 
 
 def _batches(counts: Places, tokens: int | None = None) -> Iterator[slice]:
-    """Cut rows of so many positions, in their order, into batches of about so many tokens."""
+    """Cut rows, in their order, into batches of about ``tokens`` positions."""
     start = 0
     for place, count in enumerate(counts.tolist(), start=1):
         if (place - start) * count >= (tokens or BATCH_TOKENS) or place == len(counts):
@@ -343,7 +343,7 @@ def scored(
     device: torch.device | str,
     tokens: int | None = None,
 ) -> Iterator[tuple[list[str], list[Numbers]]]:
-    """Score rows in batches of about so many tokens; yields keys and their numbers."""
+    """Score rows in batches of about ``tokens`` positions; yields keys and their numbers."""
     keys, counts = list(rows), np.array([layout.input_count(row) for row in rows.values()], np.int64)
     for batch in _batches(counts, tokens):
         some = {key: rows[key] for key in keys[batch]}

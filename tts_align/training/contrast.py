@@ -120,7 +120,7 @@ class Separation:
         return np.concatenate([np.zeros(0, np.float32), *self.pieces()])
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
-        """The same, so many at a time as are merged in memory (:data:`~tts_align.training.numbers.CHUNK_TOKENS`)."""
+        """The same, in pieces as large as are merged in memory (:data:`~tts_align.training.numbers.CHUNK_TOKENS`)."""
         found, count = list[Numbers](), 0
         for key, where in zip(self.keys, self.deciding, strict=True):
             values = self.numbers[key.decode()]

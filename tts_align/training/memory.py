@@ -56,7 +56,7 @@ class MemoryEstimate:
         return f"about {gigabytes(self.total)} beside the weights ({listed}; {self.tokens:,} tokens at once)"
 
     def advice(self, available: int) -> str:
-        """What to change so that it fits into so many bytes; empty if it fits."""
+        """What to change so that it fits into the available bytes; empty if it fits."""
         if self.total <= available:
             return ""
         found = []

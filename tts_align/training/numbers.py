@@ -28,7 +28,7 @@ Names = NDArray[Any]
 WIDTH = 16
 """Bytes of a key."""
 CHUNK_TOKENS = 2**22
-"""So many numbers, about, are in memory at once while files are merged or sent: 16 MB."""
+"""About how many numbers are in memory at once while files are merged or sent: 16 MB."""
 _BYTES = f"S{WIDTH}"
 _SAFETENSORS = {"<i8": "I64", "<f4": "F32", "|u1": "U8"}
 

@@ -63,7 +63,7 @@ IRRELEVANT = (
     "data.validation",
     "data.num_workers",
 )
-"""Keys that do not change what is learned per step: a run may go on with other values, and for longer."""
+"""Keys that do not change what is learned per step: a run may continue with other values, and for longer."""
 
 
 class RecipeChanged(ValueError):
@@ -72,7 +72,7 @@ class RecipeChanged(ValueError):
 
 @dataclass
 class RunSettings:
-    """Where a run lives and how it goes on.
+    """Where a run lives and how it resumes.
 
     Args:
         directory: folder of the run: saved recipe, checkpoints, logs and test results; ``runs/<name of the first
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether something was learned here that another recipe must not go on from."""
+        """Whether something was learned here that another recipe must not continue from."""
         return self.recipe.is_file() and next(self.directory.rglob("*.ckpt"), None) is not None
 
     @property
@@ -253,7 +253,7 @@ class Run:
             )
 
     def continued(self, checkpoint: Path, trainer: Trainer) -> str:
-        """Say from where a training goes on, or that nothing is left to train; gives the checkpoint's path."""
+        """Say from where a training resumes, or that nothing is left to train; gives the checkpoint's path."""
         self.set_aside(checkpoint)
         epoch, step = self.progress(checkpoint)
         if finished(trainer, epoch, step):

@@ -26,7 +26,7 @@ class Bar(tqdm):
         super().__init__(*args, **{"dynamic_ncols": self.live, "file": sys.stderr, **pause, **options})
 
     def advance(self, count: int) -> None:
-        """So many more are done."""
+        """Add to what is done."""
         self.update(count)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

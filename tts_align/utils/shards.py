@@ -142,7 +142,7 @@ class KeptRows(Mapping[str, Row]):
 
 
 def _read_all(file: IO[bytes], length: int) -> bytes:
-    """So many bytes, or as many as there are."""
+    """``length`` bytes, or as many as there are."""
     found = b""
     while len(found) < length and (more := file.read(length - len(found))):
         found += more

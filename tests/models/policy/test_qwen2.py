@@ -507,7 +507,7 @@ def test_dropout_of_adapters_is_in_training_only(tiny_policy: Path):
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapter"])
-def test_wearing_other_weights(kind: str, tiny_policy: Path):
+def test_using_other_weights(kind: str, tiny_policy: Path):
     lora = LORA if kind == "adapter" else None
     torch.manual_seed(0)
     one, other = (Qwen2CodecLM(str(tiny_policy), lora=lora, bistream=BISTREAM).eval() for _ in range(2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``demo build``: everything that ships with the package, from nothing but eSpeak NG and a seed."""
+"""The command ``demo build``: everything that ships with the package, from nothing but eSpeak NG and a seed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tts_align.utils.readers import read_json
 
 SAMPLE_RATE = 16_000
 LOWEST, QUIET_SHARE = 4000.0, 0.1
-"""Noise is heard where speech is not: above so many Hz, in the quietest frames, so many of all."""
+"""Noise is heard where speech is not: above this frequency in Hz, in this share of frames, the quietest."""
 _FFT = 512
 
 Say = Callable[[Sentence, str, str, Style, random.Random], Clip]

@@ -137,7 +137,7 @@ def prompt(sentence: Sentence) -> SentencePrompt:
 
 
 def prompts(split: Split, seed: int = 0, count: int | None = None) -> list[SentencePrompt]:
-    """Sentences of a split as prompts, all of them or so many drawn by the seed."""
+    """Sentences of a split as prompts, all of them or a number drawn by the seed."""
     sentences = split_sentences(seed)[split]
     if count is not None:
         sentences = sorted(random.Random(f"prompts {seed}").sample(sentences, count), key=lambda one: one.id)

@@ -27,7 +27,7 @@ from tts_align.utils.progress import Bar
 from tts_align.utils.readers import load_tensors
 
 KEPT_STEPS = 50
-"""A training that can be resumed is kept every so many steps."""
+"""A training that can be resumed is kept after each such number of steps."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def optimise(
         schedule: Length and rates.
         name: Shown at the progress bar.
         kept: File of an interrupted training, resumed if it is there and removed at the end; none by default.
-        skip: Passes over the batches of so many steps, when a training is resumed.
+        skip: Passes over the batches of a number of steps, when a training is resumed.
     """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]

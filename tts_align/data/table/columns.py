@@ -12,7 +12,7 @@ import pyarrow as pa
 from tts_align.data.records import Pair, Row, Sound, Span
 
 ROWS_PER_BATCH = 8192
-"""Every batch of a table but the last one has so many rows, so that a row is found by division."""
+"""Every batch of a table but the last one has this number of rows, so that a row is found by division."""
 STRINGS = ("id", "text", "language", "speaker", "audio", "rejected_audio", "instruct", "prompt_text", "prompt_audio",
            "transcript", "rest")  # fmt: skip
 TOKENS = ("speech", "rejected", "prompt_speech")

@@ -37,7 +37,7 @@ _NAMES = {"cmn": "zh", "jpn": "ja", "jp": "ja", "eng": "en"}
 
 
 @dataclass(frozen=True)
-class Heard:
+class Recognition:
     """What a recogniser makes of one utterance.
 
     Args:
@@ -129,7 +129,9 @@ class RecogniserJudge(Judge):
         self._unheard: dict[tuple[str, int], dict[str, float]] = {}
 
     @abstractmethod
-    def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
+    def hear(
+        self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]
+    ) -> list[Recognition]:
         """Transcribe sounds, and score the texts asked for with each.
 
         Args:
@@ -164,8 +166,8 @@ class RecogniserJudge(Judge):
     def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         """One verdict per utterance."""
         with torch.device("cpu"):
-            tasks = [self._task(one, wanted) for one, wanted in zip(samples, expected, strict=True)]
-        heard: list[list[Heard]] = [[] for _ in tasks]
+            tasks = [self._task(one, target) for one, target in zip(samples, expected, strict=True)]
+        heard: list[list[Recognition]] = [[] for _ in tasks]
         for language in dict.fromkeys(task.language for task in tasks):
             places = [place for place, task in enumerate(tasks) if task.language == language for _ in task.windows]
             windows = [window for task in tasks if task.language == language for window in task.windows]
@@ -208,11 +210,11 @@ class RecogniserJudge(Judge):
             )
         return quiet_cuts(sound, longest)
 
-    def _verdict(self, task: _Task, heard: Sequence[Heard], silent: Mapping[str, float]) -> Verdict:
+    def _verdict(self, task: _Task, heard: Sequence[Recognition], silent: Mapping[str, float]) -> Verdict:
         between = "" if task.language in _WITHOUT_SPACES else " "
         transcript = between.join(filter(None, (one.transcript for one in heard)))
         texts = reference_texts(task.marked, task.spelled, self.script, self.lexicon)
-        rates = {reading: self._rate(wanted, transcript) for reading, wanted in texts.items()}
+        rates = {reading: self._rate(target_texts, transcript) for reading, target_texts in texts.items()}
         nearest = min(rates.values(), default=math.inf)
         if not task.spelled:
             return Verdict(transcript, Reading.UNMARKED, nearest, nearest)
@@ -225,19 +227,19 @@ class RecogniserJudge(Judge):
             reading = Reading.RIGHT if choice.reading in task.marked.right else Reading.WRONG
         return Verdict(transcript, reading, min(right or [nearest]), nearest, choice.margin, readings=choice.scores)
 
-    def _rate(self, wanted: Sequence[str], transcript: str) -> float:
+    def _rate(self, target_texts: Sequence[str], transcript: str) -> float:
         """Error rate against the nearest text: of characters, or of phonemes or syllables where that is written."""
-        if not wanted:
+        if not target_texts:
             return math.inf
         if self.script in (Script.WRITTEN, Script.KANA):
-            return min(cer(text, transcript) for text in wanted)
-        return min(error_rate(self.reference(text).split(), transcript.split()) for text in wanted)
+            return min(cer(text, transcript) for text in target_texts)
+        return min(error_rate(self.reference(text).split(), transcript.split()) for text in target_texts)
 
     def reference(self, text: str) -> str:
         """A text as the recogniser would write it."""
         return text
 
-    def _choice(self, task: _Task, heard: Heard, silent: Mapping[str, float]) -> Choice:
+    def _choice(self, task: _Task, heard: Recognition, silent: Mapping[str, float]) -> Choice:
         scores = dict(zip(task.texts, heard.scores, strict=True))
         asked = {reading: [text for text in texts if text in scores] for reading, texts in task.spelled.items()}
         return choose(
@@ -281,11 +283,11 @@ def plain_language(code: str) -> str:
 
 
 def quiet_cuts(sound: Float[Tensor, " time"], longest: int) -> list[Float[Tensor, " _"]]:
-    """A sound in pieces of at most so many samples, each cut at the quietest moment of its last sixth.
+    """A sound in pieces no longer than ``longest``, each cut at the quietest moment of its last sixth.
 
     Args:
         sound: the samples.
-        longest: samples of a piece.
+        longest: largest number of samples of a piece.
     """
     pieces = []
     while len(sound) > longest:

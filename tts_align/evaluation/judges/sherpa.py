@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.evaluation.judges.recogniser import SAMPLE_RATE, Heard, LongAudio, ReadingRules, RecogniserJudge
+from tts_align.evaluation.judges.recogniser import SAMPLE_RATE, LongAudio, ReadingRules, RecogniserJudge, Recognition
 from tts_align.evaluation.judges.weights import check_folder
 
 Kind = Literal["paraformer", "sense_voice"]
@@ -85,7 +85,9 @@ class SherpaJudge(RecogniserJudge):
             )
         return OfflineRecognizer.from_sense_voice(model=str(graph), language=language, use_itn=False, **common)
 
-    def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
+    def hear(
+        self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]
+    ) -> list[Recognition]:
         """Transcribe sounds; no text is scored."""
         recogniser = self.recogniser(language)
         heard = []
@@ -93,7 +95,7 @@ class SherpaJudge(RecogniserJudge):
             stream = recogniser.create_stream()
             stream.accept_waveform(SAMPLE_RATE, sound.numpy())
             recogniser.decode_stream(stream)  # alone: these models hear the padding of a batch
-            heard.append(Heard(stream.result.text.strip()))
+            heard.append(Recognition(stream.result.text.strip()))
         return heard
 
     def __getstate__(self) -> dict[str, Any]:

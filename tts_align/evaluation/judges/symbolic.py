@@ -90,7 +90,7 @@ class SymbolicJudge(Judge):
 
     def judge(self, samples: Sequence[SpeechSample], expected: Sequence[Expected]) -> list[Verdict]:
         """One verdict per utterance."""
-        return [self._judge(one.speech.tolist(), wanted) for one, wanted in zip(samples, expected, strict=True)]
+        return [self._judge(one.speech.tolist(), target) for one, target in zip(samples, expected, strict=True)]
 
     def _judge(self, speech: list[int], expected: Expected) -> Verdict:
         segments = decode(speech)

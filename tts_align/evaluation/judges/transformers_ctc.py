@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tts_align.evaluation.judges.alphabet import Alphabet, read_alphabet
-from tts_align.evaluation.judges.recogniser import SAMPLE_RATE, Heard, LongAudio, ReadingRules, RecogniserJudge
+from tts_align.evaluation.judges.recogniser import SAMPLE_RATE, LongAudio, ReadingRules, RecogniserJudge, Recognition
 from tts_align.evaluation.judges.weights import check_folder
 from tts_align.evaluation.readings.spelling import Script
 
@@ -105,22 +105,24 @@ class TransformersCTCJudge(RecogniserJudge):
         return self._model[1]
 
     @torch.no_grad()
-    def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
+    def hear(
+        self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]
+    ) -> list[Recognition]:
         """Transcribe sounds, and score the texts asked for with each."""
         with torch.device("cpu"):  # only the model itself is elsewhere
             return self._hear(sounds, texts)
 
-    def _hear(self, sounds: Sequence[Float[Tensor, " _"]], texts: Sequence[Sequence[str]]) -> list[Heard]:
+    def _hear(self, sounds: Sequence[Float[Tensor, " _"]], texts: Sequence[Sequence[str]]) -> list[Recognition]:
         # A model that normalises each layer over time would hear the padding.
         together = len(sounds) if getattr(self.loaded.config, "feat_extract_norm", "") == "layer" else 1
-        heard: list[Heard] = []
+        heard: list[Recognition] = []
         for start in range(0, len(sounds), together):
             batch = slice(start, start + together)
             logps, counts = self.log_probs(sounds[batch])
             for row, asked in enumerate(texts[batch]):
                 own = logps[row, : counts[row]]
                 path = [number for number, _ in groupby(own.argmax(-1).tolist()) if number != self.alphabet.blank]
-                heard.append(Heard(self.alphabet.text(path), tuple(self.score(own, asked))))
+                heard.append(Recognition(self.alphabet.text(path), tuple(self.score(own, asked))))
         return heard
 
     def log_probs(self, sounds: Sequence[Float[Tensor, " _"]]) -> tuple[Float[Tensor, "b q v"], Int[Tensor, " b"]]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tts_align.evaluation.judges.recogniser import Heard, LongAudio, ReadingRules, RecogniserJudge
+from tts_align.evaluation.judges.recogniser import LongAudio, ReadingRules, RecogniserJudge, Recognition
 from tts_align.evaluation.judges.weights import MissingWeightsError, check_folder
 from tts_align.evaluation.judges.whisper_engines import (
     MOST_TOKENS,
@@ -114,7 +114,9 @@ class WhisperJudge(RecogniserJudge):
         return self._script
 
     @torch.no_grad()
-    def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
+    def hear(
+        self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]
+    ) -> list[Recognition]:
         """Transcribe sounds, and score the texts asked for with each."""
         with torch.device("cpu"):  # the engine knows its own device
             return self.engine.hear([sound.cpu() for sound in sounds], language, texts)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from tts_align.evaluation.judges.recogniser import SAMPLE_RATE, Heard
+from tts_align.evaluation.judges.recogniser import SAMPLE_RATE, Recognition
 
 WINDOW_SAMPLES = 30 * SAMPLE_RATE
 HOP_SAMPLES = 160
@@ -74,7 +74,9 @@ class WhisperEngine(ABC):
         padded = [functional.pad(sound, (0, WINDOW_SAMPLES - len(sound))).numpy() for sound in sounds]
         return self.features(padded, sampling_rate=SAMPLE_RATE, return_tensors="np").input_features.astype(np.float32)
 
-    def hear(self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]) -> list[Heard]:
+    def hear(
+        self, sounds: Sequence[Float[Tensor, " _"]], language: str, texts: Sequence[Sequence[str]]
+    ) -> list[Recognition]:
         """Transcribe sounds and score texts; see :class:`RecogniserJudge`."""
         words = self.words(language)
         encoded = self.encode(self.log_mel(sounds))
@@ -92,7 +94,7 @@ class WhisperEngine(ABC):
                 scores[place] = score
         ends = np.cumsum([0, *map(len, texts)])
         return [
-            Heard(transcript.strip(), tuple(scores[start:end]))
+            Recognition(transcript.strip(), tuple(scores[start:end]))
             for transcript, start, end in zip(transcripts, ends[:-1], ends[1:], strict=True)
         ]
 

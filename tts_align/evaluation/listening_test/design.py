@@ -132,7 +132,7 @@ def _chosen(found: Found, plan: Plan, kind: Kind) -> tuple[list[str], list[str]]
 
 
 def _spread(names: list[str], count: int | None) -> list[str]:
-    """So many names, from the first to the last.
+    """``count`` names, from the first to the last.
 
     >>> _spread(["a", "b", "c", "d", "e"], 3)
     ['a', 'c', 'e']

@@ -18,8 +18,8 @@ from tts_align.evaluation.statistics.intervals import RESAMPLES, Interval, two_w
 from tts_align.evaluation.statistics.significance import binomial, holm, mcnemar, wilcoxon
 
 Ties = Literal["split", "drop"]
-Heard = Literal["right", "wrong", "other", "unclear"]
-HEARD: tuple[Heard, ...] = ("right", "wrong", "other", "unclear")
+HeardReading = Literal["right", "wrong", "other", "unclear"]
+HEARD: tuple[HeardReading, ...] = ("right", "wrong", "other", "unclear")
 Table = dict[str, dict[str, Any]]
 Answers = list[tuple[str, Answer]]
 """Who answered, and what."""
@@ -40,7 +40,7 @@ class Rating:
     value: float
 
 
-def heard(answer: Answer, key: Key) -> Heard:
+def heard(answer: Answer, key: Key) -> HeardReading:
     """What a listener heard of the marked word."""
     trial = key.trials[answer.trial]
     if answer.value in (OTHER, UNCLEAR):
@@ -203,12 +203,12 @@ def _reading(answers: Answers, key: Key, resamples: int) -> Table:
     }
 
 
-def majority(answers: Answers, key: Key) -> dict[str, tuple[Heard, float, int]]:
+def majority(answers: Answers, key: Key) -> dict[str, tuple[HeardReading, float, int]]:
     """What most listeners heard of the marked word of each clip, their share, and how many answered; no ties."""
-    votes: defaultdict[str, list[Heard]] = defaultdict(list)
+    votes: defaultdict[str, list[HeardReading]] = defaultdict(list)
     for _, answer in answers:
         votes[answer.clips[0]].append(heard(answer, key))
-    found: dict[str, tuple[Heard, float, int]] = {}
+    found: dict[str, tuple[HeardReading, float, int]] = {}
     for clip, heard_here in votes.items():
         best = max(HEARD, key=heard_here.count)
         share = heard_here.count(best) / len(heard_here)

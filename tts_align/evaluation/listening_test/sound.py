@@ -107,7 +107,7 @@ def degraded(waveform: Float[Tensor, " time"], seed: int) -> Float[Tensor, " tim
 
 
 def tones(count: int, sample_rate: int) -> Float[Tensor, " time"]:
-    """So many short tones one after the other, with pauses.
+    """``count`` short tones one after the other, with pauses.
 
     >>> tones(2, 8000).shape
     torch.Size([6400])

@@ -84,7 +84,7 @@ class LongestSilence(UtteranceMeasure):
     """The longest stretch without sound, in seconds, at the ends too.
 
     Args:
-        below: what is so many dB below the loudest frame is silence.
+        below: distance in dB from the loudest frame beyond which a frame is silent.
     """
 
     name = "longest_silence"

@@ -16,7 +16,7 @@ from tts_align.evaluation.faults import attempt
 from tts_align.evaluation.judges.base import Judge, Reading, SpeechSample, Verdict
 from tts_align.evaluation.listening import SILENCE, Failures
 from tts_align.evaluation.measures.base import MeasuredSample, Sound, UtteranceMeasure
-from tts_align.evaluation.stages.sound import Heard, Sounds, read_sound
+from tts_align.evaluation.stages.sound import Sounds, UtteranceSound, read_sound
 from tts_align.evaluation.stages.store import Row, StageStore
 from tts_align.utils.audio import AudioError
 from tts_align.utils.files import file_name
@@ -128,7 +128,7 @@ class Hearing:
         ids = [one.id for one in batch]
         return dict(zip(ids, attempt(work, batch, ids, self.failures[name].split), strict=True))
 
-    def _sample(self, measure: UtteranceMeasure, candidate: Candidate, heard: Heard) -> MeasuredSample:
+    def _sample(self, measure: UtteranceMeasure, candidate: Candidate, heard: UtteranceSound) -> MeasuredSample:
         prompt = self.listeners.prompts.get(candidate.prompt.id) if measure.needs_prompt else None
         transcribed = self.stores["transcribe"].get(candidate.id) if "transcribe" in self.stores else None
         sound = heard.sound or Sound(torch.zeros(0), 0)
@@ -150,7 +150,7 @@ class Hearing:
     def _divided(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
         """Those with nothing to hear, and the others; what has no sound because the vocoder failed is with these."""
         rows = {one.id: self.stores["sound"].get(one.id) or {} for one in batch}
-        silent = {name for name, row in rows.items() if not Heard(None, row.get("failure", "")).is_speech}
+        silent = {name for name, row in rows.items() if not UtteranceSound(None, row.get("failure", "")).is_speech}
         return [one for one in batch if one.id in silent], [one for one in batch if one.id not in silent]
 
     def _keep(self, name: str, batch: Sequence[Candidate], answers: Sequence[Any]) -> None:
@@ -175,9 +175,9 @@ def silence_of(candidate: Candidate) -> Verdict:
     return SILENCE if candidate.prompt.right else dataclasses.replace(SILENCE, reading=Reading.UNMARKED)
 
 
-def _columns(candidate: Candidate, answer: Heard | Verdict | Mapping[str, float]) -> Row:
+def _columns(candidate: Candidate, answer: UtteranceSound | Verdict | Mapping[str, float]) -> Row:
     """What is kept of an answer."""
-    if isinstance(answer, Heard):
+    if isinstance(answer, UtteranceSound):
         sound = answer.sound
         seconds = {} if sound is None else {"seconds": round(len(sound.waveform) / sound.sample_rate, 4)}
         return {**seconds, "failure": answer.failure}
@@ -189,7 +189,7 @@ def _columns(candidate: Candidate, answer: Heard | Verdict | Mapping[str, float]
 
 
 def _verdicts(judge: Judge, batch: Sequence[Candidate], sounds: Sounds) -> list[Verdict]:
-    heard = sounds(batch) if judge.needs_audio else [Heard(None)] * len(batch)
+    heard = sounds(batch) if judge.needs_audio else [UtteranceSound(None)] * len(batch)
     samples = [
         SpeechSample(
             torch.tensor(one.speech, dtype=torch.long),
@@ -202,7 +202,7 @@ def _verdicts(judge: Judge, batch: Sequence[Candidate], sounds: Sounds) -> list[
     return judge.judge(samples, [one.prompt.expected for one in batch])
 
 
-def _with(batch: Sequence[Candidate], sounds: Sounds) -> Iterator[tuple[Candidate, Heard]]:
+def _with(batch: Sequence[Candidate], sounds: Sounds) -> Iterator[tuple[Candidate, UtteranceSound]]:
     return zip(batch, sounds(batch), strict=True)
 
 

@@ -26,7 +26,7 @@ _CLIPPED_SHARE, _CLIPPED_LEVEL, _CLIPPED_RUN = 1e-3, 0.99, 3
 
 
 @dataclass(frozen=True)
-class Heard:
+class UtteranceSound:
     """An utterance as it sounds.
 
     Args:
@@ -47,16 +47,16 @@ class Sounds(ABC):
     """Gives the sound of utterances, once for all stages that hear it."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Heard] = {}
+        self._known: dict[str, UtteranceSound] = {}
 
-    def __call__(self, batch: Sequence[Candidate]) -> list[Heard]:
+    def __call__(self, batch: Sequence[Candidate]) -> list[UtteranceSound]:
         """How each utterance sounds, in their order; raises what a vocoder raises."""
         new = [one for one in batch if one.id not in self._known]
         self._known |= dict(zip((one.id for one in new), self._make(new), strict=True))
         return [self._known[one.id] for one in batch]
 
     @abstractmethod
-    def _make(self, batch: Sequence[Candidate]) -> list[Heard]:
+    def _make(self, batch: Sequence[Candidate]) -> list[UtteranceSound]:
         """How utterances sound that were not asked for yet."""
 
 
@@ -71,13 +71,18 @@ class Spoken(Sounds):
         super().__init__()
         self.vocoder = vocoder
 
-    def _make(self, batch: Sequence[Candidate]) -> list[Heard]:
+    def _make(self, batch: Sequence[Candidate]) -> list[UtteranceSound]:
         if self.vocoder is None:
-            return [Heard(None, "empty" if not one.speech else "" if one.finished else "unfinished") for one in batch]
+            return [
+                UtteranceSound(None, "empty" if not one.speech else "" if one.finished else "unfinished")
+                for one in batch
+            ]
         said = [one for one in batch if one.speech]
         waveforms = waveforms_of(self.vocoder, said) if said else []
         sounds = {one.id: Sound(wave, self.vocoder.sample_rate) for one, wave in zip(said, waveforms, strict=True)}
-        return [heard(sounds[one.id], one.finished) if one.id in sounds else Heard(None, "empty") for one in batch]
+        return [
+            heard(sounds[one.id], one.finished) if one.id in sounds else UtteranceSound(None, "empty") for one in batch
+        ]
 
 
 class Recorded(Sounds):
@@ -91,16 +96,16 @@ class Recorded(Sounds):
         super().__init__()
         self.files = files
 
-    def _make(self, batch: Sequence[Candidate]) -> list[Heard]:
+    def _make(self, batch: Sequence[Candidate]) -> list[UtteranceSound]:
         return [self._read(one.id) for one in batch]
 
-    def _read(self, name: str) -> Heard:
+    def _read(self, name: str) -> UtteranceSound:
         if name not in self.files:
-            return Heard(None, "missing")
+            return UtteranceSound(None, "missing")
         try:
             return heard(read_sound(self.files[name]), True)
         except AudioError as error:
-            return Heard(None, "empty" if error.what == "is empty" else "unreadable")
+            return UtteranceSound(None, "empty" if error.what == "is empty" else "unreadable")
 
 
 def read_sound(path: Path) -> Sound:
@@ -120,7 +125,7 @@ def read_sound(path: Path) -> Sound:
     return Sound(load_audio(path, rate, silent=True), rate)
 
 
-def heard(sound: Sound, finished: bool) -> Heard:
+def heard(sound: Sound, finished: bool) -> UtteranceSound:
     """A sound with its failure, if it is one.
 
     Args:
@@ -128,12 +133,12 @@ def heard(sound: Sound, finished: bool) -> Heard:
         finished: whether it came to an end by itself.
     """
     if not len(sound.waveform):
-        return Heard(None, "empty")
+        return UtteranceSound(None, "empty")
     if float(sound.waveform.abs().max()) <= SILENCE:
-        return Heard(sound, "silent")
+        return UtteranceSound(sound, "silent")
     if not finished:
-        return Heard(sound, "unfinished")
-    return Heard(sound, "clipped" if is_clipped(sound.waveform) else "")
+        return UtteranceSound(sound, "unfinished")
+    return UtteranceSound(sound, "clipped" if is_clipped(sound.waveform) else "")
 
 
 def is_clipped(waveform: Float[Tensor, " time"]) -> bool:

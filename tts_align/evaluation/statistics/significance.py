@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 EXACT_PAIRS = 25
-"""The signed-rank test is exact up to so many differences that are not 0."""
+"""The signed-rank test is exact up to this number of differences that are not 0."""
 _AS_LIKELY = 1 + 1e-7
 """What is as likely as the observation, but for rounding, is as extreme."""
 Name = TypeVar("Name")

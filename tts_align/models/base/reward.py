@@ -106,7 +106,7 @@ class RewardHead(Float32Buffers, ABC):
         Args:
             tokens: speech tokens.
             mask: which are real.
-            max_length: a transcript is cut after so many characters.
+            max_length: largest number of characters; a longer transcript is cut.
         """
         raise NotImplementedError(f"{type(self).__name__} does not transcribe: its test needs a method `transcribe`")
 

@@ -65,11 +65,11 @@ class TokenizerHead(SpeechTokenizer):
 
     @abstractmethod
     def count(self, frames: int) -> int:
-        """How many speech tokens it makes of so many frames of features."""
+        """How many speech tokens it makes of a number of frames of features."""
 
     @abstractmethod
     def forward(self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]) -> Tokenised:
-        """Tokenise padded features, of which so many frames are real."""
+        """Tokenise padded features, of which ``frames`` are real."""
 
     @abstractmethod
     def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s c"]:

@@ -96,7 +96,7 @@ class MelFSQ(TokenizerHead):
         return -(-frames // self.sizes.frames_per_token)
 
     def forward(self, log_mel: Float[Tensor, "b f m"], frames: Int[Tensor, " b"]) -> Tokenised:
-        """Tokenise padded log-mel, of which so many frames are real."""
+        """Tokenise padded log-mel, of which ``frames`` are real."""
         return self.tokenizer(log_mel, frames)
 
     def embed(self, tokens: Int[Tensor, "b s"] | Float[Tensor, "b s v"]) -> Float[Tensor, "b s c"]:

@@ -2,7 +2,7 @@
 """Directories that the CosyVoice runtime loads, made of the one a model came from and of new weights.
 
 The runtime is strict: names and shapes must be those of the published files, and nothing may stand beside the weights.
-It also keeps what it once derived from a model, and goes on using it: such caches are left behind.
+It also keeps what it once derived from a model, and keeps using it: such caches are left behind.
 """
 
 from __future__ import annotations

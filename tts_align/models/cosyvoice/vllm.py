@@ -132,7 +132,7 @@ class VLLMEngine:
         return [Spoken(torch.tensor(tokens, dtype=torch.long), finished) for tokens, finished in pairs]
 
     def _ready(self, policy: Publishing, longest: int, number_format: str, folder: Path) -> _Process:
-        """The process with room for so many tokens and with the policy's weights."""
+        """The process with room for this many tokens and with the policy's weights."""
         weights = policy.fingerprint()
         if self._process is None or longest > self._room or number_format != self._format:
             self.close()

@@ -259,7 +259,7 @@ class Decoding:
         self.column.add_(1)
 
     def poll(self, done: int, progress: Callable[[int], None] | None) -> int:
-        """Collect what has ended, and say how many utterances go on; the only place that waits for the device."""
+        """Collect what has ended, and say how many utterances continue; the only place that waits for the device."""
         ended, longest = self.ended_at.tolist(), self.longest.tolist()
         alive = [i for i, at in enumerate(ended) if at < 0 and longest[i] > done]
         newly = [i for i in range(len(ended)) if self.spoken[self.row[i]] is None and i not in set(alive)]

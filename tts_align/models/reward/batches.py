@@ -28,7 +28,7 @@ class SpeechBatch:
 
 
 def speech_batches(speech: Sequence[Sequence[int]], batch_rows: int) -> Iterator[SpeechBatch]:
-    """Utterances from short to long, so many at a time; those without speech tokens are left out."""
+    """Utterances from short to long, a batch at a time; those without speech tokens are left out."""
     places = sorted((place for place, said in enumerate(speech) if said), key=lambda place: len(speech[place]))
     for start in range(0, len(places), batch_rows):
         some = places[start : start + batch_rows]

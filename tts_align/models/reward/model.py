@@ -238,7 +238,7 @@ class RewardModel(RewardHead):
         Args:
             tokens: speech tokens, as ids or soft one-hots.
             mask: which are real.
-            max_length: a transcript is cut after so many characters.
+            max_length: largest number of characters; a longer transcript is cut.
         """
         was_training = self.training
         self.eval()

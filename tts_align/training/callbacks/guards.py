@@ -45,7 +45,7 @@ _DEAF = "the guard cannot hear the untrained policy, so training does not start"
 class HackingGuard(Callback):
     """Listens to the policy while it trains, and stops the training when what it hears gets worse.
 
-    Before the first step, every so many and after the last it speaks held-out sentences, always with the same seeds,
+    At the start, every ``every_steps`` and at the end it speaks held-out sentences, always with the same seeds,
     and compares each utterance with its first one. Harm is a character error rate that is higher than at the start by
     more than chance, silence, or a voice that has moved; harm while the reward model likes the utterances better is
     hacking. Then the training stops, for good, and the policy gets back the weights it was heard best with
@@ -136,7 +136,7 @@ class HackingGuard(Callback):
                 raise
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Hear it again every so many steps, and after the last one."""
+        """Hear it again every ``every_steps`` steps, and after the last one."""
         step = trainer.global_step
         last = planned_end(trainer)
         if step and (last or step % self.every_steps == 0) and step != self.heard[-1].step:
@@ -280,7 +280,7 @@ class CollapseGuard(Callback):
         self.bad, self._seen = 0, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was stopped once does not go on when the command is given again."""
+        """What was stopped once does not continue when the command is given again."""
         if self.stop and self.bad >= self.patience:
             trainer.should_stop = True
 
@@ -313,7 +313,7 @@ class CollapseGuard(Callback):
         return {"bad": self.bad, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.bad, self._seen = state_dict["bad"], state_dict["seen"]
 
 

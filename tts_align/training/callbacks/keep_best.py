@@ -98,11 +98,11 @@ def best_of(heard: Sequence[DevHearing], metric: Metric, cer_tolerance: float) -
 class KeepBest(Callback):
     """Speaks and judges a few dev sentences while the policy trains, and keeps the checkpoint that was heard best.
 
-    Before the first step, every so many, and after the last one it speaks the sentences, always with the same seeds.
+    Before the first step, every ``every_steps`` and after the last it speaks the sentences, always with the same seeds.
     Best are the fewest wrong readings among the steps whose nearest character error rate is no higher than at the start
     plus a tolerance. The weights of the best step lie in ``checkpoints/chosen-STEP.ckpt``, which
     ``checkpoints/chosen.json`` names, and ``test``, ``export``, ``sample``, ``validate`` and ``predict`` use them; the
-    training itself, and what resumes it, goes on from the last ones. Logs ``dev/wrong_readings``, ``dev/nearest_cer``
+    training itself continues, and resumes, from the last ones. Logs ``dev/wrong_readings``, ``dev/nearest_cer``
     and ``dev/cer``.
 
     The listener must not be the judge of ``test``: who chooses the checkpoint may not grade it.

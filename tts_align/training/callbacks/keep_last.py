@@ -21,7 +21,7 @@ from tts_align.utils.distributed import gathered
 class KeepLast(Checkpoint):
     """Keeps the newest state of a training in one file, written atomically, and the one before it.
 
-    Nothing is saved on an exception: the state may then stand in the middle of a step, and going on from it would not
+    Nothing is saved on an exception: the state may then stand in the middle of a step, and continuing from it would not
     be what an undisturbed training does. A signal ends the training after the step, which is saved.
 
     Args:
@@ -40,7 +40,7 @@ class KeepLast(Checkpoint):
         self._waiting = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save every so many steps, and when a signal came, on the first batch that ends a step."""
+        """Save every ``every`` steps, and when a signal came, on the first batch that ends a step."""
         step, self._step = self._step, trainer.global_step
         if step == trainer.global_step:
             return

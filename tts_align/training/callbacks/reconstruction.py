@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Heard:
+class ReconstructionSums:
     """Sums over held-out rows, of one rank or of all.
 
     Args:
@@ -46,7 +46,7 @@ class Heard:
     tokens: int = 0
     errors: list[float] = field(default_factory=list)
 
-    def add(self, other: Heard) -> None:
+    def add(self, other: ReconstructionSums) -> None:
         """Take another rank's in."""
         self.nats, self.targets = self.nats + other.nats, self.targets + other.targets
         self.same, self.tokens = self.same + other.same, self.tokens + other.tokens
@@ -64,7 +64,7 @@ class Heard:
 
 
 class ReconstructionWatch(Callback):
-    """Hears held-out rows through tokenizer, flow and vocoder before the first step, every so many and after the last.
+    """Hears held-out rows through tokenizer, flow and vocoder at the start, every ``every_steps`` and at the end.
 
     Logs ``watch/lm`` (cross-entropy of the policy on the speech tokens as they are now, in nats),
     ``watch/tokens_unchanged`` (share of speech tokens that are those of the tokenizer as it was given)
@@ -126,12 +126,12 @@ class ReconstructionWatch(Callback):
             self._hear(trainer, cast("Watched", pl_module))
 
     def _hear(self, trainer: Trainer, module: Watched) -> None:
-        found = Heard()
+        found = ReconstructionSums()
         precision = trainer.precision_plugin.forward_context
         with torch.no_grad(), evaluation_mode(cast("LightningModule", module)), whole(module.policy), precision():
             for batch in self._batches(trainer):
                 found.add(self._heard(module, module.score(batch.to(module.device))))  # type: ignore[attr-defined]
-        total = Heard()
+        total = ReconstructionSums()
         for one in gathered(found):
             total.add(one)
         numbers = total.numbers
@@ -152,11 +152,11 @@ class ReconstructionWatch(Callback):
             if left <= 0:
                 return
 
-    def _heard(self, module: Watched, step: Step) -> Heard:
+    def _heard(self, module: Watched, step: Step) -> ReconstructionSums:
         assert self._given is not None
         sound, said = step.recordings, step.utterances
         now, before = sound.tokenised, self._given(sound.features, sound.frames)
-        found = Heard(
+        found = ReconstructionSums(
             same=int((now.tokens == before.tokens)[now.mask].sum()),
             tokens=int(now.mask.sum()),
             errors=self._errors(module, step),

@@ -38,8 +38,9 @@ class TokenStatistics(Callback):
     speech tokens collapse.
 
     Args:
-        entropy_share: warn when the entropy is under this share of the most that so many speech tokens can have.
-        fall: warn when entropy or used share is under this share of the highest one so far.
+        entropy_share: smallest share of the entropy possible with this codebook and number of tokens without a
+            warning.
+        fall: smallest share of their highest values so far that entropy and used share may have without a warning.
     """
 
     def __init__(self, entropy_share: float = 0.5, fall: float = 0.7) -> None:
@@ -98,7 +99,7 @@ class TokenStatistics(Callback):
         return {"highest": self.highest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.highest = dict(state_dict["highest"])
 
 

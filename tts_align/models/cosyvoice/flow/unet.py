@@ -186,7 +186,7 @@ class CausalUNet(nn.Module):
     """Velocity of noisy mel frames, given what they should become.
 
     Args:
-        mel: mel channels; noisy frames, their mean, the speaker and the known frames have so many each.
+        mel: mel channels of each input: noisy frames, their mean, the speaker and the known frames.
         channels: width.
         time_channels: of the embedded time.
         blocks: transformer blocks of each level.

@@ -129,7 +129,7 @@ def fold_norms(module: nn.Module) -> None:
         if parametrize.is_parametrized(part, "weight"):
             trained = all(parameter.requires_grad for parameter in part.parameters())
             parametrize.remove_parametrizations(part, "weight")
-            # PyTorch leaves a buffer where the weight is frozen; a folded layer is to be an ordinary one either way.
+            # PyTorch leaves a buffer where the weight is frozen; a merged layer is to be an ordinary one either way.
             weight = part.get_buffer("weight") if "weight" in part._buffers else part.get_parameter("weight")
             del part.weight
             part.weight = nn.Parameter(weight.detach(), requires_grad=trained)

@@ -90,7 +90,7 @@ class HiFT(nn.Module):
     def fold(self) -> HiFT:
         """Compute every weight from its gain and direction once, for inference; ``state_dict`` changes its names.
 
-        Those of a predictor that computes in double precision are folded, and kept, in it.
+        Those of a predictor that computes in double precision are merged, and kept, in it.
         """
         if self.sizes.causal:
             self.f0_predictor.double()
