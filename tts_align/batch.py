@@ -325,7 +325,7 @@ class RowsWanted:
     """What an objective wants of the data; :attr:`tts_align.objectives.base.Objective.rows_wanted` says it.
 
     Args:
-        reads: which rows it can use.
+        reads: kind of rows that it can use.
         mismatched: it compares with speech of another sentence.
         utterances: it reads the rows as speech tokens and words, too.
         sound: it makes the speech tokens itself, of recordings.

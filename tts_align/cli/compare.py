@@ -42,8 +42,8 @@ def compare(
             in the scored folder of the last.
         resamples: resamples of the bootstrap.
         shown: regressions to print.
-        fail_on_regression: exit with status 1 if a number got worse beyond chance, more readings broke than were mended
-            beyond chance, or fewer errors may have been bought with something else.
+        fail_on_regression: whether to exit with status 1 if a number got worse beyond chance, more readings broke than
+            were mended beyond chance, or fewer errors may have been bought with something else.
 
     Raises:
         ValueError: there is nothing to compare.

@@ -38,8 +38,8 @@ class LabelRule:
         desirable: desirable rows to keep of each sentence and voice, those with the lowest error rates.
         undesirable: undesirable rows to keep of each sentence and voice, those with the highest error rates.
         max_cer: highest character error rate of a desirable row.
-        neither: what to do with an utterance that says neither reading, or was cut by the length limit: drop it, or
-            count it as undesirable.
+        neither: treatment of an utterance that says neither reading, or was cut by the length limit: drop it, or count
+            it as undesirable.
         undesirable_cer: lowest character error rate at which a row is undesirable although no reading in it is wrong;
             between max_cer and this there is no row. By default only sentences without a marked word have such rows,
             above max_cer.
@@ -49,9 +49,9 @@ class LabelRule:
         max_tokens_per_character: most speech tokens per character of the text; longer speech drags or repeats.
         min_measures: lowest number of each named measure, such as {similarity: 0.7}.
         max_measures: highest number of each named measure, such as {longest_silence: 1.0}.
-        outside: what to do with a row that would be desirable but for its length or a measure: drop it, or count it as
+        outside: treatment of a row that would be desirable but for its length or a measure: drop it, or count it as
             undesirable.
-        unfinished: what to do with an utterance that was cut by the length limit; by default the same as with neither.
+        unfinished: treatment of an utterance that was cut by the length limit; by default the same as with ``neither``.
     """
 
     keep: Keep = "best"

@@ -49,7 +49,7 @@ class Processes:
         accelerator: kind of device, such as auto, cpu or gpu.
         devices: number of devices on each machine, or which of them; auto for all.
         num_nodes: number of machines.
-        strategy: how Lightning starts and joins the processes.
+        strategy: way in which Lightning starts and joins the processes.
     """
 
     accelerator: str = "auto"
@@ -109,7 +109,7 @@ def prepare(
         speaker_vectors: whether to make speaker vectors for rows that have a recording and none yet.
         batch_size: recordings encoded together, if the directory has a speech tokenizer for batches.
         num_workers: threads in each process that read recordings ahead.
-        on_bad_row: what a row that cannot be prepared does: drop the row and say so, or stop.
+        on_bad_row: reaction to a row that cannot be prepared: drop it and say so, or stop.
         desirable_stars: number of stars from which on a row is desirable, for labels that are 1 to 5 stars.
         overwrite: whether to replace a file that was made with other settings or inputs.
         trainer: where the work is done.

@@ -191,10 +191,10 @@ class AlignTrainer(Trainer):
             overwrite: whether to replace a file that was made from other candidates or with another judge.
             max_failed_share: largest share of the candidates that may go without a verdict because vocoder or judge
                 failed on them.
-            calibrate: instead of listening to candidates, measure how often the judge itself hears the right reading:
-                on recordings whose reading is known (a JSONL file with columns id, text, spans and audio, or a folder
-                with recordings.jsonl), or on sentences with marked words, which the policy speaks with each reading
-                written out.
+            calibrate: recordings whose reading is known (a JSONL file with columns id, text, spans and audio, or a
+                folder with recordings.jsonl), or sentences with marked words, which the policy speaks with each reading
+                written out: instead of listening to candidates, measure how often the judge itself hears the right
+                reading.
             accuracy: file of the judge's own accuracy, which calibrate writes and test and label show beside theirs; by
                 default judge_accuracy.json in run.directory.
             speakers: voices to calibrate with; a sentence that names its own is spoken in that one only.

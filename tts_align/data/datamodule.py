@@ -64,9 +64,10 @@ class AlignData(LightningDataModule):
         tokens_per_micro_batch: most text and speech tokens scored at once; instead of trainer.accumulate_grad_batches.
         bucket_steps: optimiser steps within which rows are sorted by length, a quarter of an epoch at most; 1 for none.
         seed: seed of shuffling, pairing and every other draw of rows; that of the run (seed_everything) by default.
-        on_bad_row: what a fault in the manifest does: stop, or drop the row and say so.
+        on_bad_row: reaction to a fault in the manifest: stop, or drop the row and say so.
         paired_only: whether to use only those labelled rows that stand in pairs.
-        unlabelled: what rows without a label are where others have one: a fault that stops, desirable, or left out.
+        unlabelled: treatment of rows without a label where others have one: stop, desirable (they count as such), or
+            drop.
         desirable_stars: number of stars from which on a row is desirable, for labels that are 1 to 5 stars.
         bistream_share: share of long rows whose text and speech are interleaved.
         flip_labels: whether to train on the opposite labels.
@@ -75,7 +76,7 @@ class AlignData(LightningDataModule):
         vocoder: vocoder of rows without a recording, for objectives that want sound.
         acoustic: mel frames that model.flow makes; what model.tokenizer reads by default.
         num_workers: processes that prepare batches; 0 for the training process itself.
-        wants: what the objective wants of the rows, if they are read without a module.
+        wants: rows that the objective wants, if they are read without a module.
     """
 
     def __init__(

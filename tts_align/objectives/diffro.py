@@ -55,8 +55,8 @@ class DiffRO(Objective, name="diffro"):
         temperature: temperature τ of the Gumbel-softmax.
         final_temperature: temperature of the last step, reached linearly; τ stays by default.
         anneal_steps: optimiser steps until the last temperature.
-        reduction: how tokens are put together: mean (reward over text tokens, KL over speech tokens) or sum (both over
-            the tokens of a row).
+        reduction: reduction over tokens: mean (reward over text tokens, KL over speech tokens) or sum (both over the
+            tokens of a row).
         gradient_clip: largest norm of one row's reward gradient with respect to the reward model's input; 0 for no
             limit.
         sft_weight: weight of the cross-entropy on the stored rows that are desirable; not with free roll-outs.

@@ -72,8 +72,8 @@ class E2E(Objective, name="e2e"):
         attribute_weight: weight of each attribute, such as the speaker, in the reward of stage 3; 0.1 by default.
         attributes: attributes that are rewarded in stage 3, tasks of the reward model; speaker by default.
         second_flow_weight: weight of the flow's loss on sampled speech tokens in stage 3; 1 by default.
-        text_task: how the reward model hears the text in stage 3: asr, which knows the letters before, or ctc, which
-            cannot answer from the text; by default asr if it has it.
+        text_task: task by which the reward model hears the text in stage 3: asr, which knows the letters before, or
+            ctc, which cannot answer from the text; asr by default if it has it.
         estimator: gradient estimator of the samples: straight_through (one token, the soft sample's gradient, the
             default) or soft.
         temperature: temperature of the Gumbel-softmax; 1 by default.

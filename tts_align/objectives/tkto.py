@@ -96,7 +96,7 @@ class TKTO(Objective, name="tkto"):
             With the last two the gradient depends on how rows are cut into micro-batches.
         weigh_end: whether to weigh the end-of-speech token like any other; otherwise its weight is 1.
         normalise_weights: whether to divide the weights of a row by their mean.
-        reduction: how the tokens of a row are put together: sum, as in the paper, or mean.
+        reduction: reduction over the tokens of a row: sum, as in the paper, or mean.
         sft_weight: weight of the mean token cross-entropy of the desirable rows.
     """
 

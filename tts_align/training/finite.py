@@ -52,8 +52,8 @@ class FiniteGuard(Callback):
     waits for the device once in each.
 
     Args:
-        on_not_finite: stop the training, which keeps its last checkpoint; or skip the step, which leaves weights and
-            optimiser as they are.
+        on_not_finite: reaction to a loss or gradient that is not finite: stop the training, which keeps its last
+            checkpoint; or skip the step, which leaves weights and optimiser as they are.
     """
 
     def __init__(self, on_not_finite: OnNotFinite = "stop") -> None:

@@ -55,7 +55,7 @@ class AlignModule(GroupedModule):
         stage_fit: training by ``fit`` of the stages before the objective's, if it has stages.
         vocoder: model that turns speech tokens into sound, for ``judge`` and ``test``.
         judge: listener of ``judge`` and ``test``; never the one that labelled the training data.
-        sampling: how speech tokens are drawn in ``sample`` and ``test``.
+        sampling: settings by which speech tokens are drawn in sample and test.
         test: sentences of ``test``, and how many of them; without it nothing is tested.
         cache: folder for numbers of frozen models; ``cache`` in the run's folder by default.
         optimizer: optimiser class and its arguments.

@@ -80,7 +80,7 @@ class RunSettings:
         overwrite: whether to remove what an earlier run left in the folder and start anew.
         checkpoint_every: optimiser steps between two checkpoints, from which a run resumes.
         test_after_fit: whether to test as soon as the training ends.
-        on_not_finite: what a NaN or infinite loss or gradient does: stop, with step and rows named, or skip the step,
+        on_not_finite: reaction to a NaN or infinite loss or gradient: stop, with step and rows named, or skip the step,
             for which every step waits for the device.
         threads: CPU threads of each process; PyTorch decides by default.
         modules: names of your own modules, imported before the recipe is read, so that their objectives are known by

@@ -98,9 +98,9 @@ class RecogniserJudge(Judge):
         model: folder of the recogniser.
         language: code of the language that is spoken, such as ja; empty for that of each sentence.
         batch_size: utterances heard together; does not change a verdict.
-        readings: when a reading counts as heard.
-        long_audio: what to do with a recording that is longer than the recogniser hears at once: cut it into windows
-            at quiet moments, in which case no reading is told from another, or let it fail by name.
+        readings: rules by which a reading counts as heard.
+        long_audio: handling of a recording that is longer than the recogniser hears at once: windows (it is cut at
+            quiet moments, and no reading is told from another) or fail (an error names it).
     """
 
     neutral_arguments: ClassVar[frozenset[str]] = frozenset({"batch_size", "model", "device_threads"})

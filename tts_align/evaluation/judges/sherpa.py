@@ -30,12 +30,14 @@ class SherpaJudge(RecogniserJudge):
 
     Args:
         model: folder with model.onnx or model.int8.onnx and tokens.txt.
-        kind: which of the two it is.
+        kind: kind of model: paraformer or sense_voice.
         language: code of the language that is spoken; empty for that of each sentence.
-        readings: of these only max_cer matters here: the error rate above which nothing was understood.
-        long_audio: what to do with a recording of more than 30 s: cut it into windows at quiet moments, or let it fail
-            by name.
-        provider: of ONNX Runtime inside sherpa-onnx: cpu, or cuda where that build of it is installed.
+        readings: rules by which a reading counts as heard, of which only max_cer matters here: the error rate above
+            which nothing was understood.
+        long_audio: handling of a recording of more than 30 s: windows (it is cut at quiet moments) or fail (an error
+            names it).
+        provider: execution provider of ONNX Runtime inside sherpa-onnx: cpu, or cuda where that build of it is
+            installed.
     """
 
     scores_readings: ClassVar[bool] = False

@@ -39,12 +39,12 @@ class TransformersCTCJudge(RecogniserJudge):
             facebook/mms-1b-all (letters of many languages).
         language: code of the language that is spoken, such as ja; empty for that of each sentence.
         target_language: adapter and letters of a model of many languages, such as jpn for MMS.
-        script: what the model writes: written (as people write the language), kana, pinyin or phonemes; auto
+        script: script that the model writes: written (as people write the language), kana, pinyin or phonemes; auto
             goes by its vocabulary.
         batch_size: utterances heard together; does not change a verdict.
-        readings: when a reading counts as heard.
-        long_audio: what to do with a recording of more than 30 s: cut it into windows at quiet moments, in which case
-            no reading is told from another, or let it fail by name.
+        readings: rules by which a reading counts as heard.
+        long_audio: handling of a recording of more than 30 s: windows (it is cut at quiet moments, and no reading is
+            told from another) or fail (an error names it).
     """
 
     def __init__(

@@ -51,15 +51,15 @@ class WhisperJudge(RecogniserJudge):
         backend: library to use. auto takes ctranslate2 for a folder with model.bin where that library can work on the
             trainer's device, else transformers if the folder has its weights too, else ctranslate2 on the CPU; a
             message says which.
-        script: what it writes: written (as people do), or kana for a Whisper that was trained to write nothing else,
-            which needs no spelling of a reading and expects less.
+        script: script that it writes: written (as people do), or kana for a Whisper that was trained to write nothing
+            else, which needs no spelling of a reading and expects less.
         precision: type of the numbers: float32, or on a GPU float16, which is faster and less exact.
         beam_size: hypotheses followed when transcribing; 1 is greedy.
         max_tokens: longest transcript of a window in tokens, where a recogniser that repeats itself ends.
         batch_size: utterances heard together; does not change a verdict.
-        readings: when a reading counts as heard.
-        long_audio: what to do with a recording of more than 30 s: cut it into windows at quiet moments, in which case
-            no reading is told from another, or let it fail by name.
+        readings: rules by which a reading counts as heard.
+        long_audio: handling of a recording of more than 30 s: windows (it is cut at quiet moments, and no reading is
+            told from another) or fail (an error names it).
     """
 
     expects: ClassVar[bool] = True

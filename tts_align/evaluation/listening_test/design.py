@@ -45,9 +45,9 @@ class Plan:
         checks: questions of each kind with a known answer: who misses them did not listen.
         repeats: questions of each kind that every listener gets twice: who answers them differently is guessing.
         training: questions of each kind before the first that counts.
-        title: what listeners see above the test.
+        title: heading above the test.
         language: language of the page (en, zh or ja); that of the browser by default, and listeners may change it.
-        show_text: show what should be said; the question for a reading always does.
+        show_text: whether to show what should be said; the question for a reading always does.
         sample_rate: rate of all clips in Hz; by default the highest of the recordings.
         loudness_lufs: loudness of all clips, by ITU-R BS.1770; less if a clip would be cut.
         seed: seed of names, checks and the order of systems.

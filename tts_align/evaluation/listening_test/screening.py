@@ -22,8 +22,8 @@ class Rules:
         min_consistency: lowest share of the repeated questions that were answered alike both times: the same choice, or
             ratings that differ by 1 at most; 0 for no such rule.
         min_answered: lowest share of the questions that were answered.
-        headphones: count those only who said that they used headphones.
-        native: count those only who said that the language is their first.
+        headphones: whether to count only those who said that they used headphones.
+        native: whether to count only those who said that the language is their first.
     """
 
     min_checks: float = 1.0

@@ -73,7 +73,7 @@ class PitchSpread(UtteranceMeasure):
     """Spread of the fundamental frequency in semitones: read speech has 2 to 4, a monotone less than 1.
 
     Args:
-        voiced_frames: an utterance with fewer frames of 10 ms that have a pitch gets no number.
+        voiced_frames: fewest frames of 10 ms that have a pitch; an utterance with fewer gets no number.
     """
 
     name = "pitch_spread"

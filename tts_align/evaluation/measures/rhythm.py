@@ -113,7 +113,7 @@ class Clipping(UtteranceMeasure):
     """Share of samples at full scale.
 
     Args:
-        level: what is at least so loud counts, of full scale 1.
+        level: smallest loudness of a clipped sample, of full scale 1.
     """
 
     name = "clipping"

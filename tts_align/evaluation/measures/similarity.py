@@ -108,7 +108,7 @@ class SeedSimilarity(SpeakerSimilarity):
 
     Args:
         model: the file wavlm_large_finetune.pth.
-        normalise: bring each recording to mean 0 and variance 1 first, as WavLM-large was trained.
+        normalise: whether to bring each recording to mean 0 and variance 1 first, as WavLM-large was trained.
     """
 
     name = "similarity_seed"

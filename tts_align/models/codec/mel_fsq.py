@@ -28,7 +28,7 @@ class FSQSizes:
         hop_samples: samples per frame.
         mel_channels: mel channels.
         frames_per_token: frames that one token stands for.
-        levels: of the quantiser; their product is the size of the codebook.
+        levels: levels of each dimension of the quantiser; their product is the size of the codebook.
         embedding_channels: width of a token's vector.
         encoder_channels: width of the encoder.
         encoder_blocks: its blocks.
@@ -53,9 +53,9 @@ class MelFSQ(TokenizerHead):
     """Waveform -> log-mel -> tokens, at any size, to be trained.
 
     Args:
-        directory: holds ``config.json`` and ``model.safetensors``; ``demo:audio/codec``, of which the tokenizer is
-            taken, names the embedded codec. Without it a tokenizer of random weights is made from ``sizes``.
-        sizes: of a new tokenizer; not together with ``directory``.
+        directory: folder with ``config.json`` and ``model.safetensors``; ``demo:audio/codec``, of which the tokenizer
+            is taken, names the embedded codec. Without it a tokenizer of random weights is made from ``sizes``.
+        sizes: sizes of a new tokenizer; not together with directory.
         batch_size: utterances that ``encode`` takes together; changes nothing but the last bits of sums.
     """
 

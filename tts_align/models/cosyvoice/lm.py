@@ -56,10 +56,9 @@ class CosyVoiceLM(Qwen2CodecLM):
         compile: whether layers are compiled (torch.compile): the first steps take longer, the others less time.
         bistream: lengths of the blocks of text and speech tokens, for rows that interleave them.
         family: version that the directory must hold, cosyvoice2 or cosyvoice3; either by default.
-        front_end: how sample and test prepare texts: whole speaks each as it is, split cuts long ones as the CosyVoice
-            runtime does, normalise also writes numbers and units out as the runtime does (pip install
-            'tts-align[normalise]').
-        vllm: speak by vLLM in sample, test and roll-outs; by the own engine by default.
+        front_end: preparation of texts in sample and test: whole (each as it is), split (long ones cut as the CosyVoice
+            runtime does) or normalise (numbers and units written out as well; pip install 'tts-align[normalise]').
+        vllm: settings of vLLM, which then speaks in sample, test and roll-outs; by default the own engine does.
     """
 
     def __init__(

@@ -34,10 +34,10 @@ class DiTFlowSizes:
     Args:
         codebook_size: size of the codebook.
         mel_channels: mel channels; token vectors have as many.
-        speaker_channels: of the speaker vectors.
+        speaker_channels: channels of the speaker vectors.
         frames_per_token: mel frames that a token lasts.
-        lookahead: how many tokens each token's frames depend on beyond it.
-        lookahead_channels: inside the layer that looks ahead.
+        lookahead: tokens beyond each token on which its frames depend.
+        lookahead_channels: channels inside the layer that looks ahead.
         dim: width of the transformer.
         depth: number of blocks.
         heads: attention heads.
@@ -47,11 +47,11 @@ class DiTFlowSizes:
         position_kernel: frames that each of the two convolutions before the blocks reads.
         position_groups: their groups.
         chunk_frames: frames of a chunk, which streaming attention does not look beyond.
-        dropout: behind attention and inside feed-forward layers, in training only.
+        dropout: share of dropout behind attention and inside feed-forward layers, in training only.
         patch_frames: frames of one position of the transformer; must divide frames_per_token and chunk_frames.
-        upsampling: how a token becomes frames: repeat, or learned (each frame knows which of its token's it is; starts
-            as repeat). Not with a prior, which has its own.
-        predicts: what the transformer makes: velocity (the published model), or the mel at the end of the way, from
+        upsampling: way in which a token becomes frames: repeat, or learned (each frame knows which of its token's it
+            is; starts as repeat). Not with a prior, which has its own.
+        predicts: output of the transformer: velocity (the published model), or the mel at the end of the way, from
             which the velocity follows and whose squared error is then the loss.
         prior: sizes of a deterministic decoder whose mel the transformer is told and corrects, from 0 at first; it
             takes the place of the layer that looks ahead, and its blocks say how far ahead tokens depend.

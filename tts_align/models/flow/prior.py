@@ -18,8 +18,8 @@ class PriorSizes:
     """Sizes of a mel decoder that a flow refines; the defaults are those of the demo's codec.
 
     Args:
-        embedding_channels: of the token vectors.
-        hidden_channels: width.
+        embedding_channels: channels of the token vectors.
+        hidden_channels: channels inside the prior.
         blocks: convolution blocks at token rate.
         kernel: tokens that one block reads, odd.
     """

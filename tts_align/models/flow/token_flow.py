@@ -120,10 +120,10 @@ class TokenFlow(FlowHead):
     Args:
         codebook_size: size of the codebook.
         mel_channels: mel channels.
-        embedding_channels: of the token vectors.
-        speaker_channels: of the speaker vectors.
+        embedding_channels: channels of the token vectors.
+        speaker_channels: channels of the speaker vectors.
         frames_per_token: mel frames that a token lasts.
-        lookahead: how many tokens each token's frames depend on beyond it.
+        lookahead: tokens beyond each token on which its frames depend.
     """
 
     def __init__(

@@ -39,16 +39,16 @@ class Sizes:
     Args:
         codebook_size: speech tokens of the tokenizer.
         text_vocabulary: ids of the text tokenizer.
-        family: whose special ids are used.
-        hidden_size: width.
+        family: version whose special ids are used.
+        hidden_size: width of the layers.
         layers: number of blocks.
         heads: attention heads.
         key_value_heads: heads of keys and values (grouped-query attention).
         intermediate_size: width inside the feed-forward layers.
         rope_theta: base of the rotary positions.
-        attention_dropout: of attention weights, in training of the policy only.
-        prefix_format: how a voice enters the text; ``{speaker}`` is replaced by its name. Empty: it does not.
-        rms_norm_eps: of the normalisation.
+        attention_dropout: share of dropout of attention weights, in training of the policy only.
+        prefix_format: form in which a voice enters the text; ``{speaker}`` is replaced by its name. Empty: it does not.
+        rms_norm_eps: small number that the normalisation adds, so that it never divides by 0.
     """
 
     codebook_size: int

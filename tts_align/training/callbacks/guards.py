@@ -66,8 +66,8 @@ class HackingGuard(Callback):
         speakers_encoder: tells voices apart; without one only the error rate is watched.
         similarity_fall: tolerated fall of the mean similarity of the voices to their first utterances.
         patience: harmful hearings in a row after which training stops; after the last step one is enough.
-        stop: stop the training and restore the best weights; otherwise only warn.
-        seed: of the utterances; by default 7 plus that of the run (seed_everything).
+        stop: whether to stop the training and restore the best weights; otherwise only warn.
+        seed: seed of the utterances; by default 7 plus that of the run (seed_everything).
         batch_rows: utterances at a time.
         max_failed_share: largest share of the utterances that vocoder or judge may fail on; see ``judge``.
     """
@@ -264,7 +264,7 @@ class CollapseGuard(Callback):
         saturated: share of saturated rewards from which on they have collapsed.
         entropy_nats: entropy of the histogram of rewards, in nats, under which they have collapsed; at most ln 5.
         patience: number of logs in a row that must say so.
-        stop: stop the training; otherwise only warn.
+        stop: whether to stop the training; otherwise only warn.
     """
 
     def __init__(

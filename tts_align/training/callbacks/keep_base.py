@@ -47,7 +47,7 @@ class KeepBase(Callback):
         speakers: voices, as for ``test``.
         cer_rise: tolerated rise of the mean character error rate.
         nearest_rise: tolerated rise of the mean nearest character error rate.
-        seed: of the utterances; by default 11 plus that of the run (seed_everything).
+        seed: seed of the utterances; by default 11 plus that of the run (seed_everything).
         batch_rows: utterances at a time.
     """
 

@@ -87,7 +87,7 @@ def best_of(heard: Sequence[DevHearing], metric: Metric, cer_tolerance: float) -
 
     Args:
         heard: at least one; the first is from before the training and always counts.
-        metric: what is to be low; of equals the lower nearest error rate decides.
+        metric: number that is to be low; of equals the lower nearest error rate decides.
         cer_tolerance: by how much the nearest error rate may be above that of the first.
     """
     highest = heard[0].nearest_cer + cer_tolerance
@@ -116,7 +116,7 @@ class KeepBest(Callback):
         judge: listener of this callback, used for nothing else.
         use_test_judge: listen with ``model.judge`` for want of another; what ``test`` reports is then no longer
             independent of what was chosen.
-        metric: what is to be low: wrong_readings, nearest_cer or cer.
+        metric: number that is to be low: wrong_readings, nearest_cer or cer.
         cer_tolerance: tolerated rise of the mean nearest character error rate since the start.
         average: number of the last hearings whose weights are averaged at the end, to be heard once more; the mean is
             chosen if it is better than all of them. 0 for no mean.

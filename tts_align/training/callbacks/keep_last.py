@@ -25,7 +25,7 @@ class KeepLast(Checkpoint):
     be what an undisturbed training does. A signal ends the training after the step, which is saved.
 
     Args:
-        path: of the checkpoint.
+        path: file of the checkpoint.
         every: optimiser steps between two checkpoints; the end of the training is always saved.
     """
 

@@ -29,29 +29,29 @@ class UNetFlowSizes:
 
     Args:
         codebook_size: size of the codebook.
-        mel_channels: of the mel.
+        mel_channels: channels of the mel.
         speaker_channels: numbers of a speaker vector.
-        token_channels: of a token's vector.
+        token_channels: channels of a token's vector.
         frames_per_token: mel frames that one token stands for.
         lookahead: speech tokens beyond a token that its frames depend on.
-        width: of the encoder.
+        width: width of the encoder.
         heads: its attention heads.
         feed_forward: width inside its feed-forward parts.
-        blocks: of the encoder at token rate.
-        up_blocks: of the encoder at frame rate.
+        blocks: blocks of the encoder at token rate.
+        up_blocks: blocks of the encoder at frame rate.
         chunk_tokens: speech tokens of a chunk, which the streaming encoder does not look beyond.
-        unet_width: of the U-Net.
-        unet_time_width: of the time as the U-Net is told of it.
+        unet_width: width of the U-Net.
+        unet_time_width: width of the time as the U-Net is told of it.
         unet_blocks: transformer blocks at each of its levels.
         unet_mid_levels: levels between its way down and its way up.
         unet_heads: its attention heads.
-        unet_head_channels: of each.
+        unet_head_channels: channels of each attention head of the U-Net.
         unet_feed_forward: width inside its feed-forward parts.
         chunk_frames: frames of a chunk, which the streaming U-Net does not look beyond.
-        dropout: in the encoder, in training only.
-        position_dropout: of the encoder's scaled inputs and positions, in training only.
-        attention_dropout: of the encoder's attention weights, in training only.
-        unet_dropout: in the U-Net, in training only.
+        dropout: share of dropout in the encoder, in training only.
+        position_dropout: share of dropout of the encoder's scaled inputs and positions, in training only.
+        attention_dropout: share of dropout of the encoder's attention weights, in training only.
+        unet_dropout: share of dropout in the U-Net, in training only.
     """
 
     codebook_size: int = 6561
@@ -177,7 +177,7 @@ class UNetFlow(TokenFlow):
     see :mod:`tts_align.models.cosyvoice.flow.conformer`.
 
     Args:
-        sizes: of everything.
+        sizes: sizes of the encoder and the U-Net.
     """
 
     def __init__(self, sizes: UNetFlowSizes | None = None) -> None:
