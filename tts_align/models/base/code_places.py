@@ -28,6 +28,6 @@ def code_places(rows: Sequence[TokenRow], layout: Layout) -> dict[str, Any]:
         "speech": pad_sequence(speech_tokens, batch_first=True),
         "mask": mask,
         "code_target": (flat < layout.codebook_size).nonzero()[:, 0],
-        "code_place": mask.flatten().nonzero()[:, 0],
+        "code_place": mask.flatten().nonzero()[:, 0],  # :: (b, s) -> (b * s) -> (k)
         "targets": tuple(map(len, targets)),
     }

@@ -67,4 +67,5 @@ class RowKeys:
             hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES).digest()
             for parts in zip(starts, speech, ends, strict=True)
         )
+        # :: (r * 16) -> (r, 16)
         return np.frombuffer(b"".join(made), np.uint8).reshape(-1, KEY_BYTES)

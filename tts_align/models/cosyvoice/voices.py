@@ -154,9 +154,8 @@ class Voices(Mapping[str, Voice]):
         speech_tokens = tuple(map(int, speech.flatten().tolist()))
         if mel.shape[-1] != self.directory.frames.mel_channels:
             raise ValueError(f"{where}: expected mel frames last in {_COMPLETE['mel']}, got shape {tuple(mel.shape)}")
-        voice = Voice(
-            name, mode, text, "", speech_tokens, mel.float().reshape(-1, mel.shape[-1]), vector.float().flatten()
-        )
+        frames = mel.float().reshape(-1, mel.shape[-1])  # :: (1, f, m) -> (f, m)
+        voice = Voice(name, mode, text, "", speech_tokens, frames, vector.float().flatten())
         return aligned(voice, self.directory.frames.frames_per_token)
 
 

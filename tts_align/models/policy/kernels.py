@@ -62,6 +62,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden, weight, scale = ctx.saved_tensors
         both = upstream * hidden
+        # :: (*b, h) -> (l, h) -> (h)
         of_weight = (scale * both).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, of_weight, None

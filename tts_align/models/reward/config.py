@@ -99,7 +99,8 @@ class Attribute:
         if self.kind == "events":
             there = [self._events(value) for value in values]
             target = torch.tensor([[name in row for name in self.classes] for row in there], dtype=torch.bool)
-            return AttributeLabels(self.name, target.view(len(there), len(self.classes)), mask)
+            target = target.view(len(there), len(self.classes))  # :: (r, e); (0) -> (0, e)
+            return AttributeLabels(self.name, target, mask)
         if self.kind == "classes":
             indices = [0 if value is None else self._index(value) for value in values]
             return AttributeLabels(self.name, torch.tensor(indices, dtype=torch.long), mask)

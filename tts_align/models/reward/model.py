@@ -81,7 +81,7 @@ class RewardModel(RewardHead):
         rows = [() if text is None else self.encode_text(text) for text in texts]
         longest = max([1, *map(len, rows)])
         padded = [[*row, *[END] * (longest - len(row))] for row in rows]
-        text = torch.tensor(padded, dtype=torch.long).view(-1, longest)
+        text = torch.tensor(padded, dtype=torch.long).view(-1, longest)  # :: (r, l); (0) -> (0, l)
         text_mask = torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
         has_text = torch.tensor([one is not None for one in texts], dtype=torch.bool)
         known = tuple(one.encode([row.get(one.name) for row in attributes]) for one in self.sizes.attributes)
