@@ -25,9 +25,10 @@ from tiny_whisper import convert, save_whisper
 
 from tts_align.cli.entry import main, run
 from tts_align.data.manifest import read_manifest, write_manifest
+from tts_align.data.select import Selector
 from tts_align.evaluation.prompts import read_prompts
 from tts_align.models.cosyvoice.voice_rows import read_voice_rows
-from tts_align.objectives import Objective
+from tts_align.objectives import KTO, Objective
 
 READMES = {
     path: (ROOT / path).read_text("utf-8")
@@ -243,6 +244,14 @@ def test_recordings_are_prepared(cosyvoice: dict[str, str], monkeypatch: pytest.
     assert len(read_manifest(tmp_path / "manifest.parquet").rows) == 1
 
 
+def test_what_each_objective_can_use_is_printed_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {name: kind for name, kind in Objective.registry.items() if kind.__module__.startswith("tts_align.")}
+    monkeypatch.setattr(Objective, "registry", own)
+    rows = read_manifest("demo:audio/preference.parquet").rows
+    usable = Selector(rows, seed=0).usable(KTO().rows_wanted.readers)
+    assert block("tts_align/data/README.md", "one-sided sentences") == f"{usable}\n"
+
+
 @pytest.mark.parametrize("path", [*READMES, "benchmarks/README.md"])
 def test_every_path_it_names_is_there(path: str) -> None:
     text = (ROOT / path).read_text("utf-8")
@@ -267,5 +276,5 @@ def test_every_block_is_looked_at(path: str) -> None:
     """What stands in a fence is read as a format, run by a test above, or printed by one."""
     run_here = ("tts-align", "import ", "tts_align/\n", "pip install")
     for language, text in BLOCKS[path]:
-        printed = text.startswith(("speech (sft)", " "))
+        printed = text.startswith(("speech (", " "))
         assert language == "json" or printed or any(word in text for word in run_here), text

@@ -38,8 +38,8 @@ class TestSettings:
             every utterance.
         max_failed_share: largest share of a system's utterances that may go without a verdict because vocoder or judge
             failed on them; they are left out of all numbers, counted and named.
-        forgetting: settings of general sentences without marked words, spoken before and after in every language of the
-            test set: the check of what the training may have broken besides.
+        forgetting: whether to speak general sentences without marked words as well, before and after, in every language
+            of the test set: what the training may have broken besides.
     """
 
     __test__ = False  # not a test, whatever its name
