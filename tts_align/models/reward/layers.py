@@ -201,7 +201,7 @@ def ctc_logp(
     targets = functional.pad(text.where(text_mask, UNKNOWN), (0, 1), value=UNKNOWN)
     frames, letters = (lengths, counts) if known is None else map(list, known)
     losses = functional.ctc_loss(
-        log_probs.transpose(0, 1),  # :: (r, s, v) -> (s, r, v)
+        log_probs.transpose(0, 1),  # :: (r, s, k) -> (s, r, k)
         targets,
         frames,  # type: ignore[arg-type]  # plain numbers serve as well
         letters,  # type: ignore[arg-type]
