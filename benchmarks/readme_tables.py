@@ -21,10 +21,10 @@ METRICS = ("accuracy", "cer", "nearest_cer", "bad_case_ratio")
 
 
 def mean(values: Sequence[float]) -> str:
-    """Per cent, mean ± standard error."""
+    """Per cent, mean ± standard error; of one value that value alone."""
     percent = 100 * np.asarray(values)
-    error = percent.std(ddof=1) / np.sqrt(len(percent)) if len(percent) > 1 else 0.0
-    return f"{percent.mean():.1f} ± {error:.1f}"
+    error = f" ± {percent.std(ddof=1) / np.sqrt(len(percent)):.1f}" if len(percent) > 1 else ""
+    return f"{percent.mean():.1f}{error}"
 
 
 def table1(found: dict[str, Any]) -> str:
@@ -301,18 +301,20 @@ BUDGETS = {
 }
 
 
-def recipe(found: dict[str, Any]) -> str:
-    """The shipped recipe and KTO beside it, at budgets that are named."""
+def recipe(found: dict[str, Any], corpus: str = "audio", fewest: int = 1) -> str:
+    """TKTO and other methods beside it, at budgets that are named; those of fewer seeds are left out."""
     lines = ["| method | budget | moving average | seeds | updates | CPU s | accuracy % | CER % | nearest CER % |"]
     lines += ["|---" * 9 + "|"]
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for row in found["rows"]:
-        if row["corpus"] == "audio":
+        if row["corpus"] == corpus:
             # TKTO is the same run at every budget: the others are matched to it.
             budget = "" if row["method"] == "tkto" else BUDGETS[row["budget"]]
             groups.setdefault((row["method"], budget, row.get("average", 0.0)), []).append(row)
     for method, budget, average in sorted(groups, key=lambda one: (ORDER.index(one[0]), -one[2])):
         mine = list({row["seed"]: row for row in groups[method, budget, average]}.values())
+        if len(mine) < fewest:
+            continue
         cells = " | ".join(mean([row[metric] for row in mine]) for metric in METRICS[:3])
         updates = f"{np.mean([row['updates'] for row in mine]):.0f}" if "updates" in mine[0] else ""
         timed = [row["cpu_seconds"] for row in mine if "cpu_seconds" in row]
@@ -323,11 +325,16 @@ def recipe(found: dict[str, Any]) -> str:
 
 
 def headline(found: dict[str, Any]) -> str:
-    """The same with the moving average where there is one."""
+    """The same on the audio corpus, with the moving average where there is one."""
     averaged = {(row["method"], row["budget"]) for row in found["rows"] if row.get("average")}
     kept = [row for row in found["rows"] if row.get("average") or (row["method"], row["budget"]) not in averaged]
     kept = [row for row in kept if row["method"] != "tkto" or row.get("average")]
-    return recipe({"rows": kept})
+    return recipe({"rows": kept}, fewest=5)
+
+
+def symbolic(found: dict[str, Any]) -> str:
+    """The same on the symbolic corpus."""
+    return recipe(found, "symbolic")
 
 
 ORDER = ("base", "tkto", "kto", "dpo", "sft")
@@ -335,12 +342,13 @@ ORDER = ("base", "tkto", "kto", "dpo", "sft")
 
 def against(found: dict[str, Any]) -> str:
     """Paired differences of TKTO at equal compute, seed by seed."""
-    lines = ["| against | budget | moving average | seed | accuracy, points | CER, points | nearest CER, points |"]
-    lines += ["|---" * 7 + "|"]
-    for one in sorted(found["comparisons"], key=lambda one: -one.get("average", 0.0)):
+    lines = ["| corpus | against | budget | average | seed | accuracy, points | CER, points | nearest CER, points |"]
+    lines += ["|---" * 8 + "|"]
+    for one in sorted(found["comparisons"], key=lambda one: (one["corpus"], -one.get("average", 0.0))):
         cells = " | ".join(points(one[metric]) for metric in ("accuracy", "cer", "nearest_cer"))
         average = f"{one['average']:g}" if one.get("average") else ""
-        lines.append(f"| `{one['second']}` | {BUDGETS[one['budget']]} | {average} | {one['seed']} | {cells} |")
+        other, budget = one["second"], BUDGETS[one["budget"]]
+        lines.append(f"| {one['corpus']} | `{other}` | {budget} | {average} | {one['seed']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -466,6 +474,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     Path("README.md"): {"demo": ("tkto/summary.json", demo), "recipe": ("equal_compute.json", headline)},
     Path("benchmarks/README.md"): {
         "recipe": ("equal_compute.json", recipe),
+        "symbolic": ("equal_compute.json", symbolic),
         "against": ("equal_compute.json", against),
         "sweep": ("equal_compute.json", sweep),
         "table1": ("demo_table1.json", table1),
