@@ -197,11 +197,40 @@ def test_no_suggestion_for_what_is_like_nothing() -> None:
         ("--model.policy.init_args.dirctory x", r"Option 'dirctory' is not accepted; did you mean 'directory'\?"),
         ("--model.policy Qwen2CodeLM", r"did you mean 'Qwen2CodecLM'\?"),
         ("--model.sampling.top 3", r"Option 'top' is not accepted; (did you mean 'top_[pk]'\?|Sampling takes )"),
-        ("--trainer.strategy nonsense", r"nonsense"),
+        (
+            "--trainer.strategy ddpp",
+            r"trainer\.strategy: expected one of auto, ddp, .*, got ddpp; did you mean 'ddp'\?\n"
+            r".*--config strategy/ddp or --config strategy/fsdp$",
+        ),
+        (
+            "--trainer.devices two",
+            r"trainer\.devices: expected a number above 0, a list such as \[0, 1\], or auto, got two$",
+        ),
+        ("--trainer.devices 0", r"trainer\.devices: expected a number above 0, .*, got 0$"),
+        (
+            "--trainer.accelerator gpuu",
+            r"trainer\.accelerator: expected one of auto, gpu, cpu, .*, got gpuu; did you mean 'gpu'\?$",
+        ),
+        (
+            "--trainer.accelerator tpu",
+            r"trainer\.accelerator: .*finds here, got tpu: there is none; set auto, cpu or gpu$",
+        ),
+        ("--trainer.num_nodes 0", r"trainer\.num_nodes: expected a number of machines above 0, got 0$"),
+        ("--trainer.accumulate_grad_batches 0", r"trainer\.accumulate_grad_batches must be at least 1, got 0$"),
+        ("--trainer.strategy fsdp", r"trainer: The strategy fsdp requires a GPU"),
     ],
 )
 def test_wrong_flags(flags: str, message: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(message, fails(capsys, "fit", "--config", recipe(), *flags.split()))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda"])
+def test_no_gpu(name: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = fails(capsys, "fit", "--config", recipe(), "--trainer.accelerator", name)
+    assert message.startswith(f"trainer.accelerator: expected a device that PyTorch finds here, got {name}: PyTorch ")
+    assert "set trainer.accelerator to cpu or auto, or " in message
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
+from tts_align.cli.devices import of_the_trainer
 from tts_align.cli.places import check_no_hub
 from tts_align.cli.trainer import AlignTrainer
 from tts_align.cli.writing import writing
@@ -59,17 +60,16 @@ class Processes:
 
     def trainer(self) -> AlignTrainer:
         """A trainer that does nothing but start the processes."""
-        return AlignTrainer(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            strategy=self.strategy,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        options = asdict(self)
+        with of_the_trainer(options):
+            return AlignTrainer(
+                **options,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
 
 
 class _Nobody(LightningModule):

@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
+from tts_align.cli.devices import of_the_trainer
 from tts_align.cli.writing import writing
 from tts_align.evaluation.calibration import CALIBRATION
 from tts_align.training.callbacks.keep_last import KeepLast, StopOnSignal
@@ -328,7 +329,9 @@ def make_trainer(recipe: Namespace, run: Run, settings: RunSettings, command: st
         ours["plugins"] = [*plugins, CheckpointFiles()]
     if command == "export":  # without the devices that a training wants
         ours |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
-    return AlignTrainer(**{**recipe, **ours})
+    options = {**recipe, **ours}
+    with of_the_trainer(options):
+        return AlignTrainer(**options)
 
 
 def _loggers(given: Any, run: Run) -> list[Logger] | bool:
