@@ -183,7 +183,26 @@ def test_no_suggestion_for_what_is_like_nothing() -> None:
     [
         ("--objective tkot", r"unknown objective 'tkot': expected one of .*; did you mean 'tkto'\?"),
         ("--objective dpo --objective.betta 0.2", r"Option 'betta' is not accepted; did you mean 'beta'\?"),
-        ("--objective dpo --objective.beta high", r"Expected a <class 'float'>\. Got value: high"),
+        ("--objective dpo --objective.beta high", r"^objective\.beta: expected a number, got high$"),
+        ("--run.threads many", r"^run\.threads: expected a whole number, got many$"),
+        ("--run.overwrite maybe", r"^run\.overwrite: expected true or false, got maybe$"),
+        ("--data.on_bad_row skip", r"^data\.on_bad_row: expected one of stop, drop, got skip$"),
+        ("--trainer.precision fp16", r"^trainer\.precision: expected one of transformer-engine, .*, bf16, got fp16$"),
+        ("--model.optimizer.lr fast", r"^model\.optimizer\.lr: expected a number, got fast$"),
+        ("--model.policy.init_args.lora.rank big", r"^model\.policy\.lora\.rank: expected a whole number, got big$"),
+        (
+            "--objective nofile.Focal",
+            r"^objective: no module named 'nofile' in the current folder, .*, or among the installed packages: start",
+        ),
+        ("--model.judge tts_align.Juge", r"^model\.judge: tts_align has no Juge; did you mean 'Judge'\?$"),
+        ("--model.judge WhisperJuge", r"^model\.judge: expected one of .*got WhisperJuge; did you mean 'WhisperJudge'"),
+        (
+            "--model.judge WhisperJudge",
+            r"^model\.judge: WhisperJudge needs model: pass --model\.judge\.init_args\.model$",
+        ),
+        ("--trainer.callbacks+=KeepBst", r"^trainer\.callbacks: .*, got KeepBst; did you mean 'KeepBest'\?$"),
+        ("--model.policy Qwen3", r"^model\.policy: expected one of .*Qwen2CodecLM, or the import path .*, got Qwen3$"),
+        ("--model.optimizer Adamm", r"^model\.optimizer: expected one of .*AdamW.*, got Adamm; did you mean 'Adam'\?$"),
         ("--objective dpo --objective.beta -1", r"beta must be above 0, got -1\.0"),
         ("--traner.max_steps 3", r"traner\.max_steps 3; did you mean 'trainer\.max_steps'\?"),
         ("--trainer.max_step 3", r"unrecognized arguments: --trainer\.max_step 3; did you mean"),
@@ -564,6 +583,17 @@ def test_help_of_an_objective(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["label", "--help"], 0, r"(?s)--judged.*--rule\.max_cer"),
         (["label", "--judged", "nowhere.jsonl", "--out", "x.jsonl"], 2, r"nowhere\.jsonl"),
         (["label", "--judged", "x", "--out", "y", "--rule.max_cer", "-1"], 2, r"max_cer must not be negative"),
+        (
+            ["label", "--judged", "x", "--out", "y", "--rule.keep", "some"],
+            2,
+            r"rule.keep: expected one of best, all, got",
+        ),
+        (["listen", "score", "--answers", "x"], 2, r"error: answers: expected a list, such as \[x\], got x\n"),
+        (
+            ["score", "a", "--prompts", "x", "--judge", "Whisper"],
+            2,
+            r"judge: .*got Whisper; did you mean 'Whis",
+        ),
         (["label", "--judgde", "x"], 2, r"did you mean 'judged'\?"),
     ],
 )
@@ -660,6 +690,15 @@ def test_a_logger_goes_by_its_short_name_and_says_what_to_install(
 def test_audio_is_yes_or_no(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "sample", "--config", recipe(), "--prompts", "p", "--out", "o.jsonl", "--audio", "wav")
     assert "--audio true writes recordings beside --out" in message
+
+
+@pytest.mark.parametrize("voices", ["anna", "[anna]"])
+def test_one_voice_needs_no_brackets(
+    voices: str, here: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "p.txt").write_text("ab\n")
+    given = ["--prompts", "p.txt", "--out", "o.jsonl", "--speakers", voices]
+    assert "voice 'anna' has no effect" in fails(capsys, "sample", "--config", recipe(), *given)
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, set_loader
 
 from tts_align import PUBLIC
 from tts_align.cli.errors import debugging, did_you_mean, fail
+from tts_align.cli.expected import expected
 from tts_align.objectives import Objective
 from tts_align.utils.readers import ReadError, load_yaml
 
@@ -62,8 +63,9 @@ def explained(message: str, options: list[str]) -> str:
     """
     if "Not a valid subclass of Objective. Got value: None" in message:
         return f"no objective chosen: pass --objective, one of {', '.join(sorted(Objective.registry))}"
-    if message.startswith('Parser key "audio":'):
-        message += "\n  --audio true writes recordings beside --out, in a folder of its name"
+    if (said := expected(message)) is not None:
+        audio = "\n  --audio true writes recordings beside --out, in a folder of its name"
+        return said + audio * said.startswith("audio:")
     if unknown := _UNKNOWN.search(message):
         message += did_you_mean(unknown[1] or unknown[2], options)
     lines, owner = [], ""

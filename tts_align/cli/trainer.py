@@ -125,7 +125,7 @@ class AlignTrainer(Trainer):
         prompts: Path,
         out: Path,
         samples: int = 5,
-        speakers: Sequence[str] = (),
+        speakers: Sequence[str] | str = (),
         batch_rows: int = 64,
         seed: int | None = None,
         overwrite: bool = False,
@@ -157,7 +157,7 @@ class AlignTrainer(Trainer):
             prompts=prompts,
             out=out,
             samples=samples,
-            speakers=speakers,
+            speakers=[speakers] if isinstance(speakers, str) else speakers,
             batch_rows=batch_rows,
             seed=seed,
             overwrite=overwrite,
@@ -179,7 +179,7 @@ class AlignTrainer(Trainer):
         max_failed_share: float = 0.01,
         calibrate: Path | None = None,
         accuracy: Path | None = None,
-        speakers: Sequence[str] = (),
+        speakers: Sequence[str] | str = (),
         ckpt_path: Path | None = None,
     ) -> None:
         """Listen to every candidate with the recipe's judge, and write what was heard; resumes.
@@ -208,7 +208,8 @@ class AlignTrainer(Trainer):
             from tts_align.cli.calibrate import calibrate as measure
 
             check_not_source(accuracy, resolve(calibrate), option="accuracy", inside=True)
-            measured = partial(measure, source=calibrate, out=accuracy, speakers=speakers, batch_rows=batch_rows)
+            voices = [speakers] if isinstance(speakers, str) else speakers
+            measured = partial(measure, source=calibrate, out=accuracy, speakers=voices, batch_rows=batch_rows)
             self._work_trained(model, ckpt_path, partial(measured, seed=run_seed()))
             return
         if candidates is None or out is None:
