@@ -50,7 +50,7 @@ def test_every_option_of_a_recipe_is_in_the_help(command: str):
     assert shown == options_of_the_parser(command)
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if one != "recipes"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_words_and_help_is_short(command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "120")
     shown = help.show(command)
@@ -61,6 +61,58 @@ def test_every_option_has_words_and_help_is_short(command: str, monkeypatch: pyt
         for source in sources:
             for option in help.options(source):
                 assert len(option.text.split()) >= 2, f"{option.name}: {option.text!r}"
+
+
+@pytest.mark.parametrize("trainer", [False, True])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_are_values_and_no_source(command: str, trainer: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = " ".join(help.show(command, trainer).split())
+    assert "field(" not in shown
+    assert "``" not in shown
+    for default in re.findall(r"\(default: ([^)]*\)?)", shown):
+        assert not re.match(r"\(|'|\"", default), default
+        assert not re.match(r"[\w.]*\b[A-Z][A-Z_]+\)", default), default
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("label", "--rule.min_measures +lowest number of each named measure, such as {similarity: 0.7}$"),
+        ("listen make", r"--plan.kinds .*\s(default: )?\[nmos\]\)$"),
+        ("listen make", r"--plan.loudness_lufs .*default:\s+-23.0\)$"),
+        ("listen score", r"--resamples .*\(default: 10000\)$"),
+        ("compare", r"--resamples .*\(default: 10000\)$"),
+        ("score", r"--max_failed_share .*default:\s+0.01\)$"),
+        ("prepare", r"--speaker_vectors .*default:\s+true\)$"),
+        ("demo build", r"--directory [^-]*; the package's own by default$"),
+        ("demo build", r"--work .*default: demo/build\)$"),
+        ("recipes", "--copy DIR +folder to copy"),
+        ("fit", "--config, -c RECIPE +recipe to use"),
+        ("label", "--config, -c FILE +YAML file"),
+    ],
+)
+def test_a_default_as_it_is_typed(command: str, option: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    one_line = re.sub(r"\n {30}", " ", help.show(command))
+    assert re.search(rf"^  {option}", one_line, re.MULTILINE), one_line
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("score", "FOLDER --prompts FILE"),
+        ("listen make", "SYSTEM... --out FILE"),
+        ("listen score", "ANSWERS... --key FILE"),
+        ("listen label", "ANSWERS... --key FILE --out FILE"),
+        ("prepare", "--directory DIR --source FILE --out FILE"),
+        ("label", "--judged FILE --out FILE"),
+        ("compare", "FIRST [SECOND]"),
+        ("sample", "--config RECIPE --prompts FILE --out FILE"),
+    ],
+)
+def test_usage_names_what_must_be_given(command: str, usage: str):
+    assert help.show(command).splitlines()[0] == f"usage: tts-align {command} {usage} [options]"
 
 
 @pytest.mark.parametrize("width", [80, 120])

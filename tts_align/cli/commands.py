@@ -23,8 +23,18 @@ COMMANDS = {
 }
 """Every command, in the order in which they are used, with the line that --help shows."""
 
-ARGUMENTS = {"compare": "FIRST [SECOND]"}
-"""Words that commands take before their options."""
+ARGUMENTS = {
+    "prepare": "--directory DIR --source FILE --out FILE",
+    "sample": "--prompts FILE --out FILE",
+    "label": "--judged FILE --out FILE",
+    "compare": "FIRST [SECOND]",
+    "export": "--to DIR",
+    "score": "FOLDER --prompts FILE",
+    "listen make": "SYSTEM... --out FILE",
+    "listen score": "ANSWERS... --key FILE",
+    "listen label": "ANSWERS... --key FILE --out FILE",
+}
+"""What must be given to a command besides its recipe."""
 
 OF_A_RECIPE = ("fit", "validate", "test", "predict", "sample", "judge", "export")
 """Commands that build what a recipe names."""

@@ -216,7 +216,7 @@ def _run_command(args: list[str]) -> None:
             f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}{did_you_mean(command, list(COMMANDS))}"
         )
     else:
+        _help_if_wanted(full, args)
         if command != "recipes":
-            _help_if_wanted(full, args)
             note(f"tts-align {full}: loading libraries")  # PyTorch, Lightning, transformers: some seconds
         PLAIN[command](args[1:]) if command in PLAIN else run(args)

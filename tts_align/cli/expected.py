@@ -160,11 +160,12 @@ def _names(kinds: Sequence[type]) -> set[str]:
             importlib.import_module(module)
         except ImportError:  # of what is not installed
             continue
-    found = {one for kind in kinds for one in _subclasses(kind)}
+    found: set[type] = {one for kind in kinds for one in _subclasses(kind)}
     return {one.__name__ for one in found if one.__module__.partition(".")[0] in _LIBRARIES and _is_whole(one)}
 
 
 def _subclasses(kind: type) -> Iterator[type]:
+    one: type
     for one in kind.__subclasses__():
         yield one
         yield from _subclasses(one)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 from tts_align.cli.commands import ARGUMENTS, COMMANDS, DESCRIPTIONS, OF_A_RECIPE, TRAINER_DEFAULTS
 
@@ -77,19 +78,20 @@ OF_THE_RECIPE = {
 
 GENERAL = {
     True: (
-        Option("--config RECIPE", "recipe to use: a YAML file, or a packaged one by name (tts-align recipes)"),
+        Option("--config, -c RECIPE", "recipe to use: a YAML file, or a packaged one by name (tts-align recipes)"),
         Option("--objective NAME", "objective to optimise: a registered name, or the import path of a class of yours"),
         Option("--seed_everything SEED", "seed of everything random that has no seed of its own", "0"),
         Option("--print_config", "print the recipe in full and exit; --print_config=skip_default without defaults"),
         Option("--debug", "show where in the code an error comes from"),
     ),
     False: (
-        Option("--config FILE", "YAML file with these options"),
+        Option("--config, -c FILE", "YAML file with these options"),
         Option("--debug", "show where in the code an error comes from"),
     ),
 }  # fmt: skip
 """Options that no class defines: of a command with a recipe, and of one without."""
 
+_COPY = Option("--copy DIR", "folder to copy the recipes to; without it they are listed; files there stay as they are")
 _CKPT = Option("--ckpt_path FILE", "checkpoint to use; by default the run's last one")
 _TRAINER = "cli/trainer.py", "AlignTrainer"
 _LIGHTNINGS = ("fit", "validate", "test", "predict")
@@ -147,15 +149,16 @@ def show(command: str, trainer: bool = False) -> str:
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
     recipe = command in OF_A_RECIPE
     about = DESCRIPTIONS.get(command) or f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
-    words = "--config RECIPE" if recipe else ARGUMENTS.get(command, "")
-    usage = " ".join(filter(None, ["usage: tts-align", command, words, "[options]"]))
+    words = ["--config RECIPE" if recipe else "", ARGUMENTS.get(command, "")]
+    usage = " ".join(filter(None, ["usage: tts-align", command, *words, "[options]"]))
     parts = [usage, "", *textwrap.wrap(about, width)]
     if trainer:
         parts += _section("Lightning's trainer", _trainer_options(), width)
         return "\n".join(parts) + "\n"
     own = [option for source in OWN.get(command, ()) for option in options(source)]
     own += [_CKPT] if command in _LIGHTNINGS else []
-    parts += _section("options", [*own, *GENERAL[recipe]], width)
+    general = GENERAL[recipe] if command != "recipes" else (_COPY, GENERAL[False][-1])
+    parts += _section("options", [*own, *general], width)
     if recipe:
         for title, source in OF_THE_RECIPE.items():
             parts += _section(title, options(source), width)
@@ -170,7 +173,8 @@ def _section(title: str, given: Sequence[Option], width: int) -> list[str]:
 
 def options(source: Source) -> list[Option]:
     """Options that a class or function makes, in the order of its arguments; what follows the objective is left out."""
-    node = _find(ast.parse((PACKAGE / source.file).read_text("utf-8")), source.name)
+    file = PACKAGE / source.file
+    node = _find(ast.parse(file.read_text("utf-8")), source.name)
     documented = signature = node
     if isinstance(node, ast.ClassDef) and source.method:
         documented = signature = _find(node, source.method)
@@ -179,7 +183,7 @@ def options(source: Source) -> list[Option]:
         signature = found[0] if found else node
     texts = _argument_texts(ast.get_docstring(documented) or "")
     return [
-        Option(f"--{source.prefix}{name}", texts.get(name, ""), _shown(default), required=default == "")
+        Option(f"--{source.prefix}{name}", texts.get(name, ""), _shown(default, file), required=default == "")
         for name, default in _defaults(signature)
         if name not in source.hidden and _FOLLOWS not in texts.get(name, "")
     ]
@@ -202,13 +206,45 @@ def _defaults(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]
     yield from ((name, value) for name, value in zip(names, values, strict=True) if name != "self")
 
 
-def _shown(default: str) -> str:
-    """A default as a person would write it in a recipe; what is plainly nothing is not shown."""
-    if default in ("", "None", "()"):
+def _shown(default: str, file: Path | None = None) -> str:
+    """A default as a person would write it in a recipe; what is plainly nothing is not shown.
+
+    Args:
+        default: as it stands in the source.
+        file: where it stands, for constants.
+    """
+    if default in ("", "None", "()") or default.startswith("field("):  # of an empty record
         return ""
-    if default in ("True", "False"):
-        return default.lower()
-    return "" if default.isupper() else re.sub(r"^Path\((.*)\)$", r"\1", default).strip("'\"")
+    default = re.sub(r"^Path\((.*)\)$", r"\1", default)
+    if re.fullmatch(r"(\w+\.)?[A-Z][A-Z_]+", default):
+        default = "" if file is None else _constant(default, file)
+    try:
+        return _written(ast.literal_eval(default)) if default else ""
+    except (ValueError, SyntaxError):
+        return default
+
+
+def _written(value: Any) -> str:
+    """A value as a recipe holds it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_written, value))}]"
+    return str(value)
+
+
+def _constant(name: str, file: Path) -> str:
+    """Source of what a constant holds, where that is a plain value; of a file itself, or of what it imports of ours."""
+    module, _, name = name.rpartition(".")
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE.name):
+            if (module or name) in [alias.name for alias in node.names]:
+                path = f"{node.module}.{module}".strip(".").replace(".", "/")
+                return _constant(name, PACKAGE.parent / f"{path}.py")
+        elif isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+            return ast.unparse(node.value) if isinstance(node.value, (ast.Constant, ast.UnaryOp)) else ""
+    return ""
 
 
 def _argument_texts(docstring: str) -> dict[str, str]:

@@ -106,12 +106,12 @@ def _list() -> None:
 
 
 def recipes(args: Sequence[str]) -> None:
-    """The command ``recipes``: list the packaged recipes, or copy them.
+    """List the packaged recipes, or copy them.
 
     Args:
         args: the command line after it.
     """
-    parser = argparse.ArgumentParser("tts-align recipes", description=f"{recipes.__doc__}".partition("\n")[0])
+    parser = argparse.ArgumentParser("tts-align recipes", add_help=False)
     parser.add_argument("--copy", metavar="DIR", type=Path, help="folder to copy the recipes to; files there stay")
     target = parser.parse_args(args).copy
     if target is None:
