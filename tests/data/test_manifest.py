@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,24 @@ FAULTS = [
     ({**GOOD, "id": 1.5}, "id: expected a string, got 1.5"),
     ({**GOOD, "id": "taken"}, "id 'taken' is taken by"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.jsonl", "expected a manifest, but there is no such file"),
+        ("s.txt", "expected a .jsonl or .parquet file, .*, got 's.txt'"),
+        ("empty", "expected a .jsonl or .parquet file, .*, found none of them in it"),
+        ("none.jsonl", "expected at least one row, got none"),
+    ],
+)
+def test_a_fault_of_the_file_itself_speaks_of_no_rows(name: str, message: str, tmp_path: Path):
+    (tmp_path / "s.txt").write_text("hello\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "none.jsonl").touch()
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(tmp_path / name, codebook_size=10)
+    assert re.fullmatch(f"{re.escape(str(tmp_path / name))}: {message}", str(caught.value))
 
 
 def test_every_fault_is_named_with_its_line(tmp_path: Path):

@@ -202,6 +202,9 @@ class ManifestError(ValueError):
     ) -> None:
         self.faults = faults if isinstance(faults, Faults) else Faults(faults)
         self.total = self.faults.total
+        if self.total == 1 and self.faults[0].where == str(path):  # of the file itself: there are no rows to mend
+            super().__init__(str(self.faults[0]))
+            return
         count = "1 fault" if self.total == 1 else f"{self.total} faults"
         super().__init__("\n".join([f"{path}: {count}; {hint}", *self.faults.lines()]))
 
