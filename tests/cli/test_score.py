@@ -205,7 +205,8 @@ def test_of_two_processes_both_end_at_a_signal_for_one(work, judge):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["theirs", "--suite", "seed", "--prompts", "meta.lst"], "nobody listens: give --judge"),
+        (["theirs", "--suite", "seed", "--prompts", "meta.lst"], "no judge configured: pass --judge"),
+        (["theirs", "--suite", "sed", "--prompts", "meta.lst"], "unknown test set 'sed': expected one of sentences, "),
         (["nowhere", "--prompts", "meta.lst", "--judge", "judge.yaml"], "there is no folder of recordings nowhere"),
         (["theirs", "--prompts", "plain.txt", "--judge", "judge.yaml"], "none of the 1 utterances of plain.txt has"),
         (["theirs", "--suite", "seed", "--prompts", "meta.lst", "--judge", "test_score.Tokens"], "reads speech tokens"),

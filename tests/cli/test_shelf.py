@@ -83,6 +83,31 @@ def test_a_wrong_name_lists_what_there_is(capsys: pytest.CaptureFixture[str]):
     assert sorted((recipes + ", " + overlays).split(", ")) == sorted(shelf.names())
 
 
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("s.txt", "s.txt is no recipe: expected names and values in YAML, such as objective: tkto, got plain text"),
+        ("list.yaml", "list.yaml is no recipe: expected names and values in YAML, .*, got a list"),
+        (
+            "rows.jsonl",
+            "rows.jsonl holds rows, not a recipe: pass it as --data.manifest, after a recipe such as",
+        ),
+        ("empty", "no recipe 'empty': it is a folder without a recipe"),
+        ("runs/small", "no recipe 'runs/small': it is a folder, write --config runs/small/config.yaml"),
+    ],
+)
+def test_what_is_no_recipe_is_named(here: Path, named: str, message: str, capsys: pytest.CaptureFixture[str]):
+    (here / "s.txt").write_text("A secret sentence.\n")
+    (here / "list.yaml").write_text("[1, 2]\n")
+    (here / "rows.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    (here / "empty").mkdir()
+    (here / "runs/small").mkdir(parents=True)
+    (here / "runs/small/config.yaml").touch()
+    said = failed(capsys, "fit", "--config", named)
+    assert re.search(message, said)
+    assert "secret" not in said
+
+
 def test_an_overlay_before_its_recipe_says_what_to_write(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "over.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     (here / "mine.yaml").write_text("objective: {name: sft}\n")

@@ -174,7 +174,10 @@ def _read(path: str) -> dict[str, Any]:
         return {}
     except OSError:
         return {}
-    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+    if recipe is not None and not isinstance(recipe, dict):
+        kind = "a list" if isinstance(recipe, list) else "plain text"
+        fail(f"{path} is no recipe: expected names and values in YAML, such as objective: tkto, got {kind}")
+    if recipe is None or not all(isinstance(key, str) for key in recipe):
         return {}
     if SECTIONS in recipe:
         try:

@@ -16,6 +16,8 @@ from tts_align.cli.errors import did_you_mean, fail, note
 CONFIG_FLAGS = ("--config", "-c")
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "recipes"
+ROWS = (".jsonl", ".parquet")
+"""Endings of manifests."""
 
 
 def shelf() -> Path:
@@ -69,6 +71,8 @@ def find_recipes(args: Sequence[str]) -> list[str]:
     found = list(args)
     for at in config_places(args):
         named = named_at(args, at)
+        if named.endswith(ROWS) and os.path.isfile(named):
+            fail(f"{named} holds rows, not a recipe: pass it as --data.manifest, after a recipe such as --config tkto")
         if (os.path.exists(named) and not os.path.isdir(named)) or "\n" in named or named.startswith("{"):
             continue  # a file, or the text of a recipe
         if os.path.isfile(f"{named}.yaml"):
@@ -86,8 +90,12 @@ def find_recipes(args: Sequence[str]) -> list[str]:
 def _unknown(named: str) -> str:
     known = list(names())
     tail = named.removeprefix(f"{FOLDER}/").removesuffix(".yaml")
+    why = "there is no such file"
+    if os.path.isdir(named):
+        inside = [path.as_posix() for path in sorted(Path(named).glob("*.yaml"))]
+        why = f"it is a folder, write --config {' or '.join(inside)}" if inside else "it is a folder without a recipe"
     return (
-        f"no recipe {named!r}: there is no such file{did_you_mean(tail, known)}\n"
+        f"no recipe {named!r}: {why}{did_you_mean(tail, known)}\n"
         f"packaged recipes: {', '.join(name for name in known if name not in overlays())}\n"
         f"packaged overlays: {', '.join(overlays())}"
     )

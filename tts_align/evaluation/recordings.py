@@ -61,14 +61,14 @@ class RecordedTest:
     ) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder of recordings {folder}")
+        self.suite = read_suite(suite, prompts, language)
         if judge is None and readings is None and not measures:
-            raise ValueError("nobody listens: give --judge, a class or a recipe, or --measures")
+            raise ValueError("no judge configured: pass --judge with a class or a recipe, or --measures")
         for one in (judge, readings):
             if one is not None and not one.needs_audio:
                 raise ValueError(f"{type(one).__name__} reads speech tokens, and recordings have none")
         self.folder, self.max_failed_share = folder, max_failed_share
         self.system = system or folder.resolve().name
-        self.suite = read_suite(suite, prompts, language)
         self.protocol = find_protocol(protocol or self.suite.protocol)
         self.protocol.check(self.suite.languages)
         self.models: dict[str, Any] = describe(measures)
