@@ -205,6 +205,17 @@ def test_no_suggestion_for_what_is_like_nothing() -> None:
         ("--model.optimizer Adamm", r"^model\.optimizer: expected one of .*AdamW.*, got Adamm; did you mean 'Adam'\?$"),
         ("--objective dpo --objective.beta -1", r"beta must be above 0, got -1\.0"),
         ("--traner.max_steps 3", r"traner\.max_steps 3; did you mean 'trainer\.max_steps'\?"),
+        ("--model.lr 1e-5", r"--model\.lr 1e-5; did you mean 'model\.optimizer\.lr'\?$"),
+        ("--lr 1e-5", r"--lr 1e-5; did you mean 'model\.optimizer\.lr'\?$"),
+        ("--beta=5", r"--beta=5; did you mean 'objective\.beta'\?$"),
+        ("--run.name foo", r"--run\.name foo; did you mean 'run\.directory'\?$"),
+        ("--max_steps 3", r"--max_steps 3; did you mean 'trainer\.max_steps'\?$"),
+        ("--max_step 3", r"--max_step 3; did you mean 'trainer\.max_steps'\?$"),
+        (
+            "--resume true",
+            r"--resume true; fit resumes by itself: give the same command again, or --run\.overwrite true",
+        ),
+        ("--recipe tkto", r"^there is no option --recipe: write --config tkto$"),
         ("--trainer.max_step 3", r"unrecognized arguments: --trainer\.max_step 3; did you mean"),
         ("--run.threads 0", r"run\.threads must be at least 1, got 0"),
         ("--model.policy.directory nowhere", r"expected a model directory with config\.json, got 'nowhere'"),
@@ -578,6 +589,25 @@ def test_help_of_an_objective(here: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--version"], 0, r"^tts-align \d+\.\d+\.\d+\n$"),
         (["ftt"], 2, r"unknown command 'ftt': expected one of .*did you mean 'fit'\?"),
+        (["--verison"], 2, r"unknown command '--verison': .*; did you mean '--version'\?"),
+        (["help"], 0, r"^usage: tts-align COMMAND"),
+        (["help", "listen", "make"], 0, r"^usage: tts-align listen make SYSTEM\.\.\."),
+        (["fit", "tkto"], 2, r"error: fit takes no word before its options, got tkto: write --config tkto\n"),
+        (["fit", "recipes/kto.yaml"], 2, r"write --config recipes/kto\.yaml\n"),
+        (["sample", "lines.txt"], 2, r"got lines\.txt: write --config and the name of a recipe, such as --config tkto"),
+        (["recipes", "tkto"], 2, r"got tkto: tts-align fit --config tkto trains with it, tts-align recipes --copy DIR"),
+        (["fit"], 2, r"no objective chosen: pass --objective, one of .*, or name a recipe, such as --config tkto"),
+        (
+            ["fit", "--config", "lora"],
+            2,
+            r"lora.yaml is an overlay, which follows a recipe: write --config tkto ",
+        ),
+        (["fit", "--objective", "tkto"], 2, r"options are required: --model.policy; a recipe holds them: .*tkto"),
+        (["sample", "--config", "tkto"], 2, r"the following options are required: --prompts, --out\n"),
+        (["compare"], 2, r"are required: --first\n  usage: tts-align compare FIRST \[SECOND\]"),
+        (["prepare", "--manifst", "x"], 2, r"--manifst x; did you mean 'source'\?"),
+        (["prepare", "voices.jsonl"], 2, r"unrecognized arguments: voices\.jsonl: write --source voices\.jsonl"),
+        (["label", "--config", "s.txt"], 2, r"error: --config: expected a YAML file of options, names and values"),
         (["demo"], 2, r"expected `tts-align demo build`"),
         (["demo", "build", "--help"], 0, r"--seed"),
         (["label", "--help"], 0, r"(?s)--judged.*--rule\.max_cer"),
@@ -601,6 +631,7 @@ def test_words(
     args: list[str], status: int, message: str, here: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    (here / "s.txt").write_text("hello\n")
     monkeypatch.setattr(sys, "argv", ["tts-align", *args])
     try:
         cli.main()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tts_align.cli.commands import COMMANDS, OF_A_RECIPE, usage
 from tts_align.cli.errors import DEBUG, did_you_mean, fail, note, plain_errors
+from tts_align.cli.hints import check_words
 from tts_align.cli.shelf import find_recipes
 from tts_align.utils import signals
 
@@ -37,6 +38,7 @@ def run(args: list[str] | None = None) -> AlignCLI:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a recipe may name a class in the user's own folder, none that is installed
+    check_words(args)
     args = find_recipes(args)  # before anything heavy is loaded: the name may be wrong
     from tts_align.cli.lightning import AlignCLI
 
@@ -203,6 +205,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run_command(args: list[str]) -> None:
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
     command = args[0] if args else "--help"
     full = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else command
     if command in ("-h", "--help"):
@@ -212,9 +216,8 @@ def _run_command(args: list[str]) -> None:
 
         print(f"tts-align {__version__}")
     elif command not in (*OF_A_RECIPE, *PLAIN):
-        fail(
-            f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}{did_you_mean(command, list(COMMANDS))}"
-        )
+        near = did_you_mean(command, [*COMMANDS, "--help", "--version"])
+        fail(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}{near}")
     else:
         _help_if_wanted(full, args)
         if command != "recipes":

@@ -18,7 +18,8 @@ from jsonargparse import ArgumentParser, set_loader
 from tts_align import PUBLIC
 from tts_align.cli.errors import debugging, did_you_mean, fail
 from tts_align.cli.expected import expected
-from tts_align.objectives import Objective
+from tts_align.cli.hints import with_hint
+from tts_align.cli.recipe import no_objective
 from tts_align.utils.readers import ReadError, load_yaml
 
 _NOISE = (
@@ -39,7 +40,6 @@ PLAIN_MODE = "plain"
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 _OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
 _NO_PATH = re.compile(r"Expected a dot import path string: (\w+)$")
-_UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 
 
 class PlainParser(ArgumentParser):
@@ -51,23 +51,23 @@ class PlainParser(ArgumentParser):
             super().error(message, ex)  # a nested parser: let the outer one try its other alternatives
         if debugging():
             traceback.print_exception(ex or sys.exception(), file=sys.stderr)
-        fail(explained(message, list(_options(self))))
+        fail(explained(message, list(dict.fromkeys(_options(self))), self.prog.removeprefix("tts-align ")))
 
 
-def explained(message: str, options: list[str]) -> str:
+def explained(message: str, options: list[str], command: str = "") -> str:
     """A parser's message without its noise, and with the nearest right words.
 
     Args:
         message: what the parser says.
         options: dotted names of its options.
+        command: name of the command.
     """
     if "Not a valid subclass of Objective. Got value: None" in message:
-        return f"no objective chosen: pass --objective, one of {', '.join(sorted(Objective.registry))}"
+        return no_objective()
     if (said := expected(message)) is not None:
         audio = "\n  --audio true writes recordings beside --out, in a folder of its name"
         return said + audio * said.startswith("audio:")
-    if unknown := _UNKNOWN.search(message):
-        message += did_you_mean(unknown[1] or unknown[2], options)
+    message = with_hint(message, options, command)
     lines, owner = [], ""
     for line in message.splitlines():
         if not line.strip() or line.strip().startswith(_NOISE):

@@ -16,6 +16,7 @@ from jsonargparse import set_loader
 
 from tts_align import PUBLIC
 from tts_align.cli.classes import check_written
+from tts_align.cli.commands import WITHOUT_OBJECTIVE
 from tts_align.cli.errors import RecipeError, debugging, did_you_mean, fail
 from tts_align.cli.moved import gone, new_key, new_path, outdated
 from tts_align.cli.shelf import CONFIG_FLAGS, config_places, named_at
@@ -126,6 +127,7 @@ def expand(args: Sequence[str]) -> list[str]:
     recipes = read_recipes(args)
     check_names(args, recipes)
     check_order(args, recipes)
+    check_chosen(args, recipes)
     import_modules(args, recipes)
     args = expand_flags(expand_sections(args, recipes))
     check_imports(args)
@@ -213,6 +215,30 @@ def check_order(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> N
             f"{named_at(args, early[0])} chooses no objective, so it is an overlay, and stands before its recipe, "
             f"which would override it: write {written}"
         )
+
+
+def check_chosen(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:
+    """Refuse overlays without a recipe that chooses an objective, for a command that needs one."""
+    if not args or args[0] in WITHOUT_OBJECTIVE or any(arg.startswith(OBJECTIVE_FLAGS[0]) for arg in args):
+        return
+    alone = all(recipe and not _named_objective(recipe.get("objective")) for recipe in recipes.values())
+    if recipes and alone:  # what could not be read, or is the text of a recipe, is the parser's to look at
+        fail(no_objective([named_at(args, at) for at in recipes]))
+
+
+def no_objective(overlays: Sequence[str] = ()) -> str:
+    """What to do where no objective is chosen.
+
+    Args:
+        overlays: recipes that are named and choose none.
+    """
+    known = ", ".join(sorted(Objective.registry))
+    if not overlays:
+        return f"no objective chosen: pass --objective, one of {known}, or name a recipe, such as --config tkto"
+    verb = "is an overlay, which follows" if len(overlays) == 1 else "are overlays, which follow"
+    written = " ".join(f"{CONFIG_FLAGS[0]} {one}" for one in ("tkto", *overlays))
+    named = " and ".join(overlays)
+    return f"no objective chosen: {named} {verb} a recipe: write {written}, or pass --objective, one of {known}"
 
 
 def import_modules(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:

@@ -121,7 +121,11 @@ def recipes(args: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser("tts-align recipes", add_help=False)
     parser.add_argument("--copy", metavar="DIR", type=Path, help="folder to copy the recipes to; files there stay")
-    target = parser.parse_args(args).copy
+    given, words = parser.parse_known_args(args)
+    if words:
+        use = f"tts-align fit --config {words[0]} trains with it, " if find(words[0]) else ""
+        fail(f"recipes takes --copy DIR only, got {' '.join(words)}: {use}tts-align recipes --copy DIR copies them all")
+    target = given.copy
     if target is None:
         _list()
         return
