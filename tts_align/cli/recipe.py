@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import set_loader
 
@@ -19,6 +16,7 @@ from tts_align.cli.classes import check_written
 from tts_align.cli.commands import WITHOUT_OBJECTIVE
 from tts_align.cli.errors import RecipeError, debugging, did_you_mean, fail
 from tts_align.cli.moved import gone, new_key, new_path, outdated
+from tts_align.cli.optimizer import own_defaults
 from tts_align.cli.shelf import CONFIG_FLAGS, config_places, named_at
 from tts_align.objectives import Objective
 from tts_align.utils.readers import ReadError, load_yaml, read_yaml
@@ -130,23 +128,24 @@ def expand(args: Sequence[str]) -> list[str]:
     check_chosen(args, recipes)
     import_modules(args, recipes)
     args = expand_flags(expand_sections(args, recipes))
-    check_imports(args)
-    return own_defaults(args)
+    written = {at: recipe_at(args, at) for at in config_places(args)}
+    check_imports(args, written)
+    return own_defaults(args, written)
 
 
-def check_imports(args: Sequence[str]) -> None:
+def check_imports(args: Sequence[str], recipes: Mapping[int, Any]) -> None:
     """Refuse what would be imported from Python's standard library: parsing a class path imports its module.
 
     Args:
         args: with everything short written out.
+        recipes: of the command line, by their place on it.
     """
-    configs = config_places(args)
     for at, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
         value = value if equals else args[at + 1] if at + 1 < len(args) else ""
         try:
-            if at in configs:
-                check_written(recipe_at(args, at))
+            if at in recipes:
+                check_written(recipes[at])
             elif flag.startswith("--"):
                 check_written(load_yaml(value, flag) if value[:1] in ("{", "[") else value, flag[2:].rstrip("+"))
         except ReadError:
@@ -158,7 +157,10 @@ def check_imports(args: Sequence[str]) -> None:
 def recipe_at(args: Sequence[str], at: int) -> Any:
     """The recipe at a place of a command line: in a file or, as sections of overlays are put, in words."""
     text = named_at(args, at)
-    return load_yaml(text) if "\n" in text or text.startswith("{") else _read(text)
+    try:
+        return load_yaml(text) if "\n" in text or text.startswith("{") else _read(text)
+    except ReadError:
+        return {}  # for the parser to complain about
 
 
 def read_recipes(args: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -293,49 +295,6 @@ def expand_sections(args: Sequence[str], recipes: Mapping[int, dict[str, Any]] |
             if objective_path(name) == chosen and section is not None:
                 expanded += [CONFIG_FLAGS[0], yaml.safe_dump(section)]
     return expanded
-
-
-def own_defaults(args: Sequence[str]) -> list[str]:
-    """A command line that gives an optimiser its own defaults: the parser begins with AdamW's, and would keep them.
-
-    Args:
-        args: with everything short written out.
-    """
-    named, given = _optimizer(args)
-    try:
-        module, _, name = named.rpartition(".")
-        kind = getattr(importlib.import_module(module or "torch.optim"), name)
-        own, inherited = (inspect.signature(one).parameters for one in (kind, torch.optim.AdamW))
-    except (AttributeError, ImportError, TypeError, ValueError):
-        return list(args)  # for check_classes to complain about
-    added = {
-        key: one.default
-        for key, one in own.items()
-        if key in inherited and key not in given and one.default is not one.empty
-    }
-    return [*args, *(f"--model.optimizer.init_args.{key}={json.dumps(value)}" for key, value in added.items())]
-
-
-def _optimizer(args: Sequence[str]) -> tuple[str, set[str]]:
-    """The class of the optimiser that recipes and flags name last, and the names of the arguments that they set."""
-    named, given = "", set[str]()
-    for at, arg in enumerate(args):
-        flag, equals, value = arg.partition("=")
-        value = value if equals else args[at + 1] if at + 1 < len(args) else ""
-        if flag in ("--model.optimizer", "--model.optimizer.class_path"):
-            named = named if value.lstrip().startswith("{") else value
-        elif flag.startswith("--model.optimizer."):
-            given.add(flag.rpartition(".")[2])
-        elif at in config_places(args):
-            recipe = recipe_at(args, at)
-            model = recipe.get("model") if isinstance(recipe, dict) else None
-            optimizer = model.get("optimizer") if isinstance(model, dict) else None
-            if isinstance(optimizer, str):
-                named = optimizer
-            elif isinstance(optimizer, dict):
-                named, inside = str(optimizer.get("class_path") or named), optimizer.get("init_args")
-                given |= {*optimizer, *(inside if isinstance(inside, dict) else {})}
-    return named, given
 
 
 def _named_objective(given: Any) -> str:
