@@ -125,7 +125,7 @@ def test_other_policies_export_as_themselves(tmp_path, recipe, capsys):
     run(["export", "--config", config, "--to", str(tmp_path / "out"), "--overwrite", "true"])
     with pytest.raises(SystemExit):
         run(["export", "--config", config, "--to", str(policy), "--overwrite", "true"])
-    assert "must stay as it is" in capsys.readouterr().err
+    assert f"--to {policy} is what model.policy.init_args.directory names" in capsys.readouterr().err
     diary = tmp_path / "out/sub/diary.txt"
     diary.parent.mkdir()
     diary.write_text("mine")

@@ -237,10 +237,10 @@ def no_objective(overlays: Sequence[str] = ()) -> str:
     known = ", ".join(sorted(Objective.registry))
     if not overlays:
         return f"no objective chosen: pass --objective, one of {known}, or name a recipe, such as --config tkto"
-    verb = "is an overlay, which follows" if len(overlays) == 1 else "are overlays, which follow"
+    are = "is an overlay, which follows" if len(overlays) == 1 else "are overlays, which follow"
     written = " ".join(f"{CONFIG_FLAGS[0]} {one}" for one in ("tkto", *overlays))
     named = " and ".join(overlays)
-    return f"no objective chosen: {named} {verb} a recipe: write {written}, or pass --objective, one of {known}"
+    return f"no objective chosen: {named} {are} a recipe: write {written}, or pass --objective, one of {known}"
 
 
 def import_modules(args: Sequence[str], recipes: Mapping[int, dict[str, Any]]) -> None:

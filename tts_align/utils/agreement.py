@@ -111,7 +111,7 @@ def barrier() -> None:
 
 
 def together() -> None:
-    """Wait for the other processes of a run; if any was asked to end, all end here, otherwise all go on.
+    """Wait for the other processes of a run; if any was asked to end, all end here, otherwise all continue.
 
     For whoever does with the others what cannot be done without one of them. Unlike at a :func:`barrier`, nobody leaves
     before all are here: who works item by item looks (:func:`signals.look`) after each, and comes here.
