@@ -126,7 +126,8 @@ def test_an_interrupted_fill_resumes_with_the_same_batches(tmp_path: Path, monke
 def test_a_signal_waits_for_the_batch(batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache, "BATCH_TOKENS", 40)
     whole = Tired()
-    TokenCache(tmp_path / "whole", "reference", {"weights": "a"}).ensure(ROWS, whole, LAYOUT, "reference")
+    undisturbed = TokenCache(tmp_path / "whole", "reference", {"weights": "a"})
+    undisturbed.ensure(ROWS, whole, LAYOUT, "reference")
     count = 10**6 - whole.left
     model, made = Tired(min(batches, count), signalled=True), TokenCache(tmp_path, "reference", {"weights": "a"})
     with pytest.raises(Interrupted) as ended, handled():
@@ -138,7 +139,7 @@ def test_a_signal_waits_for_the_batch(batches: int, tmp_path: Path, monkeypatch:
     made = TokenCache(tmp_path, "reference", {"weights": "a"})
     made.ensure(ROWS, rest, LAYOUT, "reference", tolerance=99.0)
     assert rest.asked == 24 - kept + min(CHECKED_ROWS, kept)
-    assert made.path.exists()
+    assert made.path.read_bytes() == undisturbed.path.read_bytes()
     assert not made._parts.exists()
 
 
