@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,6 +152,31 @@ def test_labels_are_made_by_speaking_and_judging(monkeypatch: pytest.MonkeyPatch
     assert {row.desirable for row in rows} == {True, False}
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_before_and_after(cosyvoice: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are compared and heard by people; a published test set is spoken, and others' recordings are scored."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "tests/cli")])
+    small = f"{SHORT['fit']} --data.max_rows 120 --model.test.sentences 4 --model.test.audio all"
+    follow("tts-align fit --config recipes/sft.yaml --run.directory runs/tkto", {}, {"fit": small}, monkeypatch)
+    shutil.copytree("runs/tkto", "runs/kto")
+    mine = "--config recipes/sft.yaml --config recipes/models/cosyvoice3.yaml --run.directory runs/NAME"
+    mine += " --model.policy.init_args.directory DIR --data.manifest FILE.jsonl --run.test_after_fit false"
+    follow(f"tts-align fit {mine}", {}, {"fit": f"{SHORT['fit']} {TINY}"}, monkeypatch)
+    for folder in ("seedtts_testset/zh", "theirs", "."):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "meta.lst").write_text("u1|Hello.|anna.wav|Hello, hello!\nu2|Bye.|bert.wav|Hello hello hello\n")
+        for name, other in (("anna", "u1"), ("bert", "u2")):
+            for file in (f"{name}.wav", f"{other}.wav"):
+                soundfile.write(Path(folder, file), np.asarray(sound(len(name), 0.6, 16_000)), 16_000)
+    Path("recipe.yaml").write_text("model: {judge: {class_path: test_suite_command.Counter}}\n")
+    more = "--model.judge test_suite_command.Counter --model.test.language en --trainer.accelerator cpu"
+    follow(block("README.md", "listen make", "compare"), {}, {"test": f"{more} {SHORT['sample']}"}, monkeypatch)
+    assert Path("comparison/report.html").is_file() or list(Path().rglob("report.html"))
+    assert Path("test.html").is_file()
+    assert json.loads(Path("runs/NAME/test/summary.json").read_text())["suite"]["name"] == "seed"
+    assert json.loads(Path("theirs.scored/summary.json").read_text())["suite"]["name"] == "seed"
+
+
 def test_the_objective_of_15_lines_runs_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = block("README.md", "class FocalDPO")
     body = [line for line in code.split("class FocalDPO", 1)[1].splitlines() if line.strip()]
@@ -278,3 +305,13 @@ def test_every_block_is_looked_at(path: str) -> None:
     for language, text in BLOCKS[path]:
         printed = text.startswith(("speech (", " "))
         assert language == "json" or printed or any(word in text for word in run_here), text
+
+
+def test_every_command_of_the_first_page_is_run() -> None:
+    """By a test above that takes its block."""
+    calls = [node for node in ast.walk(ast.parse(Path(__file__).read_text("utf-8"))) if isinstance(node, ast.Call)]
+    named = [call.args for call in calls if getattr(call.func, "id", "") == "block"]
+    taken = [[one.value for one in words] for words in named if all(isinstance(one, ast.Constant) for one in words)]
+    for _, text in BLOCKS["README.md"][2:]:  # the first two are those of the first test
+        if "tts-align " in text:
+            assert any(path == "README.md" and all(word in text for word in words) for path, *words in taken), text
