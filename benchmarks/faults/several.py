@@ -57,7 +57,8 @@ def stopped(place: Place, command: str, number: int, share: float, whom: tuple[i
     """Ask processes of a command to end, some share into its work, and give the same command again.
 
     All must end with 128 plus the number of the signal, whichever of them got it. If it came too late, as
-    :func:`kills.in_time` says, one that has taken leave of the others does not hear of it any more: each may give 0.
+    :func:`kills.in_time` says, each may give 0; and so may one that did not get it and had taken leave of the others
+    before, if all the work is done: there is nobody left who could tell it.
 
     Args:
         place: where it works.
@@ -80,8 +81,12 @@ def stopped(place: Place, command: str, number: int, share: float, whom: tuple[i
     ends = [early or both[0].wait(), both[1].wait()]
     codes = [one.code for one in ends if one is not None]
     late = early is not None or not in_time(there, made(place, command))
-    allowed = {STOPPED[signal.Signals(number)]} | ({0} if late else set())
-    faults = [] if set(codes) <= allowed else [f"codes {codes}"]
+    whole = {path.name: content(path) for path in place.outputs(command) if path.exists()} == expected
+    asked_to = STOPPED[signal.Signals(number)]
+    wrong = [
+        code for rank, code in enumerate(codes) if code != asked_to and not _may_end(late, rank in whom, whole, code)
+    ]
+    faults = [f"codes {codes}"] if wrong else []
     faults += [f"a traceback: {one.err[-1500:]}" for one in ends if one is not None and one.traceback]
     faults += [f"said: {one.err[-1500:]}" for one in ends if one is not None and one.code not in (0, 128 + number)]
     faults += [f"{name} is left over" for name in leftovers(place)]
@@ -98,6 +103,11 @@ def stopped(place: Place, command: str, number: int, share: float, whom: tuple[i
         "seconds_after_signal": round(slowest - (asked - both[0].begun), 2),
         "faults": faults,
     }
+
+
+def _may_end(late: bool, told: bool, whole: bool, code: int) -> bool:
+    """Whether a process may have ended well although one of them was asked to end."""
+    return code == 0 and (late or (whole and not told))
 
 
 def all_stopped(place: Place) -> list[dict[str, Any]]:

@@ -196,6 +196,7 @@ def main(args: list[str] | None = None) -> None:
             with plain_errors(faults=True):
                 _run_command(args)
                 sys.stdout.flush()
+                signals.check()  # asked while its last item was finished: it ends as others that were asked do
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere at exit
             raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
