@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tts_align.cli.errors import plain_errors
 from tts_align.utils import signals
 from tts_align.utils.signals import Interrupted, at_once, check, finishing, handled
 
@@ -55,6 +56,22 @@ def test_an_item_is_finished_first() -> None:
 
     assert interrupted(work).code == 143
     assert done == [0, 1, 2]
+
+
+def test_a_library_that_is_interrupted_while_it_is_loaded_has_no_fault() -> None:
+    """Compiled ones turn what ends them into an error of import of their own."""
+
+    def work() -> None:
+        with plain_errors(faults=True):
+            try:
+                send(signal.SIGINT)
+            except Interrupted:
+                raise ImportError("initialization failed") from None
+
+    assert interrupted(work).code == 130
+    with pytest.raises(SystemExit) as raised, handled(), plain_errors(faults=True):
+        raise ImportError("initialization failed")
+    assert raised.value.code == 1
 
 
 def test_without_a_check_the_end_of_the_block_is_one() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from tts_align.utils import signals
 from tts_align.utils.readers import described
 
 DEBUG = "JSONARGPARSE_DEBUG"
@@ -72,6 +73,8 @@ def plain_errors(faults: bool = False) -> Iterator[None]:
             fail(text)
         if not faults:
             raise
+        if _interrupted(error):
+            signals.stop()
         fail(f"{fault(error)}\n  this ought not to happen: --debug shows where it comes from", status=1)
 
 
@@ -87,6 +90,14 @@ def explained_error(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return f"there is not enough memory: {' '.join(str(error).split())[:300] or 'lower the batch size'}"
     return None
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether a signal came while a library was loaded: compiled ones say that their initialisation failed."""
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, signals.Interrupted):
+        chain = chain.__cause__ or chain.__context__
+    return chain is not None or (isinstance(error, ImportError) and bool(signals.asked()))
 
 
 def fault(error: BaseException) -> str:
