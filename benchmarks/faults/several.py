@@ -15,7 +15,7 @@ from forked import Ended, Started
 from kills import STOPPED, _verified, content, in_time, leftovers, made, prepared
 from place import Place
 
-SHARED = ("fit", "test", "sample", "judge", "score")
+SHARED = ("fit", "test", "sample", "judge", "prepare", "score")
 """Commands that share their work."""
 _REGISTERED = "All distributed processes registered"
 
