@@ -12,36 +12,35 @@ operations of ``matrix_gflop``; attention's are not counted in it.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from machine import machine, save
 from torch.profiler import ProfilerActivity, profile
-from trl_step import Name, Turns, shapes_of, train, version
+from trl_step import Name, Turns, cases, train, version
 
 KINDS = {
-    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "_addmm_activation"),
+    "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_addmm_activation"),
     "attention": ("_flash_attention", "_scaled_dot_product", "_efficient_attention"),
     "softmax": ("_softmax", "_log_softmax", "logsumexp", "softmax", "log_softmax"),
-    "optimiser and norms of gradients": ("_foreach", "_fused", "linalg_vector_norm", "lerp", "addcdiv", "addcmul"),
+    "optimiser and norms of gradients": ("Optimizer.step", "_foreach", "_fused", "linalg_vector_norm"),
     "copies": ("copy_", "cat", "clone", "index", "gather", "scatter", "embedding", "select", "slice", "fill_", "zero_"),
 }
-"""Kinds of operation by the beginnings of their names, without ``aten::`` and leading underscores of theirs."""
+"""Kinds of operation by the beginnings of their names, without ``aten::``."""
+REST = "element by element"
 WARMING_UP = 2
 
 
 def kind(operation: str) -> str:
-    """Kind of an operation; what is in no list is arithmetic element by element."""
+    """Kind of an operation; what no list holds is arithmetic element by element."""
     name = operation.removeprefix("aten::")
-    return next((one for one, names in KINDS.items() if _among(name, names)), "element by element")
+    return next((one for one, names in KINDS.items() if _among(name, names)), REST)
 
 
 def _among(name: str, names: tuple[str, ...]) -> bool:
-    return any(name == one or (len(one) > 6 and name.startswith(one)) or name == f"{one}_backward" for one in names)
+    return any(name == one or (len(one) > 5 and name.startswith(one)) or name == f"{one}_backward" for one in names)
 
 
 class Profiles(Turns):
@@ -67,7 +66,7 @@ class Profiles(Turns):
             counts[kind(one.key)] += one.self_cpu_time_total / 1e6
             counts["matrix_gflop"] += one.flops / 1e9 if kind(one.key) == "matrix products" else 0.0
         counts["whole"] = seconds
-        counts["Python and the profiler"] = seconds - sum(counts[one] for one in [*KINDS, "element by element"])
+        counts["Python and the profiler"] = seconds - sum(counts[one] for one in (*KINDS, REST))
         self.found[name].append(counts)
         super().end(name)
 
@@ -87,20 +86,15 @@ def main(
         out: name of the results.
     """
     rows: list[dict[str, Any]] = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as scratch:
-            shape = shapes_of(rounds)[size]
-            shape.save_models(Path(scratch))
-            shape.save_rows(Path(scratch))
-            for name in objectives:
-                turns = Profiles()
-                train(name, shape, Path(scratch), True, rounds + WARMING_UP, turns)
-                for side, turn in turns.found.items():
-                    kinds = sorted({key for counts in turn for key in counts})
-                    counted = turn[WARMING_UP:]
-                    found = {key: round(median(counts[key] for counts in counted), 3) for key in kinds}
-                    rows.append({"size": size, "objective": name, "side": side, "seconds": found})
-                    print(rows[-1], flush=True)
+    for case in cases(sizes, objectives, rounds):
+        turns = Profiles()
+        train(case.objective, case.shape, case.folder, True, rounds + WARMING_UP, turns)
+        for side, turn in turns.found.items():
+            kinds = sorted({key for counts in turn for key in counts})
+            counted = turn[WARMING_UP:]
+            found = {key: round(median(counts[key] for counts in counted), 3) for key in kinds}
+            rows.append({"size": case.size, "objective": case.objective, "side": side, "seconds": found})
+            print(rows[-1], flush=True)
     print(save(out, {"machine": machine(), "trl": version("trl"), "rounds": rounds, "rows": rows}))
 
 

@@ -17,10 +17,11 @@ import functools
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import auto_cli
@@ -199,6 +200,32 @@ def shapes_of(rounds: int) -> dict[str, Shape]:
     return {"small": Shape(sentences=8 * rounds), "larger": Shape(LARGER, rows_per_step=8, sentences=4 * rounds)}
 
 
+class Case(NamedTuple):
+    """What is compared, with its models and rows in a folder.
+
+    Args:
+        size: of the model.
+        shape: of model and rows.
+        objective: its name.
+        folder: where they lie.
+    """
+
+    size: str
+    shape: Shape
+    objective: Name
+    folder: Path
+
+
+def cases(sizes: Sequence[str], objectives: Sequence[Name], rounds: int) -> Iterator[Case]:
+    """Every objective at every size; models and rows of a size are there while its cases are worked on."""
+    for size in sizes:
+        shape = shapes_of(rounds)[size]
+        with tempfile.TemporaryDirectory() as scratch:
+            shape.save_models(Path(scratch))
+            shape.save_rows(Path(scratch))
+            yield from (Case(size, shape, name, Path(scratch)) for name in objectives)
+
+
 def main(
     objectives: tuple[Name, ...] = ("kto", "dpo"),
     sizes: tuple[Literal["small", "larger"], ...] = ("small", "larger"),
@@ -214,19 +241,14 @@ def main(
         out: name of the results.
     """
     warnings.filterwarnings("ignore")
-    shapes = shapes_of(rounds)
     rows: list[dict[str, Any]] = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as scratch:
-            shapes[size].save_models(Path(scratch))
-            shapes[size].save_rows(Path(scratch))
-            for name in objectives:
-                for precomputed in (True, False):
-                    found = compare(name, shapes[size], Path(scratch), precomputed, rounds)
-                    rows.append({"size": size, "rounds": rounds, **found})
-                    print(rows[-1], flush=True)
-                    result = {"machine": machine(), "trl": version("trl"), "rounds": rounds, "rows": rows}
-                    path = save(out, result)
+    for case in cases(sizes, objectives, rounds):
+        for precomputed in (True, False):
+            found = compare(case.objective, case.shape, case.folder, precomputed, rounds)
+            rows.append({"size": case.size, "rounds": rounds, **found})
+            print(rows[-1], flush=True)
+            result = {"machine": machine(), "trl": version("trl"), "rounds": rounds, "rows": rows}
+            path = save(out, result)
     print(path)
 
 

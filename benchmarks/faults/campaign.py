@@ -144,7 +144,10 @@ def main() -> None:
     if args.out is not None:
         command = f"python benchmarks/faults/campaign.py --kills {args.kills} --cases {args.cases} --seed {args.seed}"
         report = {"command": command, "machine": machine(), "seconds": round(time.monotonic() - began), "faults": found}
-        args.out.write_text(json.dumps(report | results, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        text = json.dumps(report | results, ensure_ascii=False, indent=1)
+        for folder, name in ((args.folder, "FOLDER"), (args.other, "OTHER")):  # what was said names files in them
+            text = text.replace(str(folder), name)
+        args.out.write_text(text + "\n", "utf-8")
     for folder in (args.folder, args.other):
         shutil.rmtree(folder, ignore_errors=True)
     print(

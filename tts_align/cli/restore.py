@@ -70,8 +70,9 @@ def own_checkpoint(run: Run, given: str | Path | None, recipes: Sequence[Any], p
     if newest is None:
         say(f"policy:       as model.policy names it: {run.directory} has no checkpoint yet")
         return None
-    say(f"policy:       {run.chosen}")
-    return run.chosen
+    path = checkpoint_of(run, None)
+    say(f"policy:       {path}")
+    return path
 
 
 def restore_contrast(cli: Restoring) -> None:
