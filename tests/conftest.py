@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import lazily
 import pytest
 from offline import no_network
 
 __all__ = ["no_network"]
+
+lazily.install()  # before the package is imported
 
 LONG = (
     *("test_devices", "test_recipes", "test_cosyvoice_round_trip", "test_benchmarks", "test_sharding"),
