@@ -68,6 +68,14 @@ def shapes_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
     config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """A file need not outlive the machine's power: what tests write is synchronised with the disk when it likes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_seed_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ran before must not move what is drawn: Lightning keeps its seed in the environment."""

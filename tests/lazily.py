@@ -30,7 +30,7 @@ def jaxtyped(checked: Any = None, *, typechecker: Callable[..., Any] | None = No
     """Check the arguments and the result of a function, or what a dataclass is made of, unless checks are switched off.
 
     Args:
-        checked: function or class; ``"context"`` for a scope of sizes, as jaxtyping has it.
+        checked: function or class.
         typechecker: that of jaxtyping's import hook.
     """
     if checked is None:
@@ -39,7 +39,7 @@ def jaxtyped(checked: Any = None, *, typechecker: Callable[..., Any] | None = No
         if dataclasses.is_dataclass(checked) and not hasattr(checked.__init__, "_is_checked"):
             checked.__init__ = jaxtyped(checked.__init__, typechecker=typechecker)  # type: ignore[method-assign]
         return checked
-    if not inspect.isfunction(checked):
+    if not inspect.isfunction(checked):  # a property, or the like
         return jaxtyping_own(checked, typechecker=typechecker)
     made: list[Callable[..., Any]] = []
 
@@ -57,15 +57,21 @@ def jaxtyped(checked: Any = None, *, typechecker: Callable[..., Any] | None = No
 
 def _checking(function: types.FunctionType, typechecker: Callable[..., Any] | None) -> Callable[..., Any]:
     """A function that checks: with a scope of sizes where its annotations have shapes, without one elsewhere."""
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-        arrays = [one for hint in hints.values() for one in _arrays(hint)]
-        if any("{" in one.dim_str for one in arrays):  # sizes that an argument gives: theirs knows the arguments
-            return jaxtyping_own(function, typechecker=typechecker)
-        plain = _with_hints(function, hints)
-    except (NameError, AttributeError, TypeError):  # an annotation that is known to a type checker only
+    hints = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
+    arrays = [one for hint in hints.values() for one in _arrays(hint)]
+    if any("{" in one.dim_str for one in arrays):  # sizes that an argument gives: theirs knows the arguments
         return jaxtyping_own(function, typechecker=typechecker)
+    plain = _with_hints(function, hints)
     return _scoped(plain) if arrays else plain
+
+
+def _resolved(hint: Any, function: types.FunctionType) -> Any:
+    """An annotation that was postponed; anything where only a type checker knows its names, as jaxtyping has it."""
+    try:
+        holder = types.SimpleNamespace(__annotations__={"one": hint})
+        return typing.get_type_hints(holder, function.__globals__, include_extras=True)["one"]
+    except (NameError, AttributeError):
+        return Any
 
 
 def _arrays(hint: Any) -> list[Any]:

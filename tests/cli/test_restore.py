@@ -1,16 +1,14 @@
 """What commands take from an earlier run: its checkpoint, its pair, its test."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT
+from processes import forked, ranks
 from tiny import LETTERS, save_policy, save_recipe
 
 from tts_align.cli.entry import run
@@ -173,14 +171,20 @@ def test_other_sentences_under_the_same_name_are_tested_anew(tested: str):
 def test_two_processes_agree_on_whether_to_test(tested: str):
     """The second process starts when the first has already saved the new recipe."""
     Path("two.py").write_text(
-        "import sys\nfrom tts_align.cli.entry import run\nif __name__ == '__main__':\n    run(sys.argv[1:])\n"
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from tts_align.cli.entry import run\n"
+        "while os.environ['RANK'] == '1' and '0.625' not in Path('run/config.yaml').read_text():\n"
+        "    time.sleep(0.01)\n"
+        "run(sys.argv[1:])\n"
     )
-    flags = ["--model.sampling.temperature", "0.5", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    flags = ["--model.sampling.temperature", "0.625", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    assert "0.625" not in Path("run/config.yaml").read_text()
     before = Path("run/test/summary.json").stat().st_mtime_ns
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "two.py", "fit", "--config", tested, *flags]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "two.py", "fit", "--config", tested, *flags]
+    ends = forked([command] * 2, [Path.cwd()] * 2, ranks(2))
+    assert [one.returncode for one in ends] == [0, 0], ends
+    done = ends[0]
     assert Path("run/test/summary.json").stat().st_mtime_ns > before
     assert done.stdout.count("test results:") == 1
 
