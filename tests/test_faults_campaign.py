@@ -33,7 +33,7 @@ temporary = folder / "temporary"
 temporary.mkdir()
 def in_time(stopped):
     # A signal that comes before the end of the work, however fast the machine is just now.
-    for share in (0.45, 0.25, 0.1, 0.0):
+    for share in (0.45, 0.3, 0.2):
         one = stopped(share)
         if one["faults"] or not one["late"]:
             break
