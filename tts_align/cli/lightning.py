@@ -238,10 +238,10 @@ class AlignCLI(LightningCLI):
             Its last checkpoint.
         """
         config = self._with_alphabet(self.config, Path(str(self.chosen.run.directory)))  # this run's, whatever it reads
-        for key, value in changes.items():
+        own = {"trainer.logger": self.chosen.trainer.logger is not False}  # a service would mix it into the run's steps
+        for key, value in {**own, **changes}.items():
             config[f"{self.subcommand}.{key}"] = value
-        seed = config[f"{self.subcommand}.seed_everything"]
-        if seed is not False:
+        if (seed := config[f"{self.subcommand}.seed_everything"]) is not False:
             seed_everything(seed, workers=True, verbose=False)
         built = self.parser.instantiate(config)[self.subcommand]
         run = Run(directory)

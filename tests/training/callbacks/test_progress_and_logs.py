@@ -4,6 +4,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,28 +118,91 @@ def test_other_loggers_get_sounds_in_their_own_way(tmp_path: Path):
     assert (0, {"test/audio": ["p1-aligned.wav", "p1-base.wav"]}) in logger.logged
 
 
-@pytest.mark.parametrize("name", ["WandbLogger", "MLFlowLogger"])
-def test_another_logger_is_one_flag_and_tensorboard_stays(
-    name: str, tiny_policy: Path, tiny_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """``--trainer.logger WandbLogger``; the service's own logger is replaced by one that keeps the numbers."""
+@pytest.fixture(params=["WandbLogger", "MLFlowLogger"])
+def service(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[Any]]:
+    """Name of a service's logger, and the loggers that take its place: they keep the numbers."""
     import lightning.pytorch.loggers as loggers
 
-    from tts_align.cli.entry import run
+    made: list[Any] = []
 
     class Kept(Memory):
         """Takes the place of the service's logger."""
 
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    name = request.param
     Kept.__module__, Kept.__qualname__, Kept.__name__ = "lightning.pytorch.loggers", name, name
     monkeypatch.setattr(loggers, name, Kept)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    return f"lightning.pytorch.loggers.{name}", made
+
+
+def test_another_logger_is_one_flag_and_tensorboard_stays(
+    service: tuple[str, list[Any]], tiny_policy: Path, tiny_rows: str, tmp_path: Path
+):
+    """``--trainer.logger WandbLogger``."""
+    from tts_align.cli.entry import run
+
     recipe = save_recipe(tmp_path, "sft", tiny_policy, tiny_rows)
-    cli = run(["fit", "--config", recipe, "--trainer.logger", f"lightning.pytorch.loggers.{name}"])
-    kept = next(one for one in cli.trainer.loggers if isinstance(one, Kept))
+    run(["fit", "--config", recipe, "--trainer.logger", service[0]])
+    (kept,) = service[1]
     assert any("train/loss" in numbers for _, numbers in kept.logged)
     assert any("train/gradient_norm" in numbers for _, numbers in kept.logged)
     assert list((tmp_path / "run/tensorboard").glob("events*"))
+
+
+def test_fits_before_the_policys_are_not_mixed_into_its_run_at_a_service(
+    service: tuple[str, list[Any]], tiny_policy: Path, tiny_rows: str, tmp_path: Path
+):
+    """Within a process W&B gives one run to all its loggers: the steps of both sides of the pair would stand in it."""
+    from tts_align.cli.entry import run
+
+    recipe = save_recipe(tmp_path, "tkto", tiny_policy, tiny_rows, model__contrast={"class_path": "Contrast"})
+    cli = run(["fit", "--config", recipe, "--trainer.logger", service[0]])
+    (kept,) = service[1]
+    steps = [step for step, numbers in kept.logged if "train/loss" in numbers]
+    assert len(steps) == len(set(steps)) == cli.trainer.global_step
+    for side in ("desirable", "undesirable"):
+        assert list((tmp_path / "run/contrast" / side / "tensorboard").glob("events*"))
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_mlflow_itself_gets_the_numbers(
+    tiny_policy: Path, tiny_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As recipes/README.md has it."""
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")
+    from tts_align.cli.entry import run
+
+    monkeypatch.chdir(tmp_path)
+    recipe = save_recipe(tmp_path, "tkto", tiny_policy, tiny_rows, model__contrast={"class_path": "Contrast"})
+    uri = "sqlite:///mlflow.db"
+    cli = run(["fit", "--config", recipe, "--trainer.logger", "MLFlowLogger", "--trainer.logger.tracking_uri", uri])
+    client = mlflow.MlflowClient(uri)
+    (kept,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert kept.info.status == "FINISHED"
+    losses = client.get_metric_history(kept.info.run_id, "train/loss")
+    assert len(losses) == cli.trainer.global_step
+
+
+def test_weights_and_biases_itself_gets_the_numbers(
+    tiny_policy: Path, tiny_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    from tts_align.cli.entry import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = save_recipe(tmp_path, "tkto", tiny_policy, tiny_rows, model__contrast={"class_path": "Contrast"})
+    cli = run(["fit", "--config", recipe, "--trainer.logger", "WandbLogger"])
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    assert summary["trainer/global_step"] <= cli.trainer.global_step
+    assert {"train/loss", "train/gradient_norm"} <= set(summary)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminal")
