@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,8 +50,11 @@ class Shard:
     @contextmanager
     def open(self) -> Iterator[Any]:
         """The file, read as it is asked for."""
+        from fsspec.spec import AbstractBufferedFile  # type: ignore[import-untyped]
+
         with reading(self.name), self.system.open(self.path, "rb") as file:
-            yield file
+            # Files in a store of objects know no limit to a line.
+            yield io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
 
 
 def shards(name: str) -> list[Shard]:
