@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+from beartype.vale import Is
 from jaxtyping import AbstractArray, config
 
 jaxtyping_own = jaxtyping.jaxtyped
@@ -69,9 +71,21 @@ def _resolved(hint: Any, function: types.FunctionType) -> Any:
     """An annotation that was postponed; anything where only a type checker knows its names, as jaxtyping has it."""
     try:
         holder = types.SimpleNamespace(__annotations__={"one": hint})
-        return typing.get_type_hints(holder, function.__globals__, include_extras=True)["one"]
+        return _looking_inside(typing.get_type_hints(holder, function.__globals__, include_extras=True)["one"])
     except (NameError, AttributeError):
         return Any
+
+
+def _looking_inside(hint: Any) -> Any:
+    """An annotation whose protocols find the parts of a module, which ``isinstance`` has not seen since Python 3.12."""
+    if inspect.isclass(hint) and getattr(hint, "_is_protocol", False):
+        kinds = [one for one in hint.__mro__ if getattr(one, "_is_protocol", False) and one is not typing.Protocol]
+        names = {name for one in kinds for name in (*one.__annotations__, *vars(one)) if not name.startswith("_")}
+        found = Is[lambda value: all(hasattr(value, name) for name in names)]
+        return typing.Annotated[object, found] if names else hint
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return functools.reduce(operator.or_, map(_looking_inside, typing.get_args(hint)))
+    return hint
 
 
 def _arrays(hint: Any) -> list[Any]:

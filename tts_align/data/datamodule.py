@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningDataModule
@@ -27,26 +27,12 @@ from tts_align.data.select import LabelledUtterance
 from tts_align.data.sound import AcousticMel, FeatureExtractor
 from tts_align.data.split import AlignLoader, Split, TrainerProgress, cut_by_tokens, limited_steps
 from tts_align.data.unlabelled import Unlabelled
+from tts_align.data.wants import wants_rows
 from tts_align.models.base.layout import TokenRow
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.tokenizer import SpeechTokenizer, TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
 from tts_align.utils.seeds import part_seed, run_seed
-
-
-@runtime_checkable
-class WantsRows(Protocol):
-    """A module that says what its objective wants of the data."""
-
-    policy: CodecLM
-
-    @property
-    def rows_wanted(self) -> RowsWanted:
-        """What the data must bring."""
-
-    @property
-    def trained_tokenizer(self) -> TokenizerHead | None:
-        """Makes the speech tokens, if that is part of the training."""
 
 
 class AlignData(LightningDataModule):
@@ -163,7 +149,7 @@ class AlignData(LightningDataModule):
         if stage in ("fit", "validate"):
             assert self.trainer is not None
             module: Any = self.trainer.lightning_module
-            if isinstance(module, WantsRows):
+            if wants_rows(module):
                 self.prepare(module.policy, module.rows_wanted, module.trained_tokenizer)
             else:
                 self.prepare(module.policy)
@@ -226,7 +212,7 @@ class AlignData(LightningDataModule):
     def _folder(self) -> Path | None:
         """Where large manifests are stored as tables: with the numbers of frozen models, if a run says where."""
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        if self.folder is None and isinstance(module, WantsRows):
+        if self.folder is None and wants_rows(module):
             assert self.trainer is not None
             return Path(getattr(module, "cache_folder", None) or Path(self.trainer.default_root_dir, "cache"))
         return self.folder

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from tts_align.training.callbacks.watched import Watched
+from tts_align.training.callbacks.watched import is_watched
 from tts_align.training.finite import FiniteGuard
 from tts_align.utils import agreement, signals
 from tts_align.utils.distributed import gathered
@@ -72,8 +72,9 @@ class KeepLast(Checkpoint):
         for one in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(one, FiniteGuard):
                 one.check(trainer)
-        if isinstance(trainer.lightning_module, Watched):  # so that what is logged in this step is not noted any more
-            trainer.lightning_module.log_when_due()
+        module: object = trainer.lightning_module
+        if is_watched(module):  # so that what is logged in this step is not noted any more
+            module.log_when_due()
         trainer.save_checkpoint(self.path)
         self.saved = trainer.global_step
 

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from tts_align.data.collate import PlanSampler
-from tts_align.training.callbacks.watched import Watched
+from tts_align.training.callbacks.watched import is_watched
 from tts_align.training.memory import available, estimate
 
 log = logging.getLogger(__name__)
@@ -22,14 +22,15 @@ class TellMemory(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say it; a training that may not fit starts all the same, since this is an estimate."""
         sampler = getattr(trainer.train_dataloader, "sampler", None)
-        if not isinstance(sampler, PlanSampler) or not isinstance(pl_module, Watched):
+        trained = [one for one in pl_module.parameters() if one.requires_grad]
+        if not isinstance(sampler, PlanSampler) or not is_watched(pl_module):
             return
         if not pl_module.objective.scores:
             return
         tokens = sampler.plan.largest(trainer.world_size, int(trainer.accumulate_grad_batches))
         found = estimate(
             pl_module.policy,
-            [one for one in pl_module.parameters() if one.requires_grad],
+            trained,
             trainer.optimizers,
             tokens,
             pl_module.objective.wants_logits,

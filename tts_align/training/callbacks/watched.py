@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from lightning.pytorch import Trainer
@@ -31,6 +31,14 @@ class Watched(SpeaksAndListens, Protocol):
 
     def log_when_due(self) -> bool:
         """Log the means of training if it is time; tells whether it was."""
+
+
+def is_watched(module: object) -> TypeGuard[Watched]:
+    """Whether a module is an ``AlignModule``, or works like one.
+
+    ``isinstance`` has not seen the parts of a module, such as ``policy``, since Python 3.12.
+    """
+    return all(hasattr(module, name) for name in ("policy", "objective", "parts", "log_when_due"))
 
 
 def models_of(module: Watched) -> dict[str, nn.Module]:
