@@ -325,7 +325,7 @@ def recipe(found: dict[str, Any], corpus: str = "audio", fewest: int = 1) -> str
 
 
 def headline(found: dict[str, Any]) -> str:
-    """The same on the audio corpus, with the moving average where there is one; of what was not tuned for it the best."""
+    """The same on the audio corpus, with the moving average where there is one."""
     averaged = {(row["method"], row["budget"]) for row in found["rows"] if row.get("average")}
     kept = [row for row in found["rows"] if row.get("average") or (row["method"], row["budget"]) not in averaged]
     kept = [row for row in kept if row["method"] != "tkto" or row.get("average")]
