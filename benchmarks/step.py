@@ -122,14 +122,14 @@ class TakingTurns(Callback):
     """After some steps of the trainer the lean loop does the same steps.
 
     Args:
-        loop: the lean one.
+        loop: the lean one, such as ``lean.Loop``.
         data: knows the rows behind a batch.
         steps: in a turn.
         clock: of all.
         log_ratios: by key of the row, for TKTO.
     """
 
-    loop: Loop
+    loop: Any
     data: AlignData
     steps: int
     clock: Clock
@@ -160,7 +160,7 @@ class TakingTurns(Callback):
         if len(self.waiting) < self.steps:
             return
         self.times.setdefault("ours", []).append(self.clock.read())
-        rows = [self._rows(batch) for batch in self.waiting]
+        rows = [self.rows_of(batch) for batch in self.waiting]
         if self.cached:
             self.loop.prepare([row for one in rows for row in (*one.rows, *one.mismatched)])
         self.useful += sum(len(text) + len(speech) + 2 for one in rows for text, speech in one.rows)
@@ -172,7 +172,8 @@ class TakingTurns(Callback):
         self.waiting.clear()
         self.clock.start()
 
-    def _rows(self, batch: Batch) -> Rows:
+    def rows_of(self, batch: Batch) -> Any:
+        """What the lean loop sees of a batch."""
         numbers = [] if self.log_ratios is None else [self.log_ratios.numbers[key] for key in batch.rows.keys]
         return Rows(
             rows=[_plain(self.rows[key]) for key in batch.rows.keys],
@@ -207,9 +208,6 @@ def compare(
         rounds: of turns that count; one more is for warming up.
         learning_rate: of all.
         device: of all.
-
-    Raises:
-        AssertionError: the first step's loss or gradient norm differs between ours and the lean loop.
     """
     objective: Objective = Objective.registry[name]()
     policy = Qwen2CodecLM(str(folder / "policy"))
@@ -232,9 +230,15 @@ def compare(
     )
     loop = Loop(name, Model(policy), Model(reference), learning_rate, device)
     turns = TakingTurns(loop, data, steps, Clock(device), log_ratios)
+    fit(module, turns, steps * (rounds + 1), folder)
+    return {"objective": name, "bucketed": bucketed, "passes": PASSES[name], **summary(turns)}
+
+
+def fit(module: AlignModule, turns: TakingTurns, steps: int, folder: Path) -> None:
+    """Train for so many steps, taking turns; Lightning writes into the folder."""
     quiet()
     trainer = Trainer(
-        accelerator="gpu" if device.startswith("cuda") else "cpu",
+        accelerator="gpu" if turns.clock.device.startswith("cuda") else "cpu",
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -245,12 +249,11 @@ def compare(
         use_distributed_sampler=False,
         log_every_n_steps=10,
         max_epochs=-1,
-        max_steps=steps * (rounds + 1),
+        max_steps=steps,
         callbacks=[turns],
         default_root_dir=folder,
     )
-    trainer.fit(module, data)
-    return {"objective": name, "bucketed": bucketed, "passes": PASSES[name], **_summary(turns, device)}
+    trainer.fit(module, turns.data)
 
 
 def random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> TokenCache:
@@ -263,8 +266,13 @@ def random_log_ratios(data: AlignData, policy: Qwen2CodecLM, folder: Path) -> To
     return cache
 
 
-def _summary(turns: TakingTurns, device: str) -> dict[str, Any]:
-    measure = "wall" if device.startswith("cuda") else "cpu"
+def summary(turns: TakingTurns) -> dict[str, Any]:
+    """Losses compared, seconds and ratios.
+
+    Raises:
+        AssertionError: the first step's loss or gradient norm differs between ours and the lean loop.
+    """
+    measure = "wall" if turns.clock.device.startswith("cuda") else "cpu"
     losses = {name: torch.stack(values).double().cpu() for name, values in turns.losses.items()}
     gap = ((losses["lean"] - losses["ours"]) / losses["ours"]).abs()
     first = {"loss": float(gap[0]), "norm": abs(float(turns.norms["lean"] / turns.norms["ours"]) - 1)}
@@ -294,7 +302,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         measure = row["measure"]
-        name = f"{row['objective']} {row['size']} {'bucketed' if row['bucketed'] else 'random'}"
+        lengths = row.get("lengths") or ("bucketed" if row["bucketed"] else "random")
+        name = f"{row['objective']} {row['size']} {lengths}"
         seconds = {kind: times[measure] for kind, times in row["seconds_per_step"].items()}
         ratios = row["ratio_to_lean"][measure]
         lines.append(
