@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-CLIP = 1.0
-"""Largest norm of one row's reward gradient, and of the gradient of all weights."""
+CLIP, ROW_CLIP = 1.0, 1.0
+"""Largest norm of the gradient of all weights, and of one row's reward gradient."""
+WAVELENGTH = 1e4
+"""Longest of the positions' sines, in turns."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def mix(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
 
 def waves(lengths: Sequence[int], width: int) -> Tensor:
     """Sinusoidal positions of rows."""
-    rates = torch.exp(torch.arange(width // 2) * (-math.log(1e4) / (width // 2 - 1)))
+    rates = torch.exp(torch.arange(width // 2) * (-math.log(WAVELENGTH) / (width // 2 - 1)))
     angles = torch.arange(max(lengths))[:, None] * rates
     table = torch.cat((angles.sin(), angles.cos()), -1)
     return torch.cat([table[:length] for length in lengths])
@@ -325,7 +327,7 @@ class DiffRO(Trained):
         (gradient,) = torch.autograd.grad(rewards.sum(), vectors)
         with torch.no_grad():
             for part in gradient.split(lengths):
-                part.mul_(CLIP / part.norm().clamp(min=CLIP) / -len(lengths))
+                part.mul_(ROW_CLIP / part.norm().clamp(min=ROW_CLIP) / -len(lengths))
             pull = gradient.new_zeros(len(states), gradient.shape[-1])
             pull[real] = gradient
             race.backward([(pull, self.listener.table)])

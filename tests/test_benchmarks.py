@@ -3,6 +3,7 @@
 
 import importlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from places import BENCHMARKS
 from tts_align.evaluation.protocols import PROTOCOLS
 from tts_align.models.base.generation import Sampling
 from tts_align.models.policy.qwen2 import Sizes
+from tts_align.objectives import DiffRO
 
 pytestmark = pytest.mark.whole_runs
 
@@ -66,6 +68,63 @@ def test_a_lean_loop_that_does_other_work_is_found_out(
     monkeypatch.setattr(load("lean"), "BETA", 0.1002)
     with pytest.raises(AssertionError, match="do not do the same work"):
         step.compare("dpo", True, folder, toy(step, folder), steps=1, rounds=1)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("step_rewards")
+
+
+def toy_rewards(rewards: ModuleType, step: ModuleType, folder: Path) -> tuple[Path, Any, Any]:
+    """Nine speech tokens; rows of different lengths, and twice as many that are desirable as one step takes."""
+    sizes = replace(SIZES, codebook_size=9)
+    shape = step.Shape(sizes, sentences=8, text=(2, 5), speech=(8, 16), rows_per_step=4)
+    if not (folder / "policy").exists():
+        shape.save_models(folder)
+        rewards.save_rows(shape, folder)
+    return folder, shape, rewards.parts_of(16, 1, 2, codebook=(3, 3))
+
+
+@pytest.mark.parametrize("name", ["mtr", "diffro", "e2e2", "e2e3"])
+def test_a_step_with_a_reward_model_does_what_its_lean_loop_does(name: str, spoken: Path, load: Any) -> None:
+    """Rows of different lengths in one step, whose noise both sides draw."""
+    rewards, step = load("step_rewards"), load("step")
+    row = rewards.compare(name, "any", *toy_rewards(rewards, step, spoken), rounds=2)
+    assert row["first_step_differs"] <= step.AGREES
+    assert row["any_step_differs"] <= 1e-3
+    assert f"{name} tiny any" in step.table([{"size": "tiny", **row}])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "constant", "value"),
+    [
+        ("mtr", "lean_rewards", "WAVELENGTH", 1.1e4),
+        ("diffro", "lean_rewards", "BETA", 0.1002),
+        ("e2e2", "lean_flow", "PROMPT_SHARE", 0.5),
+        ("e2e2", "lean_flow", "LM", 0.11),
+        ("e2e3", "lean_flow", "PROMPT_SHARE", 0.5),
+        ("e2e3", "lean_flow", "VOICE", 0.11),
+    ],
+)
+def test_a_lean_loop_with_a_reward_model_that_does_other_work_is_found_out(
+    name: str, module: str, constant: str, value: float, spoken: Path, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards, step = load("step_rewards"), load("step")
+    monkeypatch.setattr(load(module), constant, value)
+    with pytest.raises(AssertionError, match="do not do the same work"):
+        rewards.compare(name, "any", *toy_rewards(rewards, step, spoken), rounds=1)
+
+
+@pytest.mark.parametrize("clip", [0.002, 0.004])
+def test_the_lean_loop_clips_the_gradient_of_each_row(
+    clip: float, spoken: Path, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the sizes of the test the default of 1 is never reached."""
+    rewards, step = load("step_rewards"), load("step")
+    monkeypatch.setattr(rewards, "objective_of", lambda _: DiffRO(gradient_clip=0.002))
+    monkeypatch.setattr(load("lean_rewards"), "ROW_CLIP", clip)
+    with nullcontext() if clip == 0.002 else pytest.raises(AssertionError, match="do not do the same work"):
+        rewards.compare("diffro", "any", *toy_rewards(rewards, step, spoken), rounds=1)
 
 
 def test_utterances_are_the_same_in_a_batch_and_alone(load: Any) -> None:
