@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,12 @@ COUNTS = {"asr": (4.0, 2.0, 3.0, 1.0), "ctc": (3.0, 1.0, 2.0, 0.0), "speaker": (
 class Ear(nn.Module):
     """A reward model whose log-probability of a task is a weighted sum of the speech tokens' vectors."""
 
-    codebook_size, tasks = CODES, tuple(PULL)
-    table = numbers(CODES, WIDTH, seed=1)
+    codebook_size, tasks, looks_up = CODES, tuple(PULL), False
+    vectors = numbers(CODES, WIDTH, seed=1)
+    table = SimpleNamespace(weight=vectors)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens @ self.table
+        return tokens @ self.vectors
 
     def score_embedded(self, embedded: Any, mask: Any, labels: Any, tasks: Any) -> RewardScores:
         real = embedded * mask[..., None]
@@ -67,10 +69,12 @@ class Mouth(nn.Module):
     """A flow whose velocity is what a token and a voice say of each of its frames."""
 
     frames_per_token, mel_channels, speaker_channels = FRAMES, CHANNELS, len(VOICES)
-    table, voice = numbers(CODES, CHANNELS, seed=11), numbers(len(VOICES), CHANNELS, seed=12)
+    looks_up = False
+    vectors, voice = numbers(CODES, CHANNELS, seed=11), numbers(len(VOICES), CHANNELS, seed=12)
+    table = SimpleNamespace(weight=vectors)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens @ self.table
+        return tokens @ self.vectors
 
     def loss_embedded(self, vectors: Any, mask: Any, mel: Any, mel_mask: Any, speaker: Any, draws: Any) -> FlowLoss:
         made = vectors.repeat_interleave(FRAMES, 1) + (speaker @ self.voice)[:, None]
@@ -87,8 +91,11 @@ class Case:
     logits: list[torch.Tensor]
 
 
-@pytest.fixture
-def case() -> Case:
+@pytest.fixture(params=[False, True], ids=["embed", "look_up"])
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """With models that are asked for vectors of one-hots, or whose tables are read."""
+    for listener in (Ear, Mouth):
+        monkeypatch.setattr(listener, "looks_up", request.param)
     step = spoken_step(LENGTHS, dtype=torch.float64)
     mel = [numbers(FRAMES * length, CHANNELS, seed=20 + row) for row, length in enumerate(LENGTHS)]
     padded = pad_sequence(mel, batch_first=True)
@@ -131,14 +138,14 @@ def slow_flow(case: Case, tokens: list[torch.Tensor]) -> float:
         for frame in range(len(mel)):
             said = tokens[row][frame // FRAMES]
             for channel in range(CHANNELS):
-                made = sum(float(said[code]) * float(Mouth.table[code, channel]) for code in range(CODES))
+                made = sum(float(said[code]) * float(Mouth.vectors[code, channel]) for code in range(CODES))
                 total += (made + float(Mouth.voice[row % 2, channel]) - float(mel[frame, channel])) ** 2
     return total / (25 * FRAMES * CHANNELS)
 
 
 def test_the_flow_error_is_a_mean_over_frames_and_channels_of_the_whole_step(case: Case):
     tokens = [torch.eye(CODES, dtype=torch.float64)[torch.arange(length) % CODES] for length in LENGTHS]
-    vectors = case.step.utterances.placed(torch.cat(tokens) @ Mouth.table)
+    vectors = case.step.utterances.placed(torch.cat(tokens) @ Mouth.vectors)
     loss, mean = flow_error(case.step, vectors, DRAWS, VOICES)
     assert loss.item() == pytest.approx(slow_flow(case, tokens), rel=1e-12)
     assert mean.value.item() == pytest.approx(slow_flow(case, tokens) * 25 / sum(LENGTHS), rel=1e-6)
@@ -159,7 +166,7 @@ def slow_second(case: Case, tokens: list[torch.Tensor], text: str, flow_weight: 
     for row, length in enumerate(LENGTHS):
         for name, weight in ((text, 2.0), ("speaker", 0.5)):
             total = sum(
-                float(tokens[row][token, code]) * float(Ear.table[code] @ PULL[name])
+                float(tokens[row][token, code]) * float(Ear.vectors[code] @ PULL[name])
                 for token in range(length)
                 for code in range(CODES)
             )

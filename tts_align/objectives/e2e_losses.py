@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tts_align.batch import Batch, Mean, Utterances
-from tts_align.gumbel import RowNoise, relaxed_tokens, row_generators
+from tts_align.gumbel import RowNoise, relaxed_tokens, row_generators, sampled_vectors
 from tts_align.objectives.base import Parts, Step
 from tts_align.objectives.mtr import TEXT_TASKS, attribute_share, labels_of, speech_lengths, with_labels
 from tts_align.utils.weights import speaker_vectors_of
@@ -147,25 +147,30 @@ class SecondOrder:
     def loss(self, step: Step, draws: FlowDraws, voices: Sequence[str]) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
         """Losses of speech tokens that the policy samples, each given the real speech tokens before it."""
         assert step.policy.logits is not None
-        reward, flow, said, logits = step.parts.reward, step.parts.flow, step.utterances, step.policy.logits
-        rows = RowNoise(generators(said, GUMBEL, logits.device), said.targets)
-        sample = relaxed_tokens(
-            logits,
-            reward.codebook_size,
-            step.batch.rows.target,
-            rows,
-            self.temperature,
-            self.hard,
-            self.resample,
-        )
-        soft = sample.index_select(0, said.code_target)
-        error, mean = flow_error(step, said.placed(flow.embed(soft[None])[0]), draws, voices)
+        reward, said, logits = step.parts.reward, step.utterances, step.policy.logits
+        told, heard = self._sampled(step, logits)
+        error, mean = flow_error(step, said.placed(told), draws, voices)
         labels = said.target_labels
         if labels is None:
-            labels = reward.encode_labels(said.target_texts, said.attributes).to(soft.device)
+            labels = reward.encode_labels(said.target_texts, said.attributes).to(logits.device)
         text = self.text_task or ("asr" if "asr" in reward.tasks else "ctc")
         weights = {text: self.text_weight, **self.attributes}
-        scores = reward.score_embedded(said.placed(reward.embed(soft)), said.mask, labels, tuple(weights))
+        scores = reward.score_embedded(said.placed(heard), said.mask, labels, tuple(weights))
         rewards = torch.stack([weights[one.name] * one.mean for one in scores.tasks]).sum(0)
         metrics = {f"second_{one.name}": Mean(-one.total.detach().sum(), one.count.sum()) for one in scores.tasks}
         return self.flow_weight * error - step.mean(rewards, step.batch.totals.rows), {"second_fm": mean, **metrics}
+
+    def _sampled(self, step: Step, logits: Float[Tensor, "m v"]) -> tuple[Float[Tensor, "c e"], Float[Tensor, "c h"]]:
+        """What flow and reward model read of the samples at the real speech tokens."""
+        reward, flow, said, target = step.parts.reward, step.parts.flow, step.utterances, step.batch.rows.target
+        size, rows = reward.codebook_size, RowNoise(generators(said, GUMBEL, logits.device), said.targets)
+        if self.hard and reward.looks_up and flow.looks_up:
+            tables = flow.table.weight[:size], reward.table.weight[:size]
+            chosen = None if self.resample else target
+            vectors = sampled_vectors(logits, torch.cat(tables, 1), rows, self.temperature, chosen)
+            # :: (m, e + h) -> (c, e + h)
+            told, heard = vectors.index_select(0, said.code_target).split([one.shape[1] for one in tables], 1)
+            return told, heard
+        sample = relaxed_tokens(logits, size, target, rows, self.temperature, self.hard, self.resample)
+        soft = sample.index_select(0, said.code_target)
+        return flow.embed(soft[None])[0], reward.embed(soft)

@@ -26,6 +26,8 @@ class FlowHead(Float32Buffers, ABC):
 
     speaker_channels: int
     """Of the speaker vectors."""
+    looks_up: bool = False
+    """Whether :meth:`embed` gives rows of :attr:`table` and nothing else; then one-hots need never be formed."""
 
     @property
     def table(self) -> nn.Embedding:

@@ -126,6 +126,8 @@ class TokenFlow(FlowHead):
         lookahead: tokens beyond each token on which its frames depend.
     """
 
+    looks_up = True
+
     def __init__(
         self,
         codebook_size: int,
@@ -136,10 +138,8 @@ class TokenFlow(FlowHead):
         lookahead: int = 3,
     ) -> None:
         super().__init__()
-        if (
-            min(codebook_size, mel_channels, embedding_channels, speaker_channels, frames_per_token) < 1
-            or lookahead < 0
-        ):
+        sizes = codebook_size, mel_channels, embedding_channels, speaker_channels, frames_per_token
+        if min(sizes) < 1 or lookahead < 0:
             raise ValueError("sizes of a flow model must be at least 1, its look-ahead at least 0")
         self.codebook_size, self.mel_channels, self.speaker_channels = codebook_size, mel_channels, speaker_channels
         self.frames_per_token, self.lookahead = frames_per_token, lookahead
