@@ -179,6 +179,24 @@ def cost(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cost_rewards(found: dict[str, Any]) -> str:
+    """The same of objectives with a reward model, by the lengths of the rows that meet; empty where not measured."""
+    lines = [
+        "| model | objective | rows of similar length | rows in any order | rows of one length |",
+        "|---|---|---|---|---|",
+    ]
+    for size, name in dict.fromkeys((row["size"], row["objective"]) for row in found["rows"]):
+        cells = []
+        for kind in ("similar", "any", "equal"):
+            mine = [
+                row for row in found["rows"] if (row["size"], row["objective"], row["lengths"]) == (size, name, kind)
+            ]
+            ratios = [row["ratio_to_lean"][row["measure"]] for row in mine]
+            cells += [f"{one['median']:.2f} ({one['low']:.2f}–{one['high']:.2f})" for one in ratios] or [""]
+        lines.append(f"| {size} | `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def trl(found: dict[str, Any]) -> str:
     """CPU time of a step as a share of TRL's."""
     lines = ["| model | objective | reference in TRL | ours, s | TRL, s | ours to TRL, all steps | step by step |"]
@@ -481,6 +499,7 @@ BLOCKS: dict[Path, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "sweep": ("equal_compute.json", sweep),
         "table1": ("demo_table1.json", table1),
         "cost": ("step.json", cost),
+        "cost_rewards": ("step_rewards.json", cost_rewards),
         "trl": ("trl_step.json", trl),
         "trl_profile": ("trl_profile.json", trl_profile),
         "memory": ("memory.json", memory),
