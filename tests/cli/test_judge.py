@@ -80,7 +80,8 @@ def test_what_failed_is_tried_again(tmp_path, candidates, judged):
     failed = [row.id for row in read_candidates(out) if row.error]
     again.deaf_to = ()  # a passing fault
     judge(Module(judge=again), candidates, out)
-    assert out.read_bytes() == judged.read_bytes()  # records hold NaN, which equals nothing since Python 3.13
+    # By what they say: they hold NaN, which equals nothing, and since Python 3.13 not itself in a record either.
+    assert repr(read_candidates(out)) == repr(read_candidates(judged))
     assert sum(again.batches) == len(failed) > 0
 
 
