@@ -246,6 +246,7 @@ def test_no_suggestion_for_what_is_like_nothing() -> None:
             r"trainer\.accelerator: .*finds here, got tpu: there is none; set auto, cpu or gpu$",
         ),
         ("--trainer.num_nodes 0", r"trainer\.num_nodes: expected a number of machines above 0, got 0$"),
+        ("--trainer.barebones true", r"trainer\.barebones cannot be: .* set trainer\.logger false, "),
         ("--trainer.accumulate_grad_batches 0", r"trainer\.accumulate_grad_batches must be at least 1, got 0$"),
         ("--trainer.strategy fsdp", r"trainer: The strategy fsdp requires a GPU"),
     ],

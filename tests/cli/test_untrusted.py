@@ -266,8 +266,8 @@ def test_a_fault_of_the_program_is_a_line_and_debug_shows_it(
         main(args)
     assert raised.value.code == 1
     said = capsys.readouterr().err
-    assert "tts-align: error: KeyError: 'no key' (in tts_align.training.module, line " in said
-    assert "--debug shows where it comes from" in said
+    assert "tts-align: error: KeyError: 'no key' (in odd_objective.py, line 4)\n" in said
+    assert "it comes from code of yours: --debug shows all of the way" in said
     with pytest.raises(KeyError):
         main([*args, "--debug"])
     assert run  # which leaves faults as they are, for notebooks

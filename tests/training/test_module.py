@@ -613,6 +613,26 @@ def test_rule_11_killed_in_an_epoch(name: str, lora: Any, tmp_path: Path, tiny_d
     assert [m["train/loss"] for _, m in logs[0][-steps:]] == [m["train/loss"] for _, m in logs[1]]
 
 
+def test_double_precision_resumes_without_a_rounding(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
+    """Lightning puts a checkpoint's weights into the module before it makes that double."""
+    options = {"precision": "64-true"}
+    whole, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache", rows_per_step=4)
+    make_trainer(tmp_path, **options).fit(whole, datamodule=data)
+    part, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache", rows_per_step=4)
+    with pytest.raises(MemoryError):
+        make_trainer(tmp_path, SaveAndDie(tmp_path / "mid.ckpt", 2, 3), **options).fit(part, datamodule=data)
+    resumed, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache", rows_per_step=4)
+    make_trainer(tmp_path, **options).fit(resumed, datamodule=data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    assert next(iter(weights(resumed).values())).dtype == torch.float64
+    assert gap(weights(whole), weights(resumed)) == 0
+
+
+def test_an_order_of_rows_that_is_not_the_plans_is_refused(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
+    module, data = build(KTO(), tiny_policy, tiny_rows, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"trainer\.overfit_batches would replace the plan .* set data\.max_rows"):
+        make_trainer(tmp_path, overfit_batches=1).fit(module, datamodule=data)
+
+
 # --- rule 12: adapters alone train, or the base is no reference ---
 
 

@@ -33,6 +33,12 @@ def of_the_trainer(given: Mapping[str, Any]) -> Iterator[None]:
     accumulated = given.get("accumulate_grad_batches")
     if accumulated is not None and accumulated < 1:
         raise RecipeError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}")
+    if given.get("barebones"):
+        raise RecipeError(
+            "trainer.barebones cannot be: without checkpoints and callbacks a run could neither resume nor end well; "
+            "to time the bare steps set trainer.logger false, trainer.enable_checkpointing false, "
+            "trainer.enable_progress_bar false and trainer.limit_val_batches 0"
+        )
     try:
         yield
     except (ImportError, TypeError, ValueError, MisconfigurationException) as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from tts_align.cli.own_code import own_place
 from tts_align.utils import signals
 from tts_align.utils.readers import described
 
@@ -75,6 +76,8 @@ def plain_errors(faults: bool = False) -> Iterator[None]:
             raise
         if _interrupted(error):
             signals.stop()
+        if (place := own_place(error)) is not None:
+            fail(f"{fault(error, place)}\n  it comes from code of yours: --debug shows all of the way", status=1)
         fail(f"{fault(error)}\n  this ought not to happen: --debug shows where it comes from", status=1)
 
 
@@ -87,6 +90,11 @@ def explained_error(error: Exception) -> str | None:
         return described(cause) if isinstance(cause, OSError) and cause.errno else str(cause)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong recipe
         return str(error)
+    if "parameters that were not used in producing the loss" in str(error):  # by an objective of the user's
+        return (
+            "some weights that train took no part in the loss of a step, which trainer.strategy ddp does not expect: "
+            "set trainer.strategy to ddp_find_unused_parameters_true, or use all weights in each step"
+        )
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return f"there is not enough memory: {' '.join(str(error).split())[:300] or 'lower the batch size'}"
     return None
@@ -100,9 +108,9 @@ def _interrupted(error: BaseException) -> bool:
     return chain is not None or (isinstance(error, ImportError) and bool(signals.asked()))
 
 
-def fault(error: BaseException) -> str:
-    """An error in a line, with the last place in this package that it came through."""
-    trace, place = error.__traceback__, ""
+def fault(error: BaseException, place: str = "") -> str:
+    """An error in a line, with a place, by default the last one in this package that it came through."""
+    trace, place = (None, f" (in {place})") if place else (error.__traceback__, "")
     while trace is not None:
         if str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "tts_align":
             place = f" (in {trace.tb_frame.f_globals['__name__']}, line {trace.tb_lineno})"

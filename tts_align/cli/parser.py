@@ -19,6 +19,7 @@ from tts_align import PUBLIC
 from tts_align.cli.errors import debugging, did_you_mean, fail
 from tts_align.cli.expected import expected
 from tts_align.cli.hints import with_hint
+from tts_align.cli.own_code import unusable
 from tts_align.cli.recipe import no_objective
 from tts_align.utils.readers import ReadError, load_yaml
 
@@ -64,6 +65,8 @@ def explained(message: str, options: list[str], command: str = "") -> str:
     """
     if "Not a valid subclass of Objective. Got value: None" in message:
         return no_objective()
+    if (said := unusable(message)) is not None:
+        return said
     if (said := expected(message)) is not None:
         audio = "\n  --audio true writes recordings beside --out, in a folder of its name"
         return said + audio * said.startswith("audio:")

@@ -25,7 +25,7 @@ from tts_align.data.manifest import read_manifest
 from tts_align.data.plan import Plan
 from tts_align.data.select import LabelledUtterance
 from tts_align.data.sound import AcousticMel, FeatureExtractor
-from tts_align.data.split import AlignLoader, Split, TrainerProgress, cut_by_tokens, limited_steps
+from tts_align.data.split import AlignLoader, Split, TrainerProgress, check_not_replaced, cut_by_tokens, limited_steps
 from tts_align.data.unlabelled import Unlabelled
 from tts_align.data.wants import wants_rows
 from tts_align.models.base.layout import TokenRow
@@ -228,6 +228,7 @@ class AlignData(LightningDataModule):
         split = self._splits["train"]
         assert self.trainer is not None
         world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        check_not_replaced(self.trainer)
         split.plan.check(world, accumulate)
         steps = limited_steps(split.plan.steps_per_epoch, accumulate, self.trainer.limit_train_batches)
         rank_zero_info(f"{steps} optimiser steps per epoch")

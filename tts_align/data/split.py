@@ -123,6 +123,15 @@ def cut_by_tokens(trainer: Trainer, plan: Plan, most_tokens: int) -> None:
     rank_zero_info(f"{count} micro-batches per optimiser step and device, of {most_tokens} tokens at most")
 
 
+def check_not_replaced(trainer: Trainer) -> None:
+    """Raise ``ValueError`` for a trainer that would put its own order of rows in the place of the plan."""
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise ValueError(
+            "trainer.overfit_batches would replace the plan of the epoch: set data.max_rows to train on a few rows "
+            "again and again, and watch their loss in the log"
+        )
+
+
 def limited_steps(steps: int, accumulate: int, limit: int | float) -> int:
     """Optimiser steps of an epoch under ``trainer.limit_train_batches``, which counts micro-batches."""
     batches = steps * accumulate

@@ -146,6 +146,36 @@ class Outcome:
     loss: Float[Tensor, ""]
     metrics: dict[str, Mean] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what no step could be made of, while the objective that made it is still at work."""
+        loss = self.loss
+        if not isinstance(loss, Tensor) or loss.ndim > 0 or not loss.is_floating_point():
+            raise ValueError(
+                f"the loss of an Outcome must be one number, a floating-point tensor without axes; got {_kind(loss)}: "
+                "sum its rows up with step.mean(values)"
+            )
+        for name, one in self.metrics.items():
+            if not isinstance(name, str) or name == "loss":
+                raise ValueError(
+                    f"a metric of an Outcome must have a name of its own, a string other than 'loss'; got {name!r}: "
+                    "the loss is logged by itself"
+                )
+            parts = (one.total, one.count) if isinstance(one, Mean) else ()
+            if not parts or any(not isinstance(part, Tensor) or part.ndim for part in parts):
+                raise ValueError(
+                    f"the metric {name!r} of an Outcome must be a Mean of two numbers, tensors without axes; got "
+                    f"{_kind(one)}: write Mean.of(values)"
+                )
+
+
+def _kind(value: object) -> str:
+    """What something is, for a message: its type, and for a tensor its kind of number and its shape."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} and shape {tuple(value.shape)}"
+    if isinstance(value, Mean):
+        return f"a Mean of {_kind(value.total)} and {_kind(value.count)}"
+    return f"{type(value).__name__} {value!r:.60}"
+
 
 class Objective(nn.Module, ABC):
     """Base of every alignment objective; ``class Mine(Objective, name="mine")`` registers it.
@@ -190,7 +220,13 @@ class Objective(nn.Module, ABC):
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Check the class facts and register the class under ``name``."""
         super().__init_subclass__(**kwargs)
-        facts = cls.trains, cls.needs  # properties where they depend on the knobs: those are checked per instance
+        # Properties where they depend on the knobs: those are not looked at.
+        for fact in ("needs", "trains"):
+            if not isinstance(parts := getattr(cls, fact), property):
+                setattr(cls, fact, _parts(cls.__name__, fact, parts))
+        if not isinstance(cls.reads, property):
+            cls.reads = _reads(cls.__name__, cls.reads)
+        facts = cls.trains, cls.needs
         if all(isinstance(fact, frozenset) for fact in facts) and not cls.trains <= cls.needs:
             extra = ", ".join(sorted(cls.trains - cls.needs))
             raise TypeError(f"{cls.__name__} trains {extra}, which it does not list in `needs`")
@@ -250,6 +286,42 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, step: Step) -> Outcome:
         """Turn one scored step into a loss; pure arithmetic."""
+
+
+def check_outcome(name: str, outcome: object, learns: bool) -> None:
+    """Raise ``ValueError`` for what an objective of one's own returns by mistake.
+
+    Args:
+        name: of the objective.
+        outcome: what its ``forward`` returned.
+        learns: whether weights are to learn from it.
+    """
+    if not isinstance(outcome, Outcome):
+        raise ValueError(f"{name}.forward must return an Outcome(loss, metrics), got {_kind(outcome)}")
+    if learns and not outcome.loss.requires_grad:
+        raise ValueError(
+            f"the loss of {name} depends on no weight that trains: it must be made of step.policy, or of another model "
+            "that the objective trains, without .detach(), .item() or torch.no_grad()"
+        )
+
+
+def _parts(name: str, fact: str, parts: object) -> frozenset[Part]:
+    """Parts that an objective lists; a single one or a list of them is meant well, a name that is none is not."""
+    listed: Any = (parts,) if isinstance(parts, str) else parts
+    try:
+        return frozenset(Part(one) for one in listed)
+    except (TypeError, ValueError):
+        known = ", ".join(f"Part.{part.name}" for part in Part)
+        raise TypeError(f"{name}: `{fact}` must be a frozenset of {known}; got {parts!r}") from None
+
+
+def _reads(name: str, reads: Any) -> Reads:
+    """Kind of rows that an objective reads."""
+    try:
+        return Reads(reads)
+    except ValueError:
+        known = ", ".join(f"Reads.{kind.name}" for kind in Reads)
+        raise TypeError(f"{name}: `reads` must be one of {known}; got {reads!r}") from None
 
 
 def check_codebook(policy: CodecLM, reward: RewardHead) -> None:

@@ -66,8 +66,10 @@ class StageMeans:
     def note(self, metrics: Mapping[str, Mean]) -> None:
         """Add a micro-batch's numbers, without waiting for the device."""
         for name, mean in metrics.items():
+            # Detached: otherwise the graph of every micro-batch would stay in memory until the next log.
+            total, count = mean.total.detach(), mean.count.detach()
             before = self.sums.get(name)
-            self.sums[name] = mean if before is None else Mean(before.total + mean.total, before.count + mean.count)
+            self.sums[name] = Mean(total, count) if before is None else Mean(before.total + total, before.count + count)
 
     def log_when_due(self, trainer: Trainer) -> bool:
         """Log once in ``trainer.log_every_n_steps`` optimiser steps; tells whether this call has logged."""
@@ -82,12 +84,14 @@ class StageMeans:
         return step != self.logged and step % every == 0
 
     def log(self, trainer: Trainer) -> None:
-        """Log what has been noted, and begin anew; every rank must call it."""
+        """Log what has been noted, and begin anew; every rank must call it, whatever it has noted."""
         sums, self.sums = self.sums, {}
-        if not sums:
+        names = sorted(set().union(*gathered(list(sums))))  # a rank may have met nothing that another one counts
+        if not names:
             return
-        names = sorted(sums)
-        both = torch.stack([torch.stack([sums[name].total, sums[name].count]) for name in names])
+        nothing = torch.zeros(2, device=trainer.strategy.root_device)
+        pairs = [torch.stack([sums[name].total, sums[name].count]) if name in sums else nothing for name in names]
+        both = torch.stack([pair.float() for pair in pairs])
         reduced = trainer.strategy.reduce(both, reduce_op="sum") if trainer.world_size > 1 else both
         means = {
             f"{self.stage}/{name}": total / count

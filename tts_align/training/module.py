@@ -24,7 +24,7 @@ from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.reward import RewardHead
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.objectives.base import Objective, Outcome, Part, Step
+from tts_align.objectives.base import Objective, Outcome, Part, Step, check_outcome
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
 from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
@@ -121,6 +121,7 @@ class AlignModule(GroupedModule):
     def step(self, batch: Batch, stage: str) -> Float[Tensor, ""]:
         """Score a micro-batch, apply the objective, note its numbers; returns its share of the step's loss."""
         outcome: Outcome = self.objective(self.score(batch))
+        check_outcome(type(self.objective).__name__, outcome, learns=stage == "train")
         micro_batches = self.trainer.world_size * (self.trainer.accumulate_grad_batches if stage == "train" else 1)
         share = Mean(outcome.loss.detach().float(), outcome.loss.new_full((), 1 / micro_batches, dtype=torch.float32))
         self.means[stage].note({"loss": share, **outcome.metrics})
@@ -135,6 +136,8 @@ class AlignModule(GroupedModule):
         self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
         if stage == "fit":
             check_can_learn(self.policy, self.parts, self.trainer.precision)
+        if str(self.trainer.precision) == "64-true":
+            self.double()  # Lightning would do so only after it had put a checkpoint's weights into float32
 
     def configure_callbacks(self) -> list[Callback]:
         """Watch the speech tokens and keep the parts of a training that makes its own speech tokens."""

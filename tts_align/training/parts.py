@@ -26,7 +26,10 @@ def check_settings(
     optimizer_groups: Collection[str] = (),
 ) -> None:
     """Raise ``ValueError`` for what a recipe sets and the objective has no use for."""
-    name, frozen = type(objective).__name__, objective.needs - objective.trains
+    name = type(objective).__name__
+    if "_modules" not in vars(objective):
+        raise ValueError(f"{name}.__init__ must begin with super().__init__(), as that of every module of PyTorch")
+    frozen = objective.needs - objective.trains
     if reward_fit is not None and (Part.REWARD not in frozen or Part.TOKENIZER in objective.needs):
         raise ValueError(f"model.reward_fit has no effect: {name} does not train one first")
     if reward_fit is not None and reward is not None and reward.directory is not None:

@@ -39,6 +39,8 @@ class Scoring:
         """Score a micro-batch of the optimiser step of this number."""
         objective = self.objective
         batch = objective.prepare(batch, self.policy, self.parts)
+        if not isinstance(batch, Batch):
+            raise ValueError(f"{type(objective).__name__}.prepare must return a Batch, got {type(batch).__name__}")
         rows = batch.rows
         if objective.scores:
             policy: Scored = self.policy(rows, logits=objective.wants_logits)
