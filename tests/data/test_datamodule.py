@@ -141,6 +141,17 @@ def test_other_data_cannot_be_resumed_on(policy, manifest, tmp_path):
         fit(policy, labelled(manifest(25), rows_per_step=6), ckpt=kept / "step=4.ckpt", **options)
 
 
+def test_rows_that_were_labelled_anew_cannot_be_resumed_on(policy, manifest, tmp_path):
+    options = {"folder": tmp_path, "max_epochs": 2, "save": {"every_n_train_steps": 1}}
+    path = Path(manifest(24))
+    fit(policy, labelled(str(path)), **options)
+    kept = (tmp_path / "checkpoints").rename(tmp_path / "kept")
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(first.replace("true", "no").replace("false", "true").replace("no", "false") + "\n" + rest)
+    with pytest.raises(ValueError, match=r"labels of the rows was \w+, is \w+\. Set it back"):
+        fit(policy, labelled(str(path)), ckpt=kept / "step=4.ckpt", **options)
+
+
 def test_every_row_once_and_again_in_another_order(policy, manifest, tmp_path):
     data = labelled(manifest(40), validation=manifest(20, seed=1))
     module = fit(policy, data, folder=tmp_path, max_epochs=2, accumulate_grad_batches=2, num_sanity_val_steps=0)

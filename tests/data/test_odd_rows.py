@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -57,3 +58,18 @@ def test_labels_beyond_what_a_float_holds(tmp_path: Path, label: int, stars: flo
     with pytest.raises(ManifestError, match=r"rows.jsonl:1: label: ") as error:
         read_manifest(path, desirable_stars=stars)
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_speech_tokens(tmp_path: Path, kind: str):
+    """As NumPy and Polars write them."""
+    lists = pa.list_(getattr(pa, kind)())
+    columns = {"id": ["a", "b"], "text": ["x", "y"], "speech": pa.array([[1], [2, 19]], lists)}
+    columns["prompt_speech"], columns["prompt_text"] = pa.array([[3], None], lists), ["z", None]
+    parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    rows = read_manifest(tmp_path / "rows.parquet", codebook_size=20).rows
+    assert [(row.speech, row.prompt_speech) for row in rows] == [((1,), (3,)), ((2, 19), ())]
+    most = pa.array([[1], [int(np.iinfo(kind).max)]], lists)
+    parquet.write_table(pa.table({**columns, "speech": most}), tmp_path / "rows.parquet")
+    with pytest.raises(ManifestError, match=rf"row 2: speech: speech tokens must lie in 0\.\.19, got {most[1][0]}\.\."):
+        read_manifest(tmp_path / "rows.parquet", codebook_size=20)

@@ -313,6 +313,7 @@ class AlignData(LightningDataModule):
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
             "data.reads": str(self.wants.reads),
             "rows and their layout": split.digest,
+            "labels of the rows": split.labels_digest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
@@ -93,6 +94,11 @@ class Split:
     def digest(self) -> str:
         """Name of the rows in their order."""
         return digest_of(self.examples.keys)
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """Name of their labels: a manifest may have been labelled anew while nothing else changed."""
+        return digest_of(np.packbits(self.examples.desirable))
 
     def loader(self, sampler: PlanSampler, workers: int, pin_memory: bool) -> AlignLoader:
         """Batches in the order of ``sampler``."""

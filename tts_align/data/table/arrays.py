@@ -104,7 +104,7 @@ def tokens_of(column: Any, count: int, codebook_size: int | None) -> Tokens:
     if values is None or not pa.types.is_integer(values.type):
         return Tokens(there, np.zeros(count, bool), no_lists(count))
     lists = plain(column)
-    numbers = np.asarray(values.fill_null(-1).cast(pa.int64(), safe=False))
+    numbers = np.asarray(values.cast(pa.int64(), safe=False).fill_null(-1))  # unsigned ones have no -1
     limit = MOST_TOKEN + 1 if codebook_size is None else codebook_size
     odd = (numbers < 0) | (numbers >= limit)
     offsets = np.asarray(lists.offsets)
