@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -625,6 +626,21 @@ def test_double_precision_resumes_without_a_rounding(tmp_path: Path, tiny_policy
     make_trainer(tmp_path, **options).fit(resumed, datamodule=data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
     assert next(iter(weights(resumed).values())).dtype == torch.float64
     assert gap(weights(whole), weights(resumed)) == 0
+
+
+def test_another_reference_is_not_resumed_with(tmp_path: Path, tiny_policy: Path, tiny_rows: str):
+    """The directory of the base may have been written anew in the meantime; the policy comes from the checkpoint."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_policy, base)
+    module, data = build(KTO(), base, tiny_rows, tmp_path / "cache", rows_per_step=4)
+    with pytest.raises(MemoryError):
+        make_trainer(tmp_path, SaveAndDie(tmp_path / "mid.ckpt", 2, 3)).fit(module, datamodule=data)
+    same, data = build(KTO(), base, tiny_rows, tmp_path / "cache", rows_per_step=4)
+    make_trainer(tmp_path).fit(same, datamodule=data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    module.policy.save(base)
+    other, data = build(KTO(), base, tiny_rows, tmp_path / "cache", rows_per_step=4)
+    with pytest.raises(ValueError, match=r"begun with another reference: .* put the weights of model\.reference back"):
+        make_trainer(tmp_path).fit(other, datamodule=data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
 
 
 def test_an_order_of_rows_that_is_not_the_plans_is_refused(tmp_path: Path, tiny_policy: Path, tiny_rows: str):

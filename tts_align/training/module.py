@@ -212,12 +212,14 @@ class AlignModule(GroupedModule):
         """Keep what trains; the rest is rebuilt from its own path."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"], self.objective.trains)
         checkpoint["means"] = self.means["train"].to_state(self.trainer)
+        checkpoint["reference"] = self.scoring.reference_digest
         unfused(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""
         check_fits(self, checkpoint["state_dict"])
         self.means["train"].from_state(checkpoint.get("means", {}), self.device)
+        self.scoring.reference_before = str(checkpoint.get("reference", ""))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test sentences of this rank, a batch of utterances at a time; held-out rows for a reward model."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from tts_align.batch import Batch, Mean, Rows, Scored, across_ranks
@@ -32,6 +33,7 @@ class Scoring:
     def __init__(self, objective: Objective, policy: CodecLM, parts: Parts) -> None:
         self.objective, self.policy, self.parts = objective, policy, parts
         self.reference_cache: TokenCache | None = None
+        self.reference_digest, self.reference_before = "", ""
         self.contrast_cache: TokenCache | None = None
         self._mismatched: dict[bool, Mean] = {}  # of a training step, and of a validation step that falls into it
 
@@ -97,7 +99,10 @@ class Scoring:
             trainer: its device, precision and ranks are used.
         """
         if Part.REFERENCE in self.objective.needs and not self.objective.wants_logits:
-            self.reference_cache = TokenCache(folder, "reference", identity(self._reference_digest(), trainer))
+            self.reference_digest = self._reference_digest()
+            if trainer.state.fn == TrainerFn.FITTING:
+                self._check_reference()
+            self.reference_cache = TokenCache(folder, "reference", identity(self.reference_digest, trainer))
             self.fill(
                 self.reference_cache, rows, lambda these: self._frozen_reference(these).logp, "reference", trainer
             )
@@ -108,6 +113,15 @@ class Scoring:
                     "run by `tts-align fit`, which makes them"
                 )
             self.contrast_cache = TokenCache.read(Path(weights), needed=rows, everywhere=True)
+
+    def _check_reference(self) -> None:
+        if self.reference_before not in ("", self.reference_digest):
+            raise ValueError(
+                "the training of the checkpoint was begun with another reference: digest of its weights "
+                f"{self.reference_before[:12]}, now {self.reference_digest[:12]}. They are read from model.reference, "
+                "or without it from the directory of model.policy: put the weights of model.reference back, "
+                "or begin a new run"
+            )
 
     def _reference_digest(self) -> str:
         if Part.REFERENCE in self.parts:
