@@ -41,8 +41,8 @@ def of_the_trainer(given: Mapping[str, Any]) -> Iterator[None]:
         )
     try:
         yield
-    except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
-        if not _is_lightnings(error):
+    except (ImportError, TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        if not _is_lightnings(error) or (isinstance(error, RuntimeError) and "SLURM" not in str(error)):
             raise
         raise RecipeError(_said(given, " ".join(str(error).split()))) from error
 
@@ -67,6 +67,8 @@ def _said(given: Mapping[str, Any], text: str) -> str:
             return f"trainer.accelerator: expected one of {', '.join(kinds)}, got {accelerator}{near}"
         if (why := _missing(accelerator)) is not None:
             return f"trainer.accelerator: expected a device that PyTorch finds here, got {accelerator}: {why}"
+    if "SLURM" in text:
+        return f"trainer: {text} In a shell of an allocation, `export SLURM_JOB_NAME=bash` lets one process start alone"
     if "num_nodes" in text:
         return f"trainer.num_nodes: expected a number of machines above 0, got {given.get('num_nodes')}"
     if any(word in text for word in ("devices", "Device", "gpu", "GPUs", "invalid literal")) and "strategy" not in text:

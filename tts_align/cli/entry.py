@@ -15,6 +15,7 @@ from tts_align.cli.commands import COMMANDS, OF_A_RECIPE, usage
 from tts_align.cli.errors import DEBUG, did_you_mean, fail, note, plain_errors
 from tts_align.cli.hints import check_words
 from tts_align.cli.shelf import find_recipes
+from tts_align.cli.streams import make_ready
 from tts_align.utils import signals
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the command line by default.
     """
+    make_ready()
     args = _without_traceback(sys.argv[1:] if args is None else args)
     # Python looks through all objects once more before it ends, for more than a second, although the system takes the
     # memory back anyway: what is frozen it passes over.
