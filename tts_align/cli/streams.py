@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any
 
 from tts_align.cli.errors import fail
 
@@ -34,11 +34,11 @@ def make_ready() -> None:
     if stale := [name for name in _NUMBERED if alone and os.environ.get(name, "0").strip() not in ("", "0")]:
         fail(
             f"{stale[0]} is {os.environ[stale[0]]} in the environment, but WORLD_SIZE is not set, so this process "
-            f"would leave it to others to save: `unset {' '.join(stale)}`, or start it by torchrun, which sets all of them"
+            f"would leave it to others to save: `unset {' '.join(stale)}`, or start it by torchrun, which sets both"
         )
 
 
-def _writable(stream: TextIO | None) -> TextIO:
+def _writable(stream: Any) -> Any:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):

@@ -288,14 +288,15 @@ class Objective(nn.Module, ABC):
         """Turn one scored step into a loss; pure arithmetic."""
 
 
-def check_outcome(name: str, outcome: object, learns: bool) -> None:
-    """Raise ``ValueError`` for what an objective of one's own returns by mistake.
+def checked_outcome(objective: Objective, outcome: object, learns: bool) -> Outcome:
+    """What an objective returned; raises ``ValueError`` for what one of the user's returns by mistake.
 
     Args:
-        name: of the objective.
+        objective: that returned it.
         outcome: what its ``forward`` returned.
         learns: whether weights are to learn from it.
     """
+    name = type(objective).__name__
     if not isinstance(outcome, Outcome):
         raise ValueError(f"{name}.forward must return an Outcome(loss, metrics), got {_kind(outcome)}")
     if learns and not outcome.loss.requires_grad:
@@ -303,6 +304,7 @@ def check_outcome(name: str, outcome: object, learns: bool) -> None:
             f"the loss of {name} depends on no weight that trains: it must be made of step.policy, or of another model "
             "that the objective trains, without .detach(), .item() or torch.no_grad()"
         )
+    return outcome
 
 
 def _parts(name: str, fact: str, parts: object) -> frozenset[Part]:

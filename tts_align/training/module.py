@@ -24,13 +24,13 @@ from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.reward import RewardHead
 from tts_align.models.base.tokenizer import TokenizerHead
 from tts_align.models.base.vocoder import Vocoder
-from tts_align.objectives.base import Objective, Outcome, Part, Step, check_outcome
+from tts_align.objectives.base import Objective, Part, Step, checked_outcome
 from tts_align.training.callbacks.tokens import KeepParts, TokenStatistics
 from tts_align.training.checkpoint import check_fits, trained_state
 from tts_align.training.contrast import Contrast
 from tts_align.training.means import StageMeans
 from tts_align.training.optimizers import GroupedModule, PartOptimizer, unfused
-from tts_align.training.parts import check_can_learn, check_settings, make_parts
+from tts_align.training.parts import check_can_learn, check_settings, keep_double, make_parts
 from tts_align.training.scoring import Scoring
 from tts_align.training.seeds import seed_generators, seed_of
 from tts_align.training.settings import RewardFit, StageFit
@@ -120,8 +120,7 @@ class AlignModule(GroupedModule):
 
     def step(self, batch: Batch, stage: str) -> Float[Tensor, ""]:
         """Score a micro-batch, apply the objective, note its numbers; returns its share of the step's loss."""
-        outcome: Outcome = self.objective(self.score(batch))
-        check_outcome(type(self.objective).__name__, outcome, learns=stage == "train")
+        outcome = checked_outcome(self.objective, self.objective(self.score(batch)), learns=stage == "train")
         micro_batches = self.trainer.world_size * (self.trainer.accumulate_grad_batches if stage == "train" else 1)
         share = Mean(outcome.loss.detach().float(), outcome.loss.new_full((), 1 / micro_batches, dtype=torch.float32))
         self.means[stage].note({"loss": share, **outcome.metrics})
@@ -136,8 +135,7 @@ class AlignModule(GroupedModule):
         self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign,assignment]
         if stage == "fit":
             check_can_learn(self.policy, self.parts, self.trainer.precision)
-        if str(self.trainer.precision) == "64-true":
-            self.double()  # Lightning would do so only after it had put a checkpoint's weights into float32
+        keep_double(self, self.trainer.precision)
 
     def configure_callbacks(self) -> list[Callback]:
         """Watch the speech tokens and keep the parts of a training that makes its own speech tokens."""
@@ -211,15 +209,14 @@ class AlignModule(GroupedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; the rest is rebuilt from its own path."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"], self.objective.trains)
-        checkpoint["means"] = self.means["train"].to_state(self.trainer)
-        checkpoint["reference"] = self.scoring.reference_digest
+        checkpoint |= {"means": self.means["train"].to_state(self.trainer), "reference": self.scoring.reference_digest}
         unfused(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks what trains here, or holds numbers that are none."""
         check_fits(self, checkpoint["state_dict"])
         self.means["train"].from_state(checkpoint.get("means", {}), self.device)
-        self.scoring.reference_before = str(checkpoint.get("reference", ""))
+        self.scoring.reference_before = checkpoint.get("reference", "")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test sentences of this rank, a batch of utterances at a time; held-out rows for a reward model."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from torch import nn
+
 from tts_align.models.base.flow import FlowHead
 from tts_align.models.base.policy import CodecLM
 from tts_align.models.base.reward import RewardHead
@@ -106,3 +108,14 @@ def check_can_learn(policy: CodecLM, parts: Parts, precision: str | int | None) 
     check_precision(precision)
     for name, model in {"policy": policy, **parts}.items():
         check_trained_weights(model, f"model.{name}")
+
+
+def keep_double(module: nn.Module, precision: str | int | None) -> None:
+    """Make a module double if it is to be: Lightning does so only after it has put a checkpoint into float32.
+
+    Args:
+        module: about to be trained or tested.
+        precision: ``trainer.precision`` of the recipe.
+    """
+    if str(precision) == "64-true":
+        module.double()
