@@ -255,6 +255,15 @@ def test_wrong_flags(flags: str, message: str, recipe: Recipe, capsys: pytest.Ca
     assert re.search(message, fails(capsys, "fit", "--config", recipe(), *flags.split()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what is loaded
+def test_what_else_is_loaded_does_not_change_what_is_listed(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    message = fails(capsys, "fit", "--config", recipe(), "--model.optimizer", "Adamm")
+    assert "expected one of Adadelta, Adafactor, " in message
+    assert ZeroRedundancyOptimizer.__name__ not in message
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda"])
 def test_no_gpu(name: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

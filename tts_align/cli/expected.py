@@ -161,6 +161,8 @@ def _names(kinds: Sequence[type]) -> set[str]:
         except ImportError:  # of what is not installed
             continue
     found: set[type] = {one for kind in kinds for one in _subclasses(kind)}
+    # Wrappers of optimisers, which no recipe can name, are there only if something has loaded them.
+    found = {one for one in found if not one.__module__.startswith("torch.distributed.")}
     return {one.__name__ for one in found if one.__module__.partition(".")[0] in _LIBRARIES and _is_whole(one)}
 
 
