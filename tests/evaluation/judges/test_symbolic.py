@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tts_align.evaluation.judges.base import Expected, Reading, SpeechSample
@@ -44,6 +44,9 @@ def test_one_disturbed_code_in_a_kana_of_three_changes_nothing(data):
         data.draw(st.integers(0, len(speech_tokens) - 1)),
         data.draw(st.integers(0, CODES_PER_KANA * len(KANA) - 1)),
     )
+    kana, within = divmod(place, 3)
+    # Between two equal kana an onset that becomes the middle of one is one long kana: that is what it says.
+    assume(within or not kana or text[kana - 1] != text[kana])
     assert transcript([*speech_tokens[:place], code, *speech_tokens[place + 1 :]]) == text
 
 
