@@ -17,6 +17,8 @@ _LIBRARIES = tuple(
     for name, path in sysconfig.get_paths().items()
     if name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders of libraries wherever they lie: a user's own, those of another environment."""
 _GIVEN = re.compile(r"(?:Given value: |class_path'?:? ')([A-Za-z_]\w*(?:\.\w+)+)(?:'|$)", re.MULTILINE)
 
 
@@ -35,7 +37,7 @@ def own_place(error: BaseException) -> str | None:
         path = Path(frame.filename).resolve()
         if path.is_relative_to(_PACKAGE):
             place = None
-        elif not any(path.is_relative_to(library) for library in _LIBRARIES):
+        elif not any(path.is_relative_to(library) for library in _LIBRARIES) and _INSTALLED.isdisjoint(path.parts):
             place = f"{path.name}, line {frame.lineno}"
     return place
 
