@@ -257,11 +257,16 @@ def test_wrong_flags(flags: str, message: str, recipe: Recipe, capsys: pytest.Ca
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what is loaded
 def test_what_else_is_loaded_does_not_change_what_is_listed(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
+    for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):  # as Lightning does while it trains
+        wrapped = LightningOptimizer(kind([torch.nn.Parameter(torch.ones(1))], lr=0.1))
+        assert type(wrapped).__name__ == f"Lightning{kind.__name__}"
     message = fails(capsys, "fit", "--config", recipe(), "--model.optimizer", "Adamm")
     assert "expected one of Adadelta, Adafactor, " in message
     assert ZeroRedundancyOptimizer.__name__ not in message
+    assert "Lightning" not in message
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda"])

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -161,8 +162,8 @@ def _names(kinds: Sequence[type]) -> set[str]:
         except ImportError:  # of what is not installed
             continue
     found: set[type] = {one for kind in kinds for one in _subclasses(kind)}
-    # Wrappers of optimisers, which no recipe can name, are there only if something has loaded them.
-    found = {one for one in found if not one.__module__.startswith("torch.distributed.")}
+    # Wrappers of optimisers, which no recipe can name, are there only if something has loaded or made them.
+    found = {one for one in found if not one.__module__.startswith("torch.distributed.") and _is_found(one)}
     return {one.__name__ for one in found if one.__module__.partition(".")[0] in _LIBRARIES and _is_whole(one)}
 
 
@@ -171,6 +172,11 @@ def _subclasses(kind: type) -> Iterator[type]:
     for one in kind.__subclasses__():
         yield one
         yield from _subclasses(one)
+
+
+def _is_found(kind: type) -> bool:
+    """Whether a class stands under its name where it says; Lightning makes others while it trains."""
+    return getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
 
 
 def _is_whole(kind: type) -> bool:

@@ -106,7 +106,8 @@ def test_from_the_first_page_to_labelled_rows(
     anna.run("document.getElementById('resume').click()")
     copied = anna.finish()
     anna.run("document.getElementById('save').click()")
-    saved = until(lambda: next(iter(folder.glob(f"{key['test']}-Anna_1.json")), None))
+    written = folder.joinpath(f"{key['test']}-Anna_1.json")  # empty at first
+    saved = until(lambda: written if written.is_file() and written.stat().st_size else None)
     assert json.loads(saved.read_text("utf-8")) == copied
     assert [one for one in driver.get_log("browser") if one["level"] == "SEVERE"] == []
 
